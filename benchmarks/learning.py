@@ -1,0 +1,138 @@
+"""Does the cascade learn? Seeds of `tiny`, each RL stage against SFT continued for the same seconds, MOPD against its teachers.
+
+    python benchmarks/learning.py --seeds 0 1 2 --out runs/learning
+
+For every seed it runs the cascade, then one control a RL stage: the same parent checkpoint, more SFT on the (clean)
+demonstrations, for as many optimizer steps as fit into the seconds the RL stage trained. Gains are paired by validation prompt,
+with a 95 % bootstrap interval. Prints a table and writes results.json beside the runs.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+RL_STAGES = {"if_rl": ["instruction_following"], "math_rl": ["math"], "multi_domain_rl": ["mcqa", "math"]}
+RESAMPLES = 10_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--nproc-per-node", type=int, default=2)
+    parser.add_argument("--no-control", action="store_true", help="leave out the SFT controls")
+    parser.add_argument("overrides", nargs="*", help="key=value, passed on to every run")
+    args = parser.parse_args()
+    results = [run_seed(seed, args) for seed in args.seeds]
+    (args.out / "results.json").write_text(json.dumps(results, indent=1))
+    show(results)
+
+
+def run_seed(seed: int, args) -> dict:
+    """One cascade with its controls; returns gains by stage and domain and MOPD's gaps."""
+    run_dir = args.out / f"seed_{seed}"
+    overrides = [f"cascade.run_dir={run_dir}", f"cascade.seed={seed}", *args.overrides]
+    launch(args.nproc_per_node, overrides)
+    manifest = read_manifest(run_dir)
+    order = list(manifest["stages"])
+    if not args.no_control:
+        sft_step = float(np.mean(step_times(run_dir, "sft")))
+        controls = []
+        for stage in RL_STAGES:
+            steps = max(1, round(sum(step_times(run_dir, stage)) / sft_step))
+            parent = manifest["stages"][stage]["parent"]
+            fields = f"kind:sft,parent:{parent},teacher_only:true,sft:{{max_num_steps:{steps}}}"
+            controls.append(f"+cascade.stages.control_{stage}={{{fields}}}")
+        names = ",".join(order + [f"control_{stage}" for stage in RL_STAGES])
+        launch(args.nproc_per_node, [*overrides, *controls, f"cascade.order=[{names}]"])
+    manifest = read_manifest(run_dir)
+    gains = {}
+    for stage, domains in RL_STAGES.items():
+        parent = manifest["stages"][stage]["parent"]
+        for domain in domains:
+            before, after = per_prompt(run_dir, parent, domain), per_prompt(run_dir, stage, domain)
+            row = {"before": before.mean(), "after": after.mean(), "gain": paired(before, after)}
+            if not args.no_control:
+                control = per_prompt(run_dir, f"control_{stage}", domain)
+                row |= {"control": control.mean(), "over_control": paired(control, after)}
+            gains[f"{stage}/{domain}"] = row
+    return {"seed": seed, "scores": all_scores(manifest), "gains": gains, "mopd": distillation(run_dir, manifest)}
+
+
+def distillation(run_dir: Path, manifest: dict) -> dict:
+    """domain -> student at the start, teacher, student at the end, share of the gap closed (None when there is none)."""
+    mopd = manifest["stages"]["mopd"]
+    table = {}
+    for domain, teacher in mopd["teachers"].items():
+        name = teacher["stage"] if isinstance(teacher, dict) else teacher
+        start, target, end = (per_prompt(run_dir, stage, domain).mean() for stage in (mopd["parent"], name, "mopd"))
+        gap = target - start
+        table[domain] = {"start": start, "teacher": target, "end": end, "closed": (end - start) / gap if gap > 0.01 else None}
+    return table
+
+
+def paired(before: np.ndarray, after: np.ndarray) -> list[float]:
+    """[mean difference, lower, upper] of the paired 95 % percentile bootstrap over prompts."""
+    difference = after - before
+    draws = np.random.default_rng(0).integers(0, len(difference), size=(RESAMPLES, len(difference)))
+    low, high = np.percentile(difference[draws].mean(axis=1), [2.5, 97.5])
+    return [float(difference.mean()), float(low), float(high)]
+
+
+def launch(processes: int, overrides: list[str]) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    subprocess.run([*command, str(ROOT / "examples/cascade.py"), "--config-name=tiny", *overrides], check=True)
+
+
+def read_manifest(run_dir: Path) -> dict:
+    return json.loads((run_dir / "cascade_manifest.json").read_text())
+
+
+def stage_dir(run_dir: Path, stage: str) -> Path:
+    return next(path for path in run_dir.glob("[0-9][0-9]-*") if path.name[3:] == stage)
+
+
+def per_prompt(run_dir: Path, stage: str, domain: str) -> np.ndarray:
+    return np.array(json.loads((stage_dir(run_dir, stage) / "validation.json").read_text())[domain]["per_prompt"])
+
+
+def step_times(run_dir: Path, stage: str) -> list[float]:
+    lines = (stage_dir(run_dir, stage) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["timing/train/total_step_time"] for line in lines]
+
+
+def all_scores(manifest: dict) -> dict:
+    return {
+        name: {domain: score["mean"] for domain, score in stage["scores"].items()}
+        for name, stage in manifest["stages"].items()
+    }
+
+
+def show(results: list[dict]) -> None:
+    def interval(value):
+        return f"{value[0]:+.3f} [{value[1]:+.3f}, {value[2]:+.3f}]" if value else "-"
+
+    gains = Table("seed", "stage/domain", "before", "after", "gain [95 %]", "control", "over control [95 %]", title="RL")
+    mopd = Table("seed", "domain", "student", "teacher", "after MOPD", "gap closed", title="MOPD")
+    for result in results:
+        for name, row in result["gains"].items():
+            control = f"{row['control']:.3f}" if "control" in row else "-"
+            values = (f"{row['before']:.3f}", f"{row['after']:.3f}", interval(row["gain"]), control)
+            gains.add_row(str(result["seed"]), name, *values, interval(row.get("over_control")))
+        for domain, row in result["mopd"].items():
+            closed = "-" if row["closed"] is None else f"{row['closed']:.0%}"
+            mopd.add_row(str(result["seed"]), domain, *(f"{row[k]:.3f}" for k in ("start", "teacher", "end")), closed)
+    console = Console(width=140)
+    console.print(gains)
+    console.print(mopd)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""Run a whole cascade from one config; the same command again goes on where it stopped.
+
+    torchrun --nproc-per-node=2 examples/cascade.py --config-name=tiny
+    torchrun --nproc-per-node=2 examples/cascade.py --config-name=tiny --only mopd cascade.stages.mopd.grpo.max_num_steps=30
+    python examples/cascade.py --config-name=smoke --from-stage if_rl
+"""
+
+import typer
+
+from nemo_cascade.cascade.cli import run
+
+# Saving a distributed checkpoint spawns processes, which import this file again.
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(run)
+    app()

@@ -1,0 +1,323 @@
+"""What must hold across the keys and stages of a config: ranges, choices, the stage graph, teachers, data.
+
+Every function yields problems as lines "key: what is wrong; what to do" and looks at one idea. What fits a type but not the
+recipe is caught here, before any process group, folder or model exists.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemo_cascade.cascade import layout
+from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing
+
+if TYPE_CHECKING:
+    from nemo_cascade.cascade.config import CascadeConfig, Source, StageConfig
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+CHOICES = {
+    "kind": ("sft", "rl"),
+    "policy.precision": ("float32", "bfloat16", "float64"),
+    "policy.generation.backend": ("megatron",),
+    "policy.megatron_cfg.moe_router_dtype": ("fp32", "fp64"),
+    "policy.megatron_cfg.moe_router_load_balancing_type": ("none", "aux_loss", "seq_aux_loss", "global_aux_loss"),
+    "policy.megatron_cfg.optimizer.optimizer": ("adam",),
+    "policy.megatron_cfg.scheduler.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
+    "grpo.adv_estimator.name": ("grpo", "opd"),
+    "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop"),
+    "data.on_bad_row": ("stop", "skip"),
+}
+
+AT_LEAST_ONE = (
+    "policy.train_global_batch_size",
+    "policy.max_total_sequence_length",
+    "policy.sequence_packing.train_mb_tokens",
+    "policy.generation.max_new_tokens",
+    "policy.generation.max_batch_size",
+    "policy.megatron_cfg.tensor_model_parallel_size",
+    "policy.megatron_cfg.pipeline_model_parallel_size",
+    "policy.megatron_cfg.context_parallel_size",
+    "policy.megatron_cfg.expert_model_parallel_size",
+    "policy.megatron_cfg.expert_tensor_parallel_size",
+    "policy.megatron_cfg.scheduler.lr_decay_iters",
+    "sft.max_num_steps",
+    "grpo.max_num_steps",
+    "grpo.num_prompts_per_step",
+    "grpo.num_generations_per_prompt",
+)
+NOT_NEGATIVE = (
+    "policy.generation.temperature",
+    "policy.megatron_cfg.moe_aux_loss_coeff",
+    "policy.megatron_cfg.moe_router_bias_update_rate",
+    "policy.megatron_cfg.optimizer.lr",
+    "policy.megatron_cfg.optimizer.min_lr",
+    "policy.megatron_cfg.optimizer.weight_decay",
+    "policy.megatron_cfg.scheduler.lr_warmup_iters",
+    "policy.megatron_cfg.scheduler.lr_warmup_init",
+    "loss_fn.truncated_importance_sampling_ratio_min",
+    "checkpointing.save_period",
+    "checkpointing.keep_top_k",
+)
+POSITIVE = (
+    "policy.max_grad_norm",
+    "policy.megatron_cfg.optimizer.adam_eps",
+    "loss_fn.truncated_importance_sampling_ratio",
+)
+BELOW_ONE = ("policy.megatron_cfg.optimizer.adam_beta1", "policy.megatron_cfg.optimizer.adam_beta2")
+
+# Blocks that a loop of the other kind reads; an override of them in a stage would be silently without effect.
+UNREAD = {"sft": ("grpo", "loss_fn"), "rl": ("sft",)}
+
+
+def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | None) -> list[str]:
+    """Every problem of a resolved config, in reading order, each once."""
+    problems = [*order_problems(cascade, source), *cascade_problems(cascade)]
+    for name, stage in cascade.stages.items():
+
+        def where(key: str, name: str = name) -> str:
+            return source.where(name, key)
+
+        problems += value_problems(stage, where)
+        problems += relation_problems(stage, where)
+        problems += unread_problems(stage, source)
+        problems += graph_problems(cascade, stage, source)
+        problems += teacher_problems(cascade, stage, source)
+        problems += data_problems(cascade, stage, source, where)
+        problems += layout.problems(stage, where, world_size)
+    problems += agreement_problems(cascade, source)
+    problems += shadowed_problems(cascade, source)
+    return list(dict.fromkeys(problems))
+
+
+# ---------------------------------------------------------------------------------------------------- the pipeline itself
+
+
+def order_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
+    """The order lists each stage once; a stage outside it must at least be a stage."""
+    if not cascade.order:
+        yield "cascade.order: no stage to run; list the names of cascade.stages in the order they should run"
+    for name in sorted({name for name in cascade.order if cascade.order.count(name) > 1}):
+        yield f"cascade.order: {name} is listed more than once; give the second one a name and a stage of its own"
+    for name, stage in source.overrides.items():
+        if not NAME.fullmatch(str(name)):
+            yield f"cascade.stages.{name}: a stage name becomes a folder; use letters, digits, _ and - only"
+        if "kind" not in stage and name not in cascade.order:
+            real = [other for other, values in source.overrides.items() if "kind" in values]
+            yield f"cascade.stages.{name}: unknown stage{did_you_mean(name, real)}"
+
+
+def cascade_problems(cascade: "CascadeConfig") -> Iterator[str]:
+    """Counts and places under `cascade:`."""
+    if cascade.validation.num_prompts < 0:
+        yield f"cascade.validation.num_prompts: must be >= 0 (0: no validation), got {cascade.validation.num_prompts}"
+    if cascade.validation.num_samples < 1:
+        yield f"cascade.validation.num_samples: must be >= 1, got {cascade.validation.num_samples}"
+    if cascade.run_dir == "" or Path(cascade.run_dir).is_file():
+        yield f"cascade.run_dir: {cascade.run_dir!r} is not a folder; name a folder (it is made when missing)"
+    if cascade.demo_data is not None:
+        for key in ("train_rows", "validation_rows", "sft_rows"):
+            if getattr(cascade.demo_data, key) < 1:
+                yield f"cascade.demo_data.{key}: must be >= 1, got {getattr(cascade.demo_data, key)}"
+
+
+def graph_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:
+    """A parent is a stage of the main line that runs before."""
+    key = source.own(stage.name, "parent")
+    if stage.parent is None:
+        return
+    yield from _earlier(cascade, stage, stage.parent, key, "a parent")
+    parent = cascade.stages.get(stage.parent)
+    if parent is not None and parent.teacher_only and not stage.teacher_only:
+        yield (
+            f"{key}: {parent.name} is teacher_only, so nothing on the main line may start from it; choose another parent "
+            f"or drop cascade.stages.{parent.name}.teacher_only"
+        )
+
+
+def _earlier(cascade: "CascadeConfig", stage: "StageConfig", other: str, key: str, role: str) -> Iterator[str]:
+    """Whether stage `other` runs before `stage`."""
+    if other == stage.name:
+        yield f"{key}: {other} is the stage itself; {role} must be another stage, earlier in cascade.order"
+    elif other not in cascade.order:
+        yield f"{key}: unknown stage {other}{did_you_mean(other, cascade.order)}"
+    elif cascade.order.index(other) > cascade.order.index(stage.name):
+        yield f"{key}: {other} runs after {stage.name}; {role} must come earlier, change cascade.order"
+
+
+def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:
+    """Teachers belong to distillation, one for every domain trained on, and are not the student's own start."""
+    key = source.own(stage.name, "teachers")
+    if not stage.distils:
+        if stage.teachers:
+            yield f"{key}: only a stage of kind rl with grpo.adv_estimator.name=opd has teachers; set that or drop teachers"
+        return
+    domains = list(stage.data.train)
+    for domain in domains:
+        if domain not in stage.teachers:
+            yield f"{key}.{domain}: no teacher for a domain that is trained on; add {domain}: <stage>"
+    for domain, teacher in stage.teachers.items():
+        if domain not in domains:
+            yield f"{key}.{domain}: not a domain of this stage's data.train{did_you_mean(domain, domains)}"
+        if is_missing(teacher.stage):
+            continue
+        yield from _earlier(cascade, stage, teacher.stage, f"{key}.{domain}", "a teacher")
+        if teacher.stage == stage.parent and not teacher.anchor:
+            yield (
+                f"{key}.{domain}: {teacher.stage} is where the student starts, so it has nothing to teach; name another "
+                f"stage, or write {{stage: {teacher.stage}, anchor: true}} if it should hold the student in place"
+            )
+
+
+def agreement_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
+    """What all stages must share, because weights pass from one to the next inside one set of processes."""
+    stages = list(cascade.stages.values())
+    for key in ("policy.model_name", "policy.tokenizer.name", *(f"policy.megatron_cfg.{name}" for name in layout.KEYS)):
+        values = {stage.name: get(stage, key) for stage in stages}
+        if len(set(values.values())) > 1:
+            told = ", ".join(f"{name} {value}" for name, value in values.items())
+            reason = "stages hand weights on" if "megatron_cfg" not in key else "all stages run in the same processes"
+            yield f"{key}: must be the same in every stage, because {reason}; it is {told}"
+    files: dict[str, tuple[str, str]] = {}
+    for stage in stages:
+        for domain, dataset in stage.data.validation.items():
+            first = files.setdefault(domain, (stage.name, dataset.data_path))
+            if first[1] != dataset.data_path:
+                yield (
+                    f"{source.where(stage.name, f'data.validation.{domain}.data_path')}: {dataset.data_path} is not "
+                    f"{first[1]} of stage {first[0]}; a domain has one validation file, or scores cannot be compared"
+                )
+
+
+# ---------------------------------------------------------------------------------------------------- one stage's values
+
+
+def get(stage: object, key: str):
+    """The value at a dotted key of a dataclass."""
+    for part in key.split("."):
+        stage = getattr(stage, part)
+    return stage
+
+
+def value_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """Every value by itself: choices and ranges."""
+    for key, allowed in CHOICES.items():
+        value = get(stage, key)
+        if value not in allowed and not is_missing(value):
+            names = ["null" if choice is None else choice for choice in allowed]
+            yield f"{where(key)}: {value!r} is not a choice{did_you_mean(value, names)}"
+    rules = (
+        (AT_LEAST_ONE, lambda value: value >= 1, ">= 1"),
+        (NOT_NEGATIVE, lambda value: value >= 0, ">= 0"),
+        (POSITIVE, lambda value: value > 0, "> 0"),
+        (BELOW_ONE, lambda value: 0 <= value < 1, "in [0, 1)"),
+        (("policy.generation.top_p",), lambda value: 0 < value <= 1, "in (0, 1]"),
+    )
+    for keys, holds, text in rules:
+        for key in keys:
+            value = get(stage, key)
+            if value is not None and not holds(value):
+                yield f"{where(key)}: must be {text}, got {value}"
+
+
+def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """Pairs of values of one stage that exclude each other."""
+    policy, loss = stage.policy, stage.loss_fn
+    optimizer = policy.megatron_cfg.optimizer
+    if optimizer.min_lr > optimizer.lr:
+        key = where("policy.megatron_cfg.optimizer.min_lr")
+        yield f"{key}: {optimizer.min_lr} is above lr {optimizer.lr}; lower it"
+    if policy.generation.max_new_tokens >= policy.max_total_sequence_length:
+        yield (
+            f"{where('policy.generation.max_new_tokens')}: {policy.generation.max_new_tokens} leaves no room for a prompt in "
+            f"policy.max_total_sequence_length {policy.max_total_sequence_length}"
+        )
+    if policy.sequence_packing.train_mb_tokens < policy.max_total_sequence_length:
+        yield (
+            f"{where('policy.sequence_packing.train_mb_tokens')}: {policy.sequence_packing.train_mb_tokens} is below "
+            f"policy.max_total_sequence_length {policy.max_total_sequence_length}; a pack must hold the longest sequence"
+        )
+    if loss.truncated_importance_sampling_ratio_min > loss.truncated_importance_sampling_ratio:
+        yield (
+            f"{where('loss_fn.truncated_importance_sampling_ratio_min')}: {loss.truncated_importance_sampling_ratio_min} is "
+            f"above truncated_importance_sampling_ratio {loss.truncated_importance_sampling_ratio}"
+        )
+    if stage.kind == "rl" and not stage.distils and stage.grpo.num_generations_per_prompt == 1:
+        yield (
+            f"{where('grpo.num_generations_per_prompt')}: a group of one always has advantage 0 with adv_estimator grpo; "
+            "use at least 2"
+        )
+    if stage.kind == "rl" and loss.use_importance_sampling_correction and loss.truncated_importance_sampling_type is None:
+        yield (
+            f"{where('loss_fn.use_importance_sampling_correction')}: true has no effect without "
+            "truncated_importance_sampling_type; set it to tis or icepop"
+        )
+
+
+def shadowed_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
+    """Top-level values that every stage overrides: whoever sets one, say on the command line, would change nothing."""
+    stages = [flatten(source.overrides[name]) for name in cascade.stages]
+    for key in flatten(source.defaults):
+        if stages and all(key in overrides for overrides in stages):
+            yield f"{key}: no effect, every stage has its own; set cascade.stages.<stage>.{key}"
+
+
+def unread_problems(stage: "StageConfig", source: "Source") -> Iterator[str]:
+    """Overrides that the stage's loop never reads."""
+    for block in UNREAD.get(stage.kind, ()):
+        if block in source.overrides[stage.name]:
+            yield f"{source.own(stage.name, block)}: a stage of kind {stage.kind} never reads this block; remove it"
+
+
+# ---------------------------------------------------------------------------------------------------- data
+
+
+def data_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source", where) -> Iterator[str]:
+    """Files exist, shares are positive, the environments are known, and what RL trains can be scored."""
+    if not stage.data.train:
+        yield f"{source.own(stage.name, 'data.train')}: no data; add <domain>: {{data_path: <file.jsonl>}}"
+    for split in ("train", "validation"):
+        for domain, dataset in getattr(stage.data, split).items():
+            key = f"data.{split}.{domain}"
+            if not NAME.fullmatch(domain):
+                yield f"{where(key)}: a domain name becomes part of metric names; use letters, digits, _ and - only"
+            if dataset.share <= 0:
+                yield f"{where(key + '.share')}: must be > 0, got {dataset.share}"
+            if not is_missing(dataset.data_path) and not _to_be_written(cascade, dataset.data_path):
+                needs_environment = split == "validation" or stage.kind == "rl"
+                yield from file_problems(dataset.data_path, where(f"{key}.data_path"), needs_environment)
+    if stage.kind == "rl" and cascade.validation.num_prompts > 0:
+        for domain in stage.data.train:
+            if domain not in stage.data.validation:
+                yield (
+                    f"data.validation.{domain}: {stage.name} trains on {domain} but nothing scores it; add a "
+                    "validation file or set cascade.validation.num_prompts=0"
+                )
+
+
+def file_problems(path: str, key: str, needs_environment: bool) -> Iterator[str]:
+    """The file is there and its first row names an environment that is registered. The other rows are read later."""
+    if not Path(path).is_file():
+        yield f"{key}: no file {path}"
+        return
+    if needs_environment:
+        from nemo_cascade import environments
+        from nemo_cascade.data.rows import environment_of
+
+        with open(path, encoding="utf-8") as file:
+            line = file.readline()
+        try:
+            name = environment_of(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return  # a malformed row is told with its number when all rows are read
+        if name not in environments.names():
+            yield f"{key}: the first row of {path} asks for environment {name}{did_you_mean(name, environments.names())}"
+
+
+def _to_be_written(cascade: "CascadeConfig", path: str) -> bool:
+    """Whether the runner will write this file itself."""
+    if cascade.demo_data is None or is_missing(cascade.demo_data.path):
+        return False
+    return Path(path).absolute().is_relative_to(Path(cascade.demo_data.path).absolute())

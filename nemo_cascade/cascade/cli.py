@@ -1,0 +1,110 @@
+"""The command line: `run` (also examples/cascade.py), `check` and `status`.
+
+A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a process group
+exists. Under torchrun only rank 0 speaks.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, NoReturn, Optional
+
+import typer
+
+from nemo_cascade.cascade.compose import compose_config
+from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
+from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
+
+EXIT_REFUSED = 2
+SECONDS_FOR_RANK_0_TO_SPEAK = 5
+
+Overrides = Annotated[Optional[list[str]], typer.Argument(help="key=value, +key=value or ~key, as in Hydra")]
+ConfigName = Annotated[str, typer.Option(help="A config shipped with the package or in --config-dir")]
+ConfigDir = Annotated[Optional[Path], typer.Option(help="A folder of your own configs")]
+ConfigFile = Annotated[Optional[Path], typer.Option(help="One file, instead of --config-name and --config-dir")]
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command()
+def run(
+    overrides: Overrides = None,
+    config_name: ConfigName = "tiny",
+    config_dir: ConfigDir = None,
+    config: ConfigFile = None,
+    only: Annotated[Optional[str], typer.Option(metavar="STAGE", help="Run this stage alone")] = None,
+    from_stage: Annotated[
+        Optional[str], typer.Option(metavar="STAGE", help="Repeat this stage and all later ones; old folders move aside")
+    ] = None,
+) -> None:
+    """Run the cascade of a config, or go on with it; start it with torchrun for more than one process."""
+    cascade = load(config_name, config_dir, config, overrides, int(os.environ.get("WORLD_SIZE", "1")))
+    # Imported late: megatron-core takes seconds, and a typo should not have to wait for it.
+    from nemo_cascade.cascade import runner
+    from nemo_cascade.data.rows import DataError
+
+    try:
+        runner.run(cascade, only=only, from_stage=from_stage)
+    except (runner.RunRefused, runner.RefusedElsewhere, ManifestError, DataError) as error:
+        refuse(str(error).splitlines())
+
+
+@app.command()
+def check(
+    overrides: Overrides = None,
+    config_name: ConfigName = "tiny",
+    config_dir: ConfigDir = None,
+    config: ConfigFile = None,
+    world_size: Annotated[Optional[int], typer.Option(help="Processes the layout must fit")] = None,
+) -> None:
+    """Load a config and print its stages, or all that is wrong with it (exit code 2)."""
+    cascade = load(config_name, config_dir, config, overrides, world_size)
+    for number, stage in enumerate(cascade.stages.values(), start=1):
+        start = f"from {stage.parent}" if stage.parent else "from fresh weights"
+        print(f"{number}  {stage.name}: {stage.kind} on {', '.join(stage.data.train)}, {start}, {stage.max_num_steps} steps")
+    print(f"ok: {len(cascade.stages)} stages, run directory {cascade.run_dir}")
+
+
+@app.command()
+def status(run_dir: Annotated[Path, typer.Argument(help="The run directory of a cascade")]) -> None:
+    """Show how far a run is: the stage x domain table."""
+    from rich.console import Console
+
+    from nemo_cascade.cascade.report import score_table
+
+    if not (run_dir / FILE).is_file():
+        refuse([f"{run_dir}: no {FILE}; name the run directory of a cascade (cascade.run_dir)"])
+    try:
+        manifest = Manifest.load(run_dir)
+    except ManifestError as error:
+        refuse([str(error)])
+    Console().print(score_table(manifest))
+
+
+def load(
+    name: str, directory: Path | None, file: Path | None, overrides: list[str] | None, world_size: int | None
+) -> CascadeConfig:
+    """The checked config; ends the program when it is wrong."""
+    if file is not None:
+        name, directory = file.stem, file.parent
+    try:
+        return load_config(compose_config(name, overrides or (), directory), world_size)
+    except ConfigErrors as errors:
+        refuse(errors.problems)
+
+
+def refuse(lines: list[str]) -> NoReturn:
+    """Says why, on rank 0, and exits with code 2."""
+    if os.environ.get("RANK", "0") != "0":
+        # torchrun stops all ranks as soon as one exits; rank 0 must get its lines out first.
+        time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
+    else:
+        for line in lines:
+            print(f"nemo-cascade: {line}", file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_REFUSED)
+
+
+def main() -> None:
+    """Entry point of the `nemo-cascade` console script."""
+    app()

@@ -1,0 +1,66 @@
+"""From a config name and command-line overrides to one composed config, with Hydra's compose API.
+
+Hydra only composes here: no output folders, no change of directory, no logging set-up. Overrides of keys that the file does not
+spell out are allowed (`cascade.stages.mopd.grpo.max_num_steps=30`), because strictness comes after composition, for files and
+command line alike, in config.py.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+import nemo_cascade
+from nemo_cascade.cascade.strict import ConfigErrors, did_you_mean, one_line
+
+
+def conf_dir() -> Path:
+    """The configs that come with the package: `nemo_cascade/conf` in an installed wheel, `conf/` in a checkout."""
+    package = Path(nemo_cascade.__file__).parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if folder.is_dir():
+            return folder
+    raise ConfigErrors([f"no configs beside {package}; the installation is incomplete, install nemo-cascade again"])
+
+
+def compose_config(name: str, overrides: Sequence[str] = (), directory: Path | None = None) -> DictConfig:
+    """Composes `<directory>/<name>.yaml`; the package's own configs can be named in its defaults list.
+
+    Raises ConfigErrors when the file, a default, the YAML or an override is wrong.
+    """
+    directory = Path(directory).absolute() if directory is not None else conf_dir()
+    name = name.removesuffix(".yaml")
+    if not (directory / f"{name}.yaml").is_file():
+        known = sorted(path.stem for path in directory.glob("*.yaml"))
+        raise ConfigErrors([f"--config-name {name}: no {name}.yaml in {directory}{did_you_mean(name, known)}"])
+    with _one_line_errors(name), initialize_config_dir(str(directory), version_base=None):
+        search_path = [f"hydra.searchpath=['file://{conf_dir()}']"] if directory != conf_dir() else []
+        return compose(name, overrides=search_path + [_permissive(override) for override in overrides])
+
+
+def _permissive(override: str) -> str:
+    """`key=value` as `++key=value`, which sets the key whether or not the file has it; anything else as it is."""
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    plain = not override.startswith(("+", "~")) and parsed.package is None
+    return f"++{override}" if plain and not _is_group(parsed.key_or_group) else override
+
+
+def _is_group(key: str) -> bool:
+    """Whether `key=value` chooses a file of a config group."""
+    return bool(GlobalHydra.instance().config_loader().get_group_options(key, ObjectType.CONFIG))
+
+
+@contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigErrors([f"config {name}: {one_line(error)}"]) from error

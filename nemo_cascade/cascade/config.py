@@ -1,0 +1,193 @@
+"""The whole cascade's config: top-level defaults, `cascade:` with the stages, each stage resolved to what its loop reads.
+
+A stage is the top-level blocks (`policy`, `sft`, `grpo`, `loss_fn`, `data`, `checkpointing`) with its own overrides merged over
+them. `load_config` collects every problem before it raises; what is legal across keys and stages is in checks.py. Importing
+this module imports neither torch nor megatron-core.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_cascade.cascade import checks
+from nemo_cascade.cascade.strict import ConfigErrors, clean, did_you_mean, flatten, is_missing, join, make, merge
+from nemo_cascade.cascade.strict import to_plain, without_missing
+from nemo_cascade.stages.context import LoopConfig
+
+__all__ = ["CascadeConfig", "ConfigErrors", "DemoDataConfig", "StageConfig", "Teacher", "ValidationConfig", "load_config"]
+
+BLOCKS = tuple(block.name for block in dataclasses.fields(LoopConfig))
+
+
+@dataclass
+class DemoDataConfig:
+    """`cascade.demo_data`: procedural rows, written to `path` by the runner when they are missing or made otherwise."""
+
+    path: str = "???"
+    train_rows: int = 1000
+    validation_rows: int = 300
+    sft_rows: int = 1000
+    seed: int = 0
+
+
+@dataclass
+class ValidationConfig:
+    """`cascade.validation`: prompts a domain (0: no validation) and replies a prompt, scored after every stage."""
+
+    num_prompts: int = 128
+    num_samples: int = 1
+
+
+@dataclass
+class Teacher:
+    """`teachers.<domain>`: the stage whose checkpoint teaches; anchor says that it may be where the student starts."""
+
+    stage: str = "???"
+    anchor: bool = False
+
+
+@dataclass(kw_only=True)
+class StageConfig(LoopConfig):
+    """`cascade.stages.<name>`, resolved. kind is the loop (sft or rl); teacher_only keeps it off the main line."""
+
+    name: str = ""
+    kind: str = "???"
+    parent: str | None = None
+    teacher_only: bool = False
+    teachers: dict[str, Teacher] = field(default_factory=dict)
+
+    @property
+    def max_num_steps(self) -> int:
+        """Optimizer steps of the stage."""
+        return self.sft.max_num_steps if self.kind == "sft" else self.grpo.max_num_steps
+
+    @property
+    def distils(self) -> bool:
+        """Whether teachers, not rewards, give the advantages."""
+        return self.kind == "rl" and self.grpo.adv_estimator.name == "opd"
+
+
+@dataclass
+class CascadeConfig:
+    """`cascade`: the pipeline. `stages` has the resolved stages of `order`, in that order."""
+
+    run_dir: str = "???"
+    seed: int = 0
+    order: list[str] = field(default_factory=list)
+    demo_data: DemoDataConfig | None = None
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class _File(LoopConfig):
+    """The shape of a config file: the top-level defaults and the pipeline."""
+
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
+
+
+def load_config(config: DictConfig | dict, world_size: int | None = None) -> CascadeConfig:
+    """Checks and resolves a composed config. world_size None leaves out whether the layout fits the processes.
+
+    Raises ConfigErrors with all problems at once.
+    """
+    problems: list[str] = []
+    raw = to_plain(config if isinstance(config, DictConfig) else OmegaConf.create(config), "", problems)
+    _spell_out_teachers(raw)
+    _refuse_names(raw, problems)
+    cleaned = clean(_File, raw, "", problems)
+    source = Source(cleaned)
+    cascade = _resolve(source, problems)
+    problems += checks.all_problems(cascade, source, world_size)
+    if problems:
+        raise ConfigErrors(problems)
+    return cascade
+
+
+class Source:
+    """Where in the config file a stage's value comes from, so that an error names the key that the user wrote."""
+
+    def __init__(self, cleaned: dict):
+        self.defaults = {key: value for key, value in cleaned.items() if key != "cascade"}
+        self.cascade = cleaned.get("cascade", {})
+        self.overrides = {name: stage or {} for name, stage in self.cascade.get("stages", {}).items()}
+
+    def merged(self, stage: str) -> dict:
+        """Defaults with the stage's own keys over them."""
+        return merge(self.defaults, self.overrides[stage])
+
+    def where(self, stage: str, key: str) -> str:
+        """The full dotted key in the file: the stage's own when it says anything there, else the top-level one."""
+        own = self.own(stage, "")
+        parts = key.split(".")
+        for length in range(len(parts), 0, -1):
+            prefix = parts[:length]
+            if _contains(self.overrides[stage], prefix):
+                return join(own, key)
+            if _contains(self.defaults, prefix):
+                return key
+        return key if parts[0] in BLOCKS else join(own, key)
+
+    def own(self, stage: str, key: str) -> str:
+        """A key below `cascade.stages.<stage>`."""
+        return join(f"cascade.stages.{stage}", key) if key else f"cascade.stages.{stage}"
+
+
+def _contains(values: Any, parts: list[str]) -> bool:
+    for part in parts:
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _resolve(source: Source, problems: list[str]) -> CascadeConfig:
+    """The dataclasses, with defaults in place of what is missing (which is reported)."""
+    own = {key: value for key, value in source.cascade.items() if key != "stages"}
+    problems += [f"cascade.{key}: missing value; set it" for key, value in flatten(own).items() if is_missing(value)]
+    cascade: CascadeConfig = make(CascadeConfig, without_missing(own))
+    for name in dict.fromkeys(cascade.order):
+        if name not in source.overrides:
+            problems.append(f"cascade.order: unknown stage {name}{did_you_mean(name, source.overrides)}")
+            continue
+        merged = source.merged(name)
+        stage: StageConfig = make(StageConfig, without_missing(merged))
+        stage.name = name
+        if "parent" not in source.overrides[name]:
+            stage.parent = _default_parent(cascade)
+        values = merge(dataclasses.asdict(stage), merged)
+        problems += [f"{source.where(name, k)}: missing value; set it" for k, v in flatten(values).items() if is_missing(v)]
+        cascade.stages[name] = stage
+    return cascade
+
+
+def _default_parent(so_far: CascadeConfig) -> str | None:
+    """The stage before on the main line."""
+    return next((name for name, stage in reversed(so_far.stages.items()) if not stage.teacher_only), None)
+
+
+def _raw_stages(raw: dict) -> dict:
+    """The stages of a plain config as far as they have the shape of mappings."""
+    cascade = raw.get("cascade")
+    stages = cascade.get("stages") if isinstance(cascade, dict) else None
+    return {name: stage for name, stage in stages.items() if isinstance(stage, dict)} if isinstance(stages, dict) else {}
+
+
+def _spell_out_teachers(raw: dict) -> None:
+    """`math: math_rl` is short for `math: {stage: math_rl}`."""
+    for stage in _raw_stages(raw).values():
+        if isinstance(stage.get("teachers"), dict):
+            stage["teachers"] = {
+                domain: {"stage": teacher} if isinstance(teacher, str) else teacher
+                for domain, teacher in stage["teachers"].items()
+            }
+
+
+def _refuse_names(raw: dict, problems: list[str]) -> None:
+    """A stage's name is its key in the mapping and nothing else."""
+    for name, stage in _raw_stages(raw).items():
+        if "name" in stage:
+            del stage["name"]
+            problems.append(f"cascade.stages.{name}.name: unknown key; the stage is already named by its key, {name}")

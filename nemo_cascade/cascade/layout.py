@@ -1,0 +1,81 @@
+"""Whether a stage's parallel layout fits the started processes and divides its model.
+
+What the layout itself allows is engine.config.layout_problems; here are the model's heads, groups, experts and widths.
+sequence_parallel with tensor_model_parallel_size 1 is legal and has no effect, as in megatron-core.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+from nemo_cascade.cascade.strict import did_you_mean
+from nemo_cascade.engine.config import MegatronConfig, layout_problems
+from nemo_cascade.models.presets import PRESETS, ModelConfig
+from nemo_cascade.stages.context import LoopConfig
+
+SIZES = tuple(field.name for field in dataclasses.fields(MegatronConfig) if field.name.endswith("_parallel_size"))
+KEYS = (*SIZES, "sequence_parallel")
+
+
+def problems(stage: LoopConfig, where: Callable[[str], str], world_size: int | None) -> Iterator[str]:
+    """Lines "key: what is wrong; what to do". world_size None leaves the number of processes out."""
+    cfg = stage.policy.megatron_cfg
+    sizes = [getattr(cfg, name) for name in SIZES]
+    if any(size is not None and size < 1 for size in sizes):
+        return  # reported as values out of range
+    fitting = math.prod(size or 1 for size in sizes) * cfg.expert_tensor_parallel
+    for problem in layout_problems(cfg, world_size if world_size is not None else fitting):
+        yield f"{place(cfg, where)}: {problem}"
+    if world_size is not None:
+        yield from batch_problems(stage, where, world_size)
+    name = stage.policy.model_name
+    if name not in PRESETS:
+        yield f"{where('policy.model_name')}: no model {name!r}{did_you_mean(name, PRESETS)}"
+        return
+    yield from split_problems(PRESETS[name], cfg, where)
+    if stage.policy.max_total_sequence_length > PRESETS[name].max_sequence_length:
+        yield (
+            f"{where('policy.max_total_sequence_length')}: {stage.policy.max_total_sequence_length} is more than the "
+            f"{PRESETS[name].max_sequence_length} tokens of {name}"
+        )
+
+
+def place(cfg: MegatronConfig, where: Callable[[str], str]) -> str:
+    """The block of the file in which the layout is set: the stage's own if it changes anything, else the top-level one."""
+    changed = [name for name in KEYS if getattr(cfg, name) != getattr(MegatronConfig(), name)]
+    blocks = [where(f"policy.megatron_cfg.{name}").rsplit(".", 1)[0] for name in changed]
+    return max(blocks, key=len, default="policy.megatron_cfg")
+
+
+def batch_problems(stage: LoopConfig, where: Callable[[str], str], world_size: int) -> Iterator[str]:
+    """Every data-parallel rank needs a rollout to train on in every step (SFT's documents are many and short)."""
+    cfg = stage.policy.megatron_cfg
+    ranks = world_size // (
+        cfg.tensor_model_parallel_size * cfg.pipeline_model_parallel_size * cfg.context_parallel_size
+    )
+    rollouts = stage.grpo.num_prompts_per_step * stage.grpo.num_generations_per_prompt
+    if stage.kind == "rl" and 0 < rollouts < ranks:
+        yield (
+            f"{where('grpo.num_prompts_per_step')}: {rollouts} rollouts a step cannot be dealt to {ranks} data-parallel "
+            "ranks; raise it"
+        )
+
+
+def split_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[str], str]) -> Iterator[str]:
+    """What of the model does not divide by tensor, expert or expert-tensor parallel."""
+    tp, ep, etp = cfg.tensor_model_parallel_size, cfg.expert_model_parallel_size, cfg.expert_tensor_parallel
+    split = {
+        "tensor_model_parallel_size": (
+            tp, ("num_attention_heads", "mamba_num_heads", "mamba_num_groups", "moe_shared_expert_intermediate_size", "vocab_size")
+        ),
+        "expert_model_parallel_size": (ep, ("num_moe_experts",)),
+        "expert_tensor_parallel_size": (etp, ("moe_ffn_hidden_size",)),
+    }
+    for key, (size, names) in split.items():
+        unfit = [f"{name} {getattr(preset, name)}" for name in names if getattr(preset, name) % size]
+        # megatron-core copies the few key-value groups when there are fewer of them than ranks.
+        groups = preset.num_query_groups
+        if key == "tensor_model_parallel_size" and groups % tp and tp % groups:
+            unfit.append(f"num_query_groups {groups}")
+        if unfit:
+            yield f"{where(f'policy.megatron_cfg.{key}')}: {size} does not divide {preset.name}'s {', '.join(unfit)}"

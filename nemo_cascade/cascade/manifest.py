@@ -1,0 +1,112 @@
+"""`cascade_manifest.json`: what each stage of a run directory has come to; the only thing stages share.
+
+Written to a temporary file, synced and renamed, so that a kill at any moment leaves either the old manifest or the new one.
+Holds no configuration (that is each stage's config.yaml) and decides nothing (that is the runner's).
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FILE = "cascade_manifest.json"
+FORMAT = 1
+PENDING, RUNNING, DONE = "pending", "running", "done"
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be read; the message names the file and the remedy."""
+
+
+@dataclass
+class StageRecord:
+    """One stage. Paths are relative to the run directory; seconds are those of the attempt that finished.
+
+    scores: domain -> {"mean": average reward in [0, 1], "n": prompts}. teachers: domain -> stage.
+    """
+
+    directory: str
+    status: str = PENDING
+    config_hash: str | None = None
+    parent: str | None = None
+    teacher_only: bool = False
+    teachers: dict[str, str] = field(default_factory=dict)
+    checkpoint: str | None = None
+    checkpoint_hash: str | None = None
+    scores: dict[str, dict] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+@dataclass
+class Manifest:
+    """All stages by name, in the order they run. redo: the stage of a --from-stage that has not come to its end."""
+
+    run_dir: Path
+    stages: dict[str, StageRecord] = field(default_factory=dict)
+    redo: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.run_dir / FILE
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "Manifest":
+        """Reads the manifest of a run directory; empty when there is none. Raises ManifestError for a broken file."""
+        path = Path(run_dir) / FILE
+        if not path.exists():
+            return cls(Path(run_dir))
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["format"] != FORMAT:
+                raise ManifestError(f"{path}: format {document['format']}, this version reads {FORMAT}; use another run_dir")
+            stages = {name: StageRecord(**record) for name, record in document["stages"].items()}
+            return cls(Path(run_dir), stages, document["redo"])
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ManifestError(
+                f"{path}: not a manifest ({type(error).__name__}: {error}); put back a copy of it or use another run_dir"
+            ) from error
+
+    def save(self) -> None:
+        """Replaces the file atomically."""
+        document = {
+            "format": FORMAT,
+            "redo": self.redo,
+            "stages": {name: dataclasses.asdict(record) for name, record in self.stages.items()},
+        }
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, json.dumps(document, indent=2) + "\n")
+
+    def add(self, name: str) -> StageRecord:
+        """The record of a stage, made when the manifest does not know it yet; its folder is `<NN-name>`, NN from 01."""
+        if name not in self.stages:
+            self.stages[name] = StageRecord(directory=f"{len(self.stages) + 1:02d}-{name}")
+        return self.stages[name]
+
+    def directory(self, name: str) -> Path:
+        """The folder of a stage."""
+        return self.run_dir / self.stages[name].directory
+
+    def checkpoint(self, name: str) -> Path | None:
+        """The final checkpoint of a finished stage, None before."""
+        relative = self.stages[name].checkpoint
+        return self.run_dir / relative if relative else None
+
+    def reset(self, name: str) -> None:
+        """Back to a stage that was never started; its folder keeps its name."""
+        self.stages[name] = StageRecord(directory=self.stages[name].directory)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Temporary file in the same folder, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f"tmp_{path.name}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

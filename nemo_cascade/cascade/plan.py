@@ -1,0 +1,194 @@
+"""What a command means for a run directory: which stages run, which are finished, what has to make room for them.
+
+Runs on rank 0 before any stage. Nothing is ever deleted: what a repeated stage replaces is moved to `replaced/<time>/`. A
+finished stage whose config changed is refused, because the stages after it were made from something else.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from nemo_cascade.cascade import layout
+from nemo_cascade.cascade.config import BLOCKS, CascadeConfig, StageConfig
+from nemo_cascade.cascade.manifest import DONE, FILE, PENDING, Manifest, write_atomically
+from nemo_cascade.cascade.strict import did_you_mean, flatten
+
+CONFIG_FILE = "config.yaml"
+
+# Keys that may change under a started stage: they alter where and how it computes or saves, not what it computes.
+HARMLESS = ("checkpointing.", *(f"policy.megatron_cfg.{name}" for name in layout.KEYS))
+
+
+class RunRefused(ValueError):
+    """The command does not fit the run directory; one line a problem, with the remedy."""
+
+
+@dataclass
+class Plan:
+    """Stages to run, in order, and what to tell the user about the others."""
+
+    run: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+def make_plan(cascade: CascadeConfig, manifest: Manifest, only: str | None = None, from_stage: str | None = None) -> Plan:
+    """Decides, moves aside what is repeated and saves the manifest. Raises RunRefused before it touches anything."""
+    _check_names(cascade, only, from_stage)
+    for name in cascade.order:
+        manifest.add(name)
+    manifest.stages = {name: manifest.stages[name] for name in (*cascade.order, *manifest.stages)}
+    notes: list[str] = []
+    repeated: list[str] = []
+    if from_stage is not None:
+        repeated = cascade.order[cascade.order.index(from_stage) :]
+        if manifest.redo == from_stage and not any(changed_keys(cascade, manifest, name) for name in repeated):
+            notes.append(f"--from-stage {from_stage} was started before and not finished: going on with it")
+            repeated = []
+        else:
+            manifest.redo = from_stage
+    concerned = [name for name in cascade.order if name not in repeated]
+    if only is not None:
+        concerned = [only, *dependencies(cascade.stages[only])]
+    _check_unchanged(cascade, manifest, concerned)
+    if only is not None:
+        _check_dependencies_done(cascade, manifest, only)
+    leftovers = [name for name in concerned if manifest.stages[name].status == PENDING]
+    notes += _move_aside(manifest, repeated, leftovers)
+    chosen = [only] if only is not None else cascade.order
+    notes += [f"{name} is done already" for name in chosen if manifest.stages[name].status == DONE]
+    return Plan([name for name in chosen if manifest.stages[name].status != DONE], notes)
+
+
+def dependencies(stage: StageConfig) -> list[str]:
+    """The stages whose checkpoints a stage reads."""
+    parents = [stage.parent] if stage.parent is not None else []
+    return list(dict.fromkeys([*parents, *(teacher.stage for teacher in stage.teachers.values())]))
+
+
+# ---------------------------------------------------------------------------------------------------- a stage's config.yaml
+
+
+def stage_document(cascade: CascadeConfig, stage: StageConfig) -> dict:
+    """The content of a stage's config.yaml: NeMo RL's blocks as they are, everything of ours under `cascade`."""
+    values = dataclasses.asdict(stage)
+    demo = dataclasses.asdict(cascade.demo_data) if cascade.demo_data is not None else None
+    return {
+        **{block: values[block] for block in BLOCKS},
+        "cascade": {
+            **{key: value for key, value in values.items() if key not in BLOCKS},
+            "seed": cascade.seed,
+            "validation": dataclasses.asdict(cascade.validation),
+            "demo_data": demo,
+        },
+    }
+
+
+def write_stage_config(cascade: CascadeConfig, stage: StageConfig, directory: Path) -> None:
+    """Writes `<directory>/config.yaml`."""
+    text = yaml.safe_dump(stage_document(cascade, stage), sort_keys=False, width=120)
+    write_atomically(directory / CONFIG_FILE, text)
+
+
+def config_hash(cascade: CascadeConfig, stage: StageConfig) -> str:
+    """sha256 over the keys that decide what a stage computes."""
+    text = json.dumps(_decisive(stage_document(cascade, stage)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def changed_keys(cascade: CascadeConfig, manifest: Manifest, name: str) -> list[str]:
+    """"key old -> new" for what differs from the config a started stage was run with; empty for one never started."""
+    stored_file = manifest.directory(name) / CONFIG_FILE
+    if manifest.stages[name].status == PENDING or not stored_file.exists():
+        return []
+    stored = _decisive(yaml.safe_load(stored_file.read_text(encoding="utf-8")))
+    now = _decisive(stage_document(cascade, cascade.stages[name]))
+    return [
+        f"{key} {_show(stored, key)} -> {_show(now, key)}"
+        for key in dict.fromkeys((*stored, *now))
+        if key not in stored or key not in now or stored[key] != now[key]
+    ]
+
+
+def _decisive(document: dict) -> dict:
+    return {key: value for key, value in flatten(document).items() if not key.startswith(HARMLESS)}
+
+
+def _show(values: dict, key: str) -> str:
+    return repr(values[key]) if key in values else "(absent)"
+
+
+# ---------------------------------------------------------------------------------------------------- refusals
+
+
+def _check_names(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> None:
+    if only is not None and from_stage is not None:
+        raise RunRefused("--only and --from-stage: give one of them")
+    for option, name in (("--only", only), ("--from-stage", from_stage)):
+        if name is not None and name not in cascade.order:
+            raise RunRefused(f"{option}: unknown stage {name}{did_you_mean(name, cascade.order)}")
+
+
+def _check_unchanged(cascade: CascadeConfig, manifest: Manifest, names: list[str]) -> None:
+    """Started stages have the config they were started with, finished ones still have their checkpoint."""
+    problems = []
+    for name in names:
+        record = manifest.stages[name]
+        changes = changed_keys(cascade, manifest, name)
+        if changes:
+            state = "finished" if record.status == DONE else "begun"
+            problems.append(
+                f"stage {name} was {state} with another config: {', '.join(changes)}; put that back, or use another "
+                f"cascade.run_dir, or repeat it and all later stages with --from-stage {name}"
+            )
+        elif record.status == DONE and not manifest.checkpoint(name).is_dir():
+            problems.append(
+                f"stage {name} is finished but its checkpoint {manifest.checkpoint(name)} is gone; put it back, or repeat it "
+                f"and all later stages with --from-stage {name}"
+            )
+    if problems:
+        raise RunRefused("\n".join(problems))
+
+
+def _check_dependencies_done(cascade: CascadeConfig, manifest: Manifest, only: str) -> None:
+    unfinished = [name for name in dependencies(cascade.stages[only]) if manifest.stages[name].status != DONE]
+    if unfinished:
+        raise RunRefused(f"--only {only}: it starts from or learns from {', '.join(unfinished)}, not finished yet; run first")
+
+
+# ---------------------------------------------------------------------------------------------------- making room
+
+
+def _move_aside(manifest: Manifest, repeated: list[str], leftovers: list[str]) -> list[str]:
+    """Resets the repeated stages and moves their folders, and the leftovers', to `replaced/<time>`.
+
+    The manifest is saved first: after a kill in between, the folder of a stage that is pending is a leftover and moves then.
+    """
+    moving = [name for name in (*repeated, *leftovers) if manifest.directory(name).exists()]
+    aside = _fresh_folder(manifest.run_dir / "replaced") if moving else None
+    if aside is not None and manifest.path.exists():
+        shutil.copy2(manifest.path, aside / FILE)
+    for name in repeated:
+        manifest.reset(name)
+    manifest.save()
+    for name in moving:
+        manifest.directory(name).rename(aside / manifest.directory(name).name)
+    return [f"moved aside, not deleted: {', '.join(moving)} -> {aside}"] if moving else []
+
+
+def _fresh_folder(parent: Path) -> Path:
+    """A new folder named by the time."""
+    stem = time.strftime("%Y%m%d-%H%M%S")
+    for number in range(1, 1000):
+        folder = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise RunRefused(f"{parent}: no free name for {stem}; tidy this folder")

@@ -1,0 +1,215 @@
+"""The cascade itself: every stage of the order trained, scored on all domains so far and written into the manifest.
+
+All stages run in the processes that were started, with one parallel layout. What reads or decides does so on rank 0 and is
+broadcast, so that ranks never disagree; every rank keeps the same manifest in memory and rank 0 writes it. The same command
+again goes on where a killed run stopped.
+"""
+
+import gc
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from nemo_cascade.cascade import report
+from nemo_cascade.cascade.config import CascadeConfig, StageConfig
+from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest, write_atomically
+from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, make_plan, write_stage_config
+from nemo_cascade.engine import checkpoint, parallel
+from nemo_cascade.stages.context import StageRun
+from nemo_cascade.stages.data import Domain, load_domains
+
+Loop = Callable[[StageRun], None]
+Score = Callable[[StageRun, Path, dict[str, Domain], int], dict[str, dict]]
+T = TypeVar("T")
+
+
+def run(
+    cascade: CascadeConfig,
+    only: str | None = None,
+    from_stage: str | None = None,
+    loops: Mapping[str, Loop] | None = None,
+    score: Score | None = None,
+) -> Manifest:
+    """Runs what is not done yet and returns the manifest.
+
+    only: this stage alone. from_stage: it and all later ones once more, their old folders moved aside. loops and score stand in
+    for the training loops by kind and for validation. Raises RunRefused or DataError, on every rank, before anything is trained.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    parallel.init(next(iter(cascade.stages.values())).policy.megatron_cfg, seed=cascade.seed)
+    try:
+        manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage))
+    except (RunRefused, RefusedElsewhere):
+        parallel.shutdown()
+        raise
+    tell(console, *plan.notes)
+    loops = loops if loops is not None else default_loops()
+    score = score if score is not None else default_score()
+    for name in plan.run:
+        stage = cascade.stages[name]
+        tell(console, headline(cascade, stage))
+        run_stage(cascade, stage, manifest, loops[stage.kind], score)
+        tell(console, f"{name} is done in {manifest.stages[name].seconds:.0f} s{scores_text(manifest, name)}")
+        gc.collect()  # a policy's buffers sit in reference cycles; two models at once would double the memory
+    if all(manifest.stages[name].status == DONE for name in cascade.order):
+        manifest.redo = None
+    if parallel.rank() == 0:
+        manifest.save()
+        console.print(report.score_table(manifest))
+        tell(console, *(f"written: {path}" for path in report.write(cascade.run_dir)))
+    parallel.shutdown()
+    return manifest
+
+
+def begin(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> tuple[Manifest, Plan]:
+    """Rank 0's part before the first stage: the manifest, the plan, the demo rows, every row of every file read once."""
+    manifest = Manifest.load(Path(cascade.run_dir))
+    # The plan first: it refuses changed settings, and rewriting the rows of finished stages could not be undone.
+    plan = make_plan(cascade, manifest, only, from_stage)
+    if cascade.demo_data is not None:
+        write_demo_rows(cascade)
+    check_rows(cascade)
+    return manifest, plan
+
+
+def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, loop: Loop, score: Score) -> None:
+    """Trains, scores and records one stage; called on all ranks."""
+    started = time.monotonic()
+    record = manifest.stages[stage.name]
+    directory = manifest.directory(stage.name)
+    teachers = {domain: teacher.stage for domain, teacher in stage.teachers.items()}
+    record.status, record.config_hash = RUNNING, config_hash(cascade, stage)
+    record.parent, record.teacher_only, record.teachers = stage.parent, stage.teacher_only, teachers
+    if parallel.rank() == 0:
+        manifest.save()
+        directory.mkdir(parents=True, exist_ok=True)
+        write_stage_config(cascade, stage, directory)
+    parallel.barrier()
+    stage_run = StageRun(
+        name=stage.name,
+        config=stage,
+        dir=directory,
+        seed=stage_seed(cascade.seed, stage.name),
+        parent=manifest.checkpoint(stage.parent) if stage.parent is not None else None,
+        teachers={domain: manifest.checkpoint(teacher) for domain, teacher in teachers.items()},
+        rank=parallel.rank(),
+    )
+    loop(stage_run)
+    gc.collect()
+    parallel.barrier()
+    final = directory / f"step_{stage.max_num_steps}"
+    if not final.is_dir():
+        raise RuntimeError(f"stage {stage.name} came to its end without writing {final}")
+    scores = score_stage(cascade, stage_run, final, score)
+    record.checkpoint = str(final.relative_to(manifest.run_dir))
+    record.checkpoint_hash = checkpoint.read_info(final)["weights_hash"]
+    record.scores = {domain: {"mean": entry["mean"], "n": entry["n"]} for domain, entry in scores.items()}
+    record.seconds = parallel.broadcast(round(time.monotonic() - started, 1))
+    record.status = DONE
+    if parallel.rank() == 0:
+        manifest.save()
+
+
+def score_stage(cascade: CascadeConfig, stage_run: StageRun, final: Path, score: Score) -> dict[str, dict]:
+    """Validation of a stage's last checkpoint; `validation.json` in its folder keeps the score of every prompt."""
+    domains = validation_domains(cascade, stage_run.name)
+    if not domains:
+        return {}
+    scores = score(stage_run, final, domains, cascade.validation.num_samples)
+    if parallel.rank() == 0:
+        write_atomically(stage_run.dir / "validation.json", json.dumps(scores) + "\n")
+    return scores
+
+
+def validation_domains(cascade: CascadeConfig, name: str) -> dict[str, Domain]:
+    """The first `cascade.validation.num_prompts` rows of every domain that this stage or one before it validates."""
+    count = cascade.validation.num_prompts
+    if count == 0:
+        return {}
+    so_far = cascade.order[: cascade.order.index(name) + 1]
+    files = {domain: file for earlier in so_far for domain, file in cascade.stages[earlier].data.validation.items()}
+    domains = load_domains(replace(cascade.stages[name].data, validation=files), "validation", kind="rl")
+    return {domain: replace(entry, rows=entry.rows[:count]) for domain, entry in domains.items()}
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """A stage's own seed: the same for the same (cascade.seed, stage name) whatever else the cascade holds."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
+
+
+# ---------------------------------------------------------------------------------------------------- before the first stage
+
+
+def check_rows(cascade: CascadeConfig) -> None:
+    """Reads every row of every stage, so that a bad one stops the run before the first step and not in its tenth hour."""
+    seen = set()
+    for stage in cascade.stages.values():
+        for split, kind in (("train", stage.kind), ("validation", "rl")):
+            files = {domain: file for domain, file in getattr(stage.data, split).items() if (file.data_path, kind) not in seen}
+            load_domains(replace(stage.data, **{split: files}), split, kind=kind)
+            seen |= {(file.data_path, kind) for file in files.values()}
+
+
+# ---------------------------------------------------------------------------------------------------- ranks and words
+
+
+class RefusedElsewhere(RuntimeError):
+    """Rank 0 failed in its part; it tells why, the other ranks only stop."""
+
+
+def on_rank_0(action: Callable[[], T]) -> T:
+    """Runs `action` on rank 0 alone and returns its result on every rank; when it raises there, every rank raises."""
+    outcome, error = None, None
+    if parallel.rank() == 0:
+        try:
+            outcome = action()
+        except Exception as raised:  # noqa: BLE001 - whatever it is, the other ranks must not wait for ever
+            error = raised
+    outcome, failed = parallel.broadcast((outcome, str(error) if error is not None else None))
+    if error is not None:
+        raise error
+    if failed is not None:
+        raise RefusedElsewhere(failed)
+    return outcome
+
+
+def tell(console: Console, *lines: str) -> None:
+    """Prints on rank 0."""
+    if parallel.rank() == 0:
+        for line in lines:
+            console.print(line, markup=False)
+
+
+def headline(cascade: CascadeConfig, stage: StageConfig) -> str:
+    """One line on a stage that begins."""
+    start = f"from {stage.parent}" if stage.parent is not None else "from fresh weights"
+    teachers = [f"{domain} by {teacher.stage}" for domain, teacher in stage.teachers.items()]
+    taught = f", taught {', '.join(teachers)}" if teachers else ""
+    place = f"stage {cascade.order.index(stage.name) + 1}/{len(cascade.order)}"
+    return f"{place}  {stage.name}: {stage.kind} on {', '.join(stage.data.train)}, {start}{taught}, {stage.max_num_steps} steps"
+
+
+def scores_text(manifest: Manifest, name: str) -> str:
+    """"; math 0.512, ..." for a scored stage."""
+    scores = manifest.stages[name].scores
+    return "; " + ", ".join(f"{domain} {entry['mean']:.3f}" for domain, entry in scores.items()) if scores else ""
+
+
+def default_loops() -> Mapping[str, Loop]:
+    """The two training loops by kind."""
+    from nemo_cascade.stages import rl, sft
+
+    return {"sft": sft.run, "rl": rl.run}
+
+
+def default_score() -> Score:
+    """Validation by the embedded engine."""
+    from nemo_cascade.stages import validation
+
+    return validation.score

@@ -1,0 +1,24 @@
+"""`Sample`: one training sequence, the only thing that travels from data and rollouts to the policy.
+
+Every per-token list is as long as `tokens`, and entry t belongs to token t, i.e. to the prediction made from `tokens[:t]`.
+Entry 0 has no prediction and is never trained. One alignment everywhere is what keeps off-by-one errors out.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Sample:
+    """tokens [n] ids, loss_mask [n] of 0/1, fields: name -> [n] floats (advantages, sampling_logprobs, ...)."""
+
+    tokens: list[int]
+    loss_mask: list[int]
+    fields: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        lengths = {"loss_mask": len(self.loss_mask), **{name: len(values) for name, values in self.fields.items()}}
+        for name, length in lengths.items():
+            if length != len(self.tokens):
+                raise ValueError(f"Sample.{name} has {length} entries for {len(self.tokens)} tokens; they must be equal")
+        if len(self.tokens) < 2:
+            raise ValueError(f"a Sample needs at least 2 tokens to predict one of them, got {len(self.tokens)}")

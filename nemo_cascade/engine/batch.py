@@ -1,0 +1,93 @@
+"""From a global batch of samples to packed microbatches, and back.
+
+A pack lays several samples end to end in one row of T tokens; `cu_seqlens` tells the attention and the Mamba layers where each
+begins. Input t predicts label t, so a sample of n tokens fills n - 1 positions. Packs are cut from the global batch before they
+are dealt to data-parallel ranks, so the same packs are computed whatever the layout (unless their number does not divide by it).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from nemo_cascade.data.packing import pack as pack_lengths
+from nemo_cascade.data.sample import Sample
+
+PAD_ID = 0
+
+
+@dataclass
+class Pack:
+    """One packed row. All but `params` are [T] (tokens, labels and position_ids [1, T]).
+
+    mask: 1 where the label is trained on. segments: index of the sample in the batch, -1 on padding.
+    fields: the samples' own per-token values at the label's position.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    segments: torch.Tensor
+    fields: dict[str, torch.Tensor]
+    params: PackedSeqParams
+
+
+def plan_packs(samples: list[Sample], capacity: int, data_parallel_size: int) -> list[list[int]]:
+    """Indices of the samples in each pack; the number of packs is a multiple of data_parallel_size.
+
+    Raises ValueError when there are fewer samples than data-parallel ranks.
+    """
+    if len(samples) < data_parallel_size:
+        raise ValueError(f"{len(samples)} samples cannot be dealt to {data_parallel_size} data-parallel ranks")
+    lengths = [len(sample.tokens) - 1 for sample in samples]
+    packs = pack_lengths(lengths, capacity)
+    while len(packs) % data_parallel_size:
+        largest = max((pack for pack in packs if len(pack) > 1), key=lambda pack: sum(lengths[i] for i in pack))
+        packs.remove(largest)
+        packs += [largest[::2], largest[1::2]]
+    return sorted(packs, key=lambda pack: (-sum(lengths[i] for i in pack), pack))
+
+
+def build_pack(samples: list[Sample], indices: list[int], multiple: int, device, dtype=torch.float32) -> Pack:
+    """Lays samples[indices] end to end, padded to a multiple of `multiple` tokens (a padding segment of its own)."""
+    chosen = [samples[i] for i in indices]
+    lengths = [len(sample.tokens) - 1 for sample in chosen]
+    padding = -sum(lengths) % multiple
+    segment_lengths = lengths + ([padding] if padding else [])
+
+    def row(values, fill, kind):
+        return torch.tensor([x for part in values for x in part] + [fill] * padding, dtype=kind, device=device)
+
+    boundaries = torch.tensor([0, *segment_lengths], device=device).cumsum(0).int()
+    longest = max(segment_lengths)
+    return Pack(
+        tokens=row((s.tokens[:-1] for s in chosen), PAD_ID, torch.long)[None],
+        labels=row((s.tokens[1:] for s in chosen), PAD_ID, torch.long)[None],
+        position_ids=torch.cat([torch.arange(n, device=device) for n in segment_lengths])[None],
+        mask=row((s.loss_mask[1:] for s in chosen), 0, dtype),
+        segments=row(([i] * n for i, n in zip(indices, lengths)), -1, torch.long),
+        fields={
+            name: row((s.fields[name][1:] for s in chosen), 0.0, dtype) for name in (chosen[0].fields if chosen else ())
+        },
+        params=PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=boundaries,
+            cu_seqlens_kv=boundaries,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        ),
+    )
+
+
+def scatter_logprobs(packs: list[Pack], rows: list[torch.Tensor], samples: list[Sample]) -> torch.Tensor:
+    """Puts per-position values [T] of packs back into one flat vector [sum of sample lengths]; the rest stays 0."""
+    starts = torch.tensor([0, *(len(s.tokens) for s in samples)]).cumsum(0)
+    device, dtype = (rows[0].device, rows[0].dtype) if rows else ("cpu", torch.float32)
+    flat = torch.zeros(int(starts[-1]), dtype=dtype, device=device)
+    starts = starts.to(device)
+    for pack, row in zip(packs, rows):
+        real = pack.segments >= 0
+        where = starts[pack.segments[real]] + pack.position_ids[0, real] + 1
+        flat[where] = row[real]
+    return flat

@@ -1,0 +1,124 @@
+"""What a user may say about the policy: NeMo RL's `policy` block, as far as this package reads it.
+
+Kept apart from the policy itself so that a config can be checked without importing torch or megatron-core.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemo_cascade.rollout.config import GenerationConfig
+
+
+@dataclass
+class OptimizerConfig:
+    """`policy.megatron_cfg.optimizer`: AdamW as megatron-core builds it."""
+
+    optimizer: str = "adam"
+    lr: float = 3.0e-6
+    min_lr: float = 0.0
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1.0e-8
+    use_distributed_optimizer: bool = True
+
+
+@dataclass
+class SchedulerConfig:
+    """`policy.megatron_cfg.scheduler`: lr_decay_iters null means the stage's own number of steps."""
+
+    lr_decay_style: str = "constant"
+    lr_warmup_iters: int = 0
+    lr_warmup_init: float = 0.0
+    lr_decay_iters: int | None = None
+
+
+@dataclass
+class MegatronConfig:
+    """`policy.megatron_cfg`: the parallel layout, the router and the optimizer.
+
+    expert_tensor_parallel_size null means 1 with expert parallel and tensor_model_parallel_size without.
+    """
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    context_parallel_size: int = 1
+    expert_model_parallel_size: int = 1
+    expert_tensor_parallel_size: int | None = None
+    sequence_parallel: bool = False
+    freeze_moe_router: bool = False
+    moe_router_dtype: str = "fp32"
+    moe_router_load_balancing_type: str = "none"
+    moe_aux_loss_coeff: float = 0.0
+    moe_router_bias_update_rate: float = 0.0
+    model_overrides: dict[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+    @property
+    def expert_tensor_parallel(self) -> int:
+        """The size expert_tensor_parallel_size stands for."""
+        default = 1 if self.expert_model_parallel_size > 1 else self.tensor_model_parallel_size
+        return self.expert_tensor_parallel_size or default
+
+
+@dataclass
+class SequencePackingConfig:
+    """`policy.sequence_packing`: tokens in one packed microbatch, for training and for log-probs alike.
+
+    One number for both, because log-probs are compared bit for bit between the two passes.
+    """
+
+    train_mb_tokens: int = 2048
+
+
+@dataclass
+class TokenizerConfig:
+    """`policy.tokenizer`: a name shipped with the package (`tiny`) or a Hugging Face folder."""
+
+    name: str = "tiny"
+
+
+@dataclass
+class PolicyConfig:
+    """`policy`: the model, its layout and how it is optimised.
+
+    `train_global_batch_size` counts packs of `sequence_packing.train_mb_tokens` tokens in SFT; RL stages take their
+    batch from `grpo.num_prompts_per_step * grpo.num_generations_per_prompt`.
+    """
+
+    model_name: str = "tiny"
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    precision: str = "float32"
+    train_global_batch_size: int = 4
+    max_total_sequence_length: int = 1024
+    max_grad_norm: float = 1.0
+    megatron_cfg: MegatronConfig = field(default_factory=MegatronConfig)
+    sequence_packing: SequencePackingConfig = field(default_factory=SequencePackingConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:
+    """What keeps this layout from being run on so many processes, each with its remedy; empty when nothing does."""
+    tp, ep, etp = config.tensor_model_parallel_size, config.expert_model_parallel_size, config.expert_tensor_parallel
+    problems = []
+    for key in ("pipeline_model_parallel_size", "context_parallel_size"):
+        if getattr(config, key) > 1:
+            problems.append(f"{key}={getattr(config, key)} is not supported yet; set it to 1")
+    for product, keys in (
+        (tp * config.pipeline_model_parallel_size * config.context_parallel_size, "tensor * pipeline * context"),
+        (etp * ep * config.pipeline_model_parallel_size, "expert_tensor * expert * pipeline"),
+    ):
+        if world_size % product:
+            problems.append(
+                f"{keys} parallel sizes multiply to {product}, which does not divide the {world_size} started processes; "
+                f"start a multiple of {product} or lower these sizes"
+            )
+    if tp > 1 and not config.sequence_parallel:
+        problems.append("tensor_model_parallel_size > 1 needs sequence_parallel=true (megatron-core's MoE layers)")
+    if tp > 1 and ep == 1 and etp != tp:
+        problems.append(
+            f"expert_tensor_parallel_size={etp} with tensor_model_parallel_size={tp} and no expert parallel: megatron-core "
+            f"would not sum the experts' gradients over tensor ranks; set it to {tp} or null"
+        )
+    return problems

@@ -1,0 +1,212 @@
+"""megatron-core without CUDA: every place where it says cuda, a CPU answers.
+
+`install()` must run before anything of `megatron.core` is imported. It does nothing where CUDA is present. What it replaces:
+
+1. `torch.cuda`: device, stream, event, random-state and memory calls become their CPU counterparts or no-ops.
+2. tensor factories and `.to` / `.cuda`: a device "cuda" means "cpu"; `Tensor.type()` says torch.cuda.FloatTensor, because
+   mcore's optimizers and gradient buffers compare that string.
+3. `all_to_all_single`: gloo wants split sizes as ints, mcore passes tensors.
+4. the fuser: mcore's helpers are compiled by torch.compile at first use, which costs 4-20 s and gains nothing here.
+5. random-state trackers: mcore reads and sets CUDA generator states by function; those functions use the CPU's.
+6. Adam: torch's keeps `step` per tensor, mcore's distributed optimizer saves and loads it per group, as TE's FusedAdam keeps it.
+"""
+
+import contextlib
+import functools
+import os
+
+import torch
+import torch.distributed as dist
+
+_CPU = torch.device("cpu")
+_FACTORIES = (
+    "tensor zeros ones empty full arange rand randn randint as_tensor empty_like zeros_like ones_like full_like linspace eye"
+)
+_installed = False
+
+
+def install() -> None:
+    """Makes stock megatron-core run on this machine's CPU (once; nothing where CUDA is present)."""
+    global _installed
+    if _installed or torch.cuda.is_available():
+        return
+    _installed = True
+    _replace_cuda_calls()
+    _replace_devices()
+    _replace_all_to_all()
+    _switch_fuser_off()
+    _replace_random_states()
+    _replace_adam()
+
+
+def distributed_backend() -> str:
+    """The backend of torch.distributed for this machine."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def set_device(local_rank: int) -> None:
+    """Binds this process to its GPU; a CPU has nothing to bind."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+
+
+def set_threads(local_world_size: int) -> None:
+    """Shares the cores among the processes of this machine, unless OMP_NUM_THREADS already says how many each takes."""
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+
+
+class GroupStepAdam(torch.optim.Optimizer):
+    """AdamW (decoupled decay) with `step` in the parameter group, the layout of TE's and Apex's FusedAdam.
+
+    Formula: Loshchilov & Hutter 2019, algorithm 2, with bias correction. State per parameter: exp_avg, exp_avg_sq.
+    """
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, adam_w_mode=True):
+        if not adam_w_mode:
+            raise ValueError("only decoupled weight decay (AdamW) is implemented; set decoupled_weight_decay=true")
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            group["step"] = group.get("step", 0) + 1
+            self._update(group, parameters, [p.grad for p in parameters])
+
+    def _update(self, group: dict, parameters: list, gradients: list) -> None:
+        (beta1, beta2), step, lr = group["betas"], group["step"], group["lr"]
+        for p in parameters:
+            if "exp_avg" not in self.state[p]:
+                self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        first = [self.state[p]["exp_avg"] for p in parameters]
+        second = [self.state[p]["exp_avg_sq"] for p in parameters]
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+        denominators = torch._foreach_sqrt(second)
+        torch._foreach_div_(denominators, (1 - beta2**step) ** 0.5)
+        torch._foreach_add_(denominators, group["eps"])
+        torch._foreach_addcdiv_(parameters, first, denominators, -lr / (1 - beta1**step))
+
+
+class _Stream:
+    """A CPU has one order of execution, so a stream or an event has nothing to wait for."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
+
+    def record_event(self, *args):
+        return _Stream()
+
+    def query(self):
+        return True
+
+    def elapsed_time(self, other):
+        return 0.0
+
+    def _nothing(self, *args, **kwargs):
+        return None
+
+    wait_stream = wait_event = wait = synchronize = record = _nothing
+
+
+def _replace_cuda_calls() -> None:
+    def returning(value):
+        # A new function each time: torch._dynamo keeps a table of torch's functions and refuses one that stands there twice.
+        return lambda *args, **kwargs: value
+
+    cuda = torch.cuda
+    cuda.current_device = returning(_CPU)
+    for name in ("set_device", "synchronize", "empty_cache"):
+        setattr(cuda, name, returning(None))
+    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved"):
+        setattr(cuda, name, returning(0))
+    cuda.memory_stats = lambda *args, **kwargs: {}
+    cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    cuda.manual_seed = lambda seed: torch.manual_seed(seed)
+    cuda.Stream, cuda.Event = type("Stream", (_Stream,), {}), type("Event", (_Stream,), {})
+    cuda.current_stream = lambda *args, **kwargs: _Stream()
+    cuda.default_stream = lambda *args, **kwargs: _Stream()
+    cuda.stream = lambda stream: contextlib.nullcontext()
+
+
+def _says_cuda(device) -> bool:
+    return device is not None and str(device).startswith("cuda")
+
+
+def _replace_devices() -> None:
+    def on_cpu(factory):
+        @functools.wraps(factory)
+        def make(*args, **kwargs):
+            if _says_cuda(kwargs.get("device")):
+                kwargs["device"] = _CPU
+            return factory(*args, **kwargs)
+
+        return make
+
+    for name in _FACTORIES.split():
+        setattr(torch, name, on_cpu(getattr(torch, name)))
+
+    to, kind = torch.Tensor.to, torch.Tensor.type
+
+    def to_cpu(self, *args, **kwargs):
+        args = tuple(_CPU if isinstance(arg, (str, torch.device)) and _says_cuda(arg) else arg for arg in args)
+        if _says_cuda(kwargs.get("device")):
+            kwargs["device"] = _CPU
+        return to(self, *args, **kwargs)
+
+    def cuda_type(self, *args, **kwargs):
+        return kind(self, *args, **kwargs) if args or kwargs else kind(self).replace("torch.", "torch.cuda.")
+
+    torch.Tensor.to = to_cpu
+    torch.Tensor.type = cuda_type
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+
+
+def _replace_all_to_all() -> None:
+    original = dist.all_to_all_single
+
+    def sizes(splits):
+        return splits.tolist() if isinstance(splits, torch.Tensor) else splits and [int(size) for size in splits]
+
+    def all_to_all_single(output, input, output_split_sizes=None, input_split_sizes=None, group=None, async_op=False):
+        return original(output, input, sizes(output_split_sizes), sizes(input_split_sizes), group=group, async_op=async_op)
+
+    dist.all_to_all_single = all_to_all_single
+
+
+def _switch_fuser_off() -> None:
+    import megatron.core.jit
+
+    megatron.core.jit.disable_jit_fuser()
+
+
+def _replace_random_states() -> None:
+    import megatron.core.tensor_parallel.random as random
+
+    random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+
+
+def _replace_adam() -> None:
+    import megatron.core.optimizer as optimizer
+    import megatron.core.optimizer.distrib_optimizer as distributed
+
+    optimizer.Adam = distributed.Adam = GroupStepAdam
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    # "TE's layout": step is read from and written to the parameter group.
+    distributed.HAVE_APEX_OR_TE = distributed.USING_TE_OPTIMIZER = True

@@ -1,0 +1,106 @@
+"""Full tensors from shards: every parameter of the model under any tensor / expert parallel layout, one at a time.
+
+megatron-core's own sharded state dict tells where each local shard lies in the whole (the same description its checkpoints are
+written from), so nothing here knows about layers. A parameter that mcore stores in pieces (Mamba's in_proj: z, x, B, C, dt)
+comes out as one tensor, the pieces concatenated in mcore's order. Streams: one tensor is whole at a time.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, is_main_replica
+
+
+def sharded_state_dict(model, metadata: dict | None = None) -> dict:
+    """mcore's sharded state dict of an unwrapped model, without the non-tensor extras."""
+    metadata = {
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "distrib_optim_sharding_type": "fully_reshardable",
+        **(metadata or {}),
+    }
+    return model.sharded_state_dict(metadata=metadata)
+
+
+def empty_like(state: dict) -> dict:
+    """The same sharded state dict over fresh memory, so that a checkpoint can be read without touching the model."""
+    fresh = {}
+    for name, entry in state.items():
+        if isinstance(entry, (ShardedTensor, ShardedTensorFactory)):
+            entry = dataclasses.replace(entry, data=torch.empty_like(entry.data, requires_grad=False))
+        fresh[name] = entry
+    return fresh
+
+
+def full_tensors(model) -> Iterator[tuple[str, torch.Tensor]]:
+    """(layout-independent name, full tensor) of every parameter and persistent buffer, on every rank, sorted by name.
+
+    Experts carry their global number: `....experts.linear_fc1.weight` has a leading axis [num_experts].
+    """
+    shards: dict[str, list[ShardedTensor]] = {}
+    pieces: dict[str, list[str]] = {}
+    for entry in sharded_state_dict(model).values():
+        if isinstance(entry, ShardedTensorFactory):
+            parts = [part for part in _flatten(entry.build()) if isinstance(part, ShardedTensor)]
+            pieces[entry.key] = list(dict.fromkeys(part.key for part in parts))
+        else:
+            parts = [entry] if isinstance(entry, ShardedTensor) else []
+        for part in parts:
+            shards.setdefault(part.key, []).append(part)
+    whole_name = {piece: name for name, keys in pieces.items() for piece in keys}
+    held: dict[str, dict[str, torch.Tensor]] = {}
+    for key in _all_keys(shards):
+        tensor = _assemble(shards.get(key, []))
+        if key not in whole_name:
+            yield key, tensor
+            continue
+        name = whole_name[key]
+        parts = held.setdefault(name, {})
+        parts[key] = tensor
+        if len(parts) == len(pieces[name]):
+            yield name, torch.cat([parts[piece] for piece in pieces[name]])
+            del held[name]
+
+
+def weights_hash(model) -> str:
+    """sha256 over all full tensors (names, dtypes, bytes): equal exactly when the weights are bit-identical, at any layout."""
+    digest = hashlib.sha256()
+    for name, tensor in full_tensors(model):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _assemble(local: list[ShardedTensor]) -> torch.Tensor:
+    """The whole of one key from the shards all ranks hold (replicas of a shard are not sent)."""
+    mine = [
+        (s.global_shape, s.global_offset, s.prepend_axis_num, s.data.detach())
+        for s in local
+        if is_main_replica(s.replica_id)
+    ]
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    parts = [part for rank_parts in everyone for part in rank_parts]
+    shape, _, _, example = parts[0]
+    whole = torch.empty(shape, dtype=example.dtype, device=example.device)
+    for _, offset, prepended, data in parts:
+        block = data.reshape((1,) * prepended + tuple(data.shape))
+        whole[tuple(slice(o, o + n) for o, n in zip(offset, block.shape))] = block.to(whole.device)
+    return whole
+
+
+def _all_keys(shards: dict) -> list[str]:
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, sorted(shards))
+    return sorted(set().union(*everyone))
+
+
+def _flatten(tree) -> list:
+    if isinstance(tree, dict):
+        return [leaf for value in tree.values() for leaf in _flatten(value)]
+    if isinstance(tree, (list, tuple)):
+        return [leaf for value in tree for leaf in _flatten(value)]
+    return [tree]

@@ -1,0 +1,81 @@
+"""The process world: torch.distributed and megatron-core's parallel groups, set up once and torn down once.
+
+Works under torchrun and in a plain process (world of one). Nothing here knows about models.
+"""
+
+import datetime
+import os
+import socket
+
+from nemo_cascade.engine import cpu
+
+cpu.install()
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed  # noqa: E402
+
+from nemo_cascade.engine.config import MegatronConfig, layout_problems  # noqa: E402
+
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+def init(config: MegatronConfig, seed: int = 0) -> None:
+    """Joins the world torchrun describes (or makes one of a single process) and builds megatron-core's groups.
+
+    Raises ValueError naming the keys when the layout cannot be run.
+    """
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    problems = layout_problems(config, int(os.environ["WORLD_SIZE"]))
+    if problems:
+        raise ValueError("\n".join(f"policy.megatron_cfg: {problem}" for problem in problems))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    cpu.set_threads(local_world)
+    cpu.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        dist.init_process_group(cpu.distributed_backend(), timeout=TIMEOUT)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        context_parallel_size=config.context_parallel_size,
+        expert_model_parallel_size=config.expert_model_parallel_size,
+        expert_tensor_parallel_size=config.expert_tensor_parallel,
+    )
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+
+
+def shutdown() -> None:
+    """Leaves the world; a later `init` in the same process starts from nothing."""
+    if dist.is_initialized():
+        dist.barrier()
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's place in the world (0 in a plain process)."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def broadcast(value):
+    """Rank 0's `value` on every rank (any picklable object)."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Waits for every rank."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _free_port() -> str:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return str(sock.getsockname()[1])

@@ -1,0 +1,308 @@
+"""`Policy`: the model being trained, behind every parallel layout.
+
+The contract of the design: `logprobs`, `train_step`, `save`, `load`, `hf_weights`, `weights_of`. Every rank passes the same global
+batch and gets the same answers; sharding, schedules, gradient reduction and the optimizer are megatron-core's own. Pipeline and
+context parallel are not here yet.
+"""
+
+import contextlib
+import math
+import queue
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nemo_cascade.engine import cpu
+
+cpu.install()
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
+from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
+from megatron.core.distributed import (  # noqa: E402
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: E402
+from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+
+from nemo_cascade.data.sample import Sample  # noqa: E402
+from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
+from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs  # noqa: E402
+from nemo_cascade.engine.config import PolicyConfig  # noqa: E402
+from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
+from nemo_cascade.models.hf import hf_tensors  # noqa: E402
+from nemo_cascade.models.presets import get_preset, to_transformer_config  # noqa: E402
+from nemo_cascade.models.specs import build_model  # noqa: E402
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+# Packs are padded to this at every layout, not only to what sequence parallel needs: the router sees padding too (mcore's
+# own padding mask for it fails on the expert-bias counts), so equal padding is what makes layouts agree.
+PACK_ALIGNMENT = 8
+
+# A loss sees log-probs [T] of the pack's labels and the pack, and returns
+# (sum over the pack, what to divide the global sum by, {metric: (sum, count)}).
+Loss = Callable[[torch.Tensor, Pack], tuple[torch.Tensor, torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]]
+
+
+class Policy:
+    """One model with its optimizer. The parallel groups must exist (`engine.parallel.init`)."""
+
+    def __init__(self, config: PolicyConfig, *, seed: int, max_num_steps: int = 0):
+        """max_num_steps 0 builds a policy that only answers (no optimizer, no gradients' memory)."""
+        self.config = config
+        self.seed = seed
+        self.step = 0
+        self.preset = get_preset(config.model_name)
+        self.tokenizer = load_tokenizer(config.tokenizer.name)
+        if len(self.tokenizer) > self.preset.vocab_size:
+            raise ValueError(
+                f"policy.tokenizer.name={config.tokenizer.name}: {len(self.tokenizer)} tokens do not fit the "
+                f"{self.preset.vocab_size} of policy.model_name={config.model_name}"
+            )
+        self.transformer_config = self._transformer_config()
+        self.model = build_model(self.preset, self.transformer_config)
+        self.device = next(self.model.parameters()).device
+        self._training = max_num_steps > 0
+        if config.megatron_cfg.freeze_moe_router:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(not name.endswith("router.weight"))
+        if self._training:
+            self._build_optimizer(max_num_steps)
+
+    # ------------------------------------------------------------------ the four verbs
+
+    @torch.no_grad()
+    def logprobs(self, samples: list[Sample]) -> list[list[float]]:
+        """Log-probabilities of each sample's tokens, entry t that of token t (entry 0 is 0), on every rank."""
+        packs = self._packs(samples)
+        self.model.eval()
+
+        def collect(logprobs, _pack):
+            return logprobs.sum(), torch.ones((), dtype=torch.int), {"logprobs": logprobs}
+
+        results = self._run(packs, collect, forward_only=True)
+        flat = scatter_logprobs(packs, [result["logprobs"] for result in results], samples)
+        dist.all_reduce(flat, group=parallel_state.get_data_parallel_group())
+        return [row.tolist() for row in flat.split([len(sample.tokens) for sample in samples])]
+
+    def train_step(self, samples: list[Sample], loss: Loss) -> dict[str, float]:
+        """One optimizer step on the global batch. Returns the loss's metrics (global means), loss, grad_norm, lr.
+
+        Raises FloatingPointError, before the weights are touched, when the gradient is not finite.
+        """
+        packs = self._packs(samples)
+        self.model.train()
+        self.wrapped.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+        def with_loss_metric(logprobs, pack):
+            total, count, metrics = loss(logprobs, pack)
+            pair = {"loss": (total.detach(), count), **metrics}
+            return total, count.int(), {name: torch.stack([a.double(), b.double()]) for name, (a, b) in pair.items()}
+
+        results = self._run(packs, with_loss_metric, forward_only=False)
+        metrics = self._reduce(results)
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        # mcore's fp32 optimizer would step on a NaN, so the norm is looked at before it may.
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"gradient norm is {grad_norm} at optimizer step {self.step + 1}: the loss or a log-prob overflowed; "
+                "look at the last metrics, lower policy.megatron_cfg.optimizer.lr or resume from an earlier checkpoint"
+            )
+        self.optimizer.step()
+        self.scheduler.step(1)
+        self.step += 1
+        return metrics | {"grad_norm": grad_norm, "lr": learning_rate}
+
+    def save(self, directory: Path, optimizer: bool = True) -> None:
+        """Writes weights/ (and optimizer/) below `directory` as megatron-core distributed checkpoints."""
+        self._save_part(sharded_state_dict(self.model), Path(directory) / "weights")
+        if optimizer:
+            self._save_part(self._optimizer_state(is_loading=False), Path(directory) / "optimizer")
+
+    def load(self, directory: Path, optimizer: bool = True) -> None:
+        """Reads what `save` wrote, at any layout. With optimizer=True the step counter and schedule come back as well."""
+        self._copy_in(self._read_weights(directory))
+        if optimizer:
+            state = dist_checkpointing.load(self._optimizer_state(is_loading=True), str(Path(directory) / "optimizer"))
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.step = state["step"]
+        elif self._training:
+            self.optimizer.reload_model_params()
+
+    # ------------------------------------------------------------------ weights in and out
+
+    def hf_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(`backbone.*` name, full tensor) as transformers and vLLM know them, streamed, on every rank."""
+        return hf_tensors(full_tensors(self.model), self.preset)
+
+    def weights_hash(self) -> str:
+        """sha256 of the full weights, the same at every layout."""
+        return weights_hash(self.model)
+
+    @contextlib.contextmanager
+    def weights_of(self, checkpoint: Path):
+        """The weights of another checkpoint in this policy's own buffers; the student comes back bit-equal at the end.
+
+        Only the weights and persistent buffers (the router's expert bias) are swapped: the optimizer must not step inside.
+        """
+        teacher = self._read_weights(checkpoint)
+        student = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+        self._copy_in(teacher)
+        try:
+            yield self
+        finally:
+            self._copy_in(student)
+            changed = [name for name, tensor in self._tensors().items() if not torch.equal(tensor, student[name])]
+            if changed:
+                raise RuntimeError(f"the student came back changed from {checkpoint}: {', '.join(changed[:5])}")
+
+    def matches(self, directory: Path) -> bool:
+        """Whether the weights written below `directory` are bit-equal to those in memory, on every rank."""
+        written = self._read_weights(directory)
+        same = all(torch.equal(tensor, written[name]) for name, tensor in self._tensors().items())
+        answer = torch.tensor(int(same), device=self.device)
+        dist.all_reduce(answer, op=dist.ReduceOp.MIN)
+        return bool(answer)
+
+    # ------------------------------------------------------------------ how it is done
+
+    def _transformer_config(self):
+        cfg = self.config.megatron_cfg
+        sequence_parallel = cfg.sequence_parallel and cfg.tensor_model_parallel_size > 1
+        # mcore scales a pack's auxiliary loss by the tokens of one tensor rank, but divides by those of all of them.
+        aux_loss_scale = cfg.tensor_model_parallel_size if sequence_parallel else 1
+        return to_transformer_config(
+            self.preset,
+            tensor_model_parallel_size=cfg.tensor_model_parallel_size,
+            pipeline_model_parallel_size=cfg.pipeline_model_parallel_size,
+            context_parallel_size=cfg.context_parallel_size,
+            expert_model_parallel_size=cfg.expert_model_parallel_size,
+            expert_tensor_parallel_size=cfg.expert_tensor_parallel,
+            sequence_parallel=sequence_parallel,
+            params_dtype=DTYPES[self.config.precision],
+            moe_router_dtype=cfg.moe_router_dtype,
+            moe_router_load_balancing_type=cfg.moe_router_load_balancing_type,
+            moe_aux_loss_coeff=cfg.moe_aux_loss_coeff * aux_loss_scale,
+            moe_router_bias_update_rate=cfg.moe_router_bias_update_rate,
+            # The loss returns a sum and what to divide by; mcore divides the summed gradient once, over all ranks.
+            calculate_per_token_loss=True,
+            **cfg.model_overrides,
+        )
+
+    def _build_optimizer(self, max_num_steps: int) -> None:
+        settings, schedule = self.config.megatron_cfg.optimizer, self.config.megatron_cfg.scheduler
+        self.wrapped = DistributedDataParallel(
+            self.transformer_config,
+            DistributedDataParallelConfig(
+                grad_reduce_in_fp32=self.config.precision == "bfloat16",
+                use_distributed_optimizer=settings.use_distributed_optimizer,
+                overlap_grad_reduce=False,
+            ),
+            self.model,
+        )
+        self.transformer_config.finalize_model_grads_func = finalize_model_grads
+        self.optimizer = get_megatron_optimizer(
+            OptimizerConfig(
+                optimizer=settings.optimizer,
+                lr=settings.lr,
+                min_lr=settings.min_lr,
+                weight_decay=settings.weight_decay,
+                adam_beta1=settings.adam_beta1,
+                adam_beta2=settings.adam_beta2,
+                adam_eps=settings.adam_eps,
+                clip_grad=self.config.max_grad_norm,
+                bf16=self.config.precision == "bfloat16",
+                params_dtype=DTYPES[self.config.precision],
+                use_distributed_optimizer=settings.use_distributed_optimizer,
+            ),
+            [self.wrapped],
+        )
+        decay_steps = schedule.lr_decay_iters or max_num_steps
+        self.scheduler = OptimizerParamScheduler(
+            self.optimizer,
+            init_lr=schedule.lr_warmup_init,
+            max_lr=settings.lr,
+            min_lr=settings.min_lr,
+            lr_warmup_steps=schedule.lr_warmup_iters,
+            lr_decay_steps=max(decay_steps, schedule.lr_warmup_iters + 1),
+            lr_decay_style=schedule.lr_decay_style,
+            start_wd=settings.weight_decay,
+            end_wd=settings.weight_decay,
+            wd_incr_steps=decay_steps,
+            wd_incr_style="constant",
+        )
+
+    def _packs(self, samples: list[Sample]) -> list[Pack]:
+        """This rank's share of the global batch."""
+        size, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        plan = plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size)
+        multiple = math.lcm(PACK_ALIGNMENT, self.config.megatron_cfg.tensor_model_parallel_size)
+        return [build_pack(samples, indices, multiple, self.device) for indices in plan[rank::size]]
+
+    def _run(self, packs: list[Pack], loss: Callable, forward_only: bool) -> list[dict]:
+        """megatron-core's schedule over the packs; returns what `loss` put last, a pack each."""
+
+        def forward_step(iterator, model):
+            pack = next(iterator)
+            nll = model(pack.tokens, pack.position_ids, None, labels=pack.labels, packed_seq_params=pack.params)
+            return nll, lambda nll: loss(-nll[0], pack)
+
+        model = self.model if forward_only else self.wrapped
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iter(packs),
+            model=[model],
+            num_microbatches=len(packs),
+            seq_length=self.config.sequence_packing.train_mb_tokens,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    def _reduce(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+        """Global mean of every metric from this rank's (sum, count) pairs."""
+        names = sorted(results[0])
+        pairs = torch.stack([sum(result[name] for result in results) for name in names])
+        dist.all_reduce(pairs, group=parallel_state.get_data_parallel_group())
+        return {name: (pair[0] / pair[1].clamp(min=1e-12)).item() for name, pair in zip(names, pairs)}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """All parameters and persistent buffers of this rank, by local name (references, not copies)."""
+        return {name: t for name, t in self.model.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
+
+    @torch.no_grad()
+    def _copy_in(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in self._tensors().items():
+            tensor.copy_(tensors[name])
+
+    def _read_weights(self, directory: Path) -> dict[str, torch.Tensor]:
+        """Local shards of a checkpoint's weights in fresh tensors; the model is not touched."""
+        target = empty_like(sharded_state_dict(self.model))
+        loaded = dist_checkpointing.load(target, str(Path(directory) / "weights"))
+        return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
+
+    def _save_part(self, state: dict, directory: Path) -> None:
+        if dist.get_rank() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+        dist.barrier()
+        # mcore passes results through a manager process that takes seconds to start and imports the main script again;
+        # a synchronous save ends in this process, where a plain queue does.
+        filesystem_async._results_queue = queue.Queue()
+        dist_checkpointing.save(state, str(directory))
+
+    def _optimizer_state(self, is_loading: bool) -> dict:
+        model_state = sharded_state_dict(self.model)
+        return {
+            "optimizer": self.optimizer.sharded_state_dict(
+                model_state, is_loading=is_loading, metadata={"distrib_optim_sharding_type": "fully_reshardable"}
+            ),
+            "scheduler": self.scheduler.state_dict(),
+            "step": self.step,
+        }

@@ -1,0 +1,63 @@
+"""Causal attention in torch: packed documents in training, static caches in decoding, no positions anywhere.
+
+Stands where the TE spec has TEDotProductAttention. A pack's documents of similar length share one padded
+scaled_dot_product_attention call, which is several times faster than a call per document. Dropout is left out.
+"""
+
+import torch
+import torch.nn.functional as F
+
+# Documents share a padded call while the longest is at most this much longer than the shortest.
+STRETCH, SLACK = 1.25, 4
+
+
+class PackedAttention(torch.nn.Module):
+    """Core attention: query [t, b, heads, dim] (or [tokens, heads, dim] packed), key and value with fewer heads (GQA)."""
+
+    def __init__(self, config, layer_number, attn_mask_type, attention_type, attention_dropout=None, **_):
+        super().__init__()
+        if attention_dropout or config.attention_dropout:
+            raise ValueError("attention dropout is not implemented; set attention_dropout=0")
+
+    def forward(self, query, key, value, attention_mask=None, attn_mask_type=None, attention_bias=None, packed_seq_params=None):
+        """-> [t, b, heads * dim], or [tokens, heads * dim] for a pack."""
+        if packed_seq_params is not None:
+            return packed_attention(query, key, value, packed_seq_params.cu_seqlens_q)
+        query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+        # One query against a cache sees all of it; as many queries as keys is a causal prefill.
+        causal = query.shape[2] == key.shape[2] and query.shape[2] > 1
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True)
+        return out.permute(2, 0, 1, 3).flatten(-2)
+
+
+def packed_attention(query, key, value, cu_seqlens: torch.Tensor) -> torch.Tensor:
+    """Causal attention inside each document of a pack: [tokens, heads, dim] -> [tokens, heads * dim]."""
+    query, key, value = (t.reshape(-1, *t.shape[-2:]) for t in (query, key, value))
+    buckets, position = plan_buckets(cu_seqlens.tolist(), query.device)
+    rows = []
+    for index in buckets:
+        q, k, v = (t[index].transpose(1, 2) for t in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        rows.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
+    return torch.cat(rows)[position]
+
+
+def plan_buckets(cu_seqlens: list[int], device) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Token indices [documents, longest] of each bucket (short rows repeat their last token, which causality hides), and
+    where each token of the pack lies in the concatenated buckets [tokens]."""
+    documents = sorted((b - a, a) for a, b in zip(cu_seqlens, cu_seqlens[1:]) if b > a)
+    position = torch.empty(cu_seqlens[-1], dtype=torch.long, device=device)
+    buckets, offset, first = [], 0, 0
+    while first < len(documents):
+        last = first
+        while last < len(documents) and documents[last][0] <= STRETCH * documents[first][0] + SLACK:
+            last += 1
+        lengths, starts = torch.tensor(documents[first:last], device=device).unbind(1)
+        ramp = torch.arange(documents[last - 1][0], device=device)
+        index = starts[:, None] + torch.minimum(ramp[None], lengths[:, None] - 1)
+        where = offset + torch.arange(index.numel(), device=device).view_as(index)
+        real = ramp[None] < lengths[:, None]
+        position[index[real]] = where[real]
+        buckets.append(index)
+        offset, first = offset + index.numel(), last
+    return buckets, position

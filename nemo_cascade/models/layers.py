@@ -1,0 +1,41 @@
+"""Torch layers under Transformer Engine's parameter names, so that a checkpoint moves between the two.
+
+`RMSNorm` stands where the TE spec has TENorm, `NormColumnParallelLinear` where it has TELayerNormColumnParallelLinear
+(`layer_norm_weight` and `weight`).
+"""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+
+
+class RMSNorm(torch.nn.Module):
+    """y = x / rms(x) * weight over the last axis [.., hidden]; its gradient is summed over tensor ranks under sequence parallel."""
+
+    def __init__(self, config, hidden_size: int, eps: float = 1e-5, **_):
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x):
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class NormColumnParallelLinear(ColumnParallelLinear):
+    """RMSNorm, then a column-parallel linear layer; input [sequence, batch, input_size]."""
+
+    def __init__(self, input_size: int, output_size: int, *, config, **settings):
+        super().__init__(input_size, output_size, config=config, **settings)
+        self.eps = config.layernorm_epsilon
+        self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
+        self.layer_norm_weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x, *args, **kwargs):
+        normed = F.rms_norm(x, self.layer_norm_weight.shape, self.layer_norm_weight, self.eps)
+        return super().forward(normed, *args, **kwargs)
+
+
+def relu2(x: torch.Tensor) -> torch.Tensor:
+    """relu(x)^2, the experts' activation."""
+    return F.relu(x).square()

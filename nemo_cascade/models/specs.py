@@ -1,0 +1,145 @@
+"""megatron-core's hybrid model from torch layers: the spec, the settings of the Nemotron family, and the model itself.
+
+Parameter names are those of the Transformer Engine spec (norms fused in front of column-parallel layers), so that a checkpoint
+moves between the two. Experts are mcore's sequential ones. Transformer Engine layers come later.
+"""
+
+import dataclasses
+
+from nemo_cascade.engine import cpu
+
+cpu.install()
+
+import megatron.core.ssm.mamba_block as mamba_block  # noqa: E402
+import megatron.core.ssm.mamba_mixer as mamba_mixer  # noqa: E402
+import megatron.core.transformer.moe.moe_utils as moe_utils  # noqa: E402
+import torch  # noqa: E402
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402
+from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec  # noqa: E402
+from megatron.core.models.mamba.mamba_model import MambaModel  # noqa: E402
+from megatron.core.ssm.mamba_block import MambaStack, MambaStackSubmodules  # noqa: E402
+from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules  # noqa: E402
+from megatron.core.ssm.mamba_mixer import MambaMixer, MambaMixerSubmodules  # noqa: E402
+from megatron.core.tensor_parallel.layers import RowParallelLinear  # noqa: E402
+from megatron.core.transformer import TransformerConfig  # noqa: E402
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules  # noqa: E402
+from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
+from megatron.core.transformer.spec_utils import ModuleSpec  # noqa: E402
+from megatron.core.transformer.transformer_layer import (  # noqa: E402
+    MoETransformerLayer,
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
+
+from nemo_cascade.models.attention import PackedAttention  # noqa: E402
+from nemo_cascade.models.layers import NormColumnParallelLinear, RMSNorm, relu2  # noqa: E402
+from nemo_cascade.models.mamba import GatedRMSNorm, chunk_scan, split_conv1d_scan  # noqa: E402
+from nemo_cascade.models.presets import ModelConfig  # noqa: E402
+
+
+class ShardedGatedRMSNorm(GatedRMSNorm):
+    """The mixer's norm with mcore's checkpoint description: its channels are split over tensor ranks."""
+
+    def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"weight": 0},
+            sharded_offsets,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+            dp_cp_group=metadata["dp_cp_group"],
+        )
+
+
+def use_torch_kernels() -> None:
+    """Puts the torch forms where mcore's modules look up mamba-ssm's and Transformer Engine's names."""
+    mamba_mixer.HAVE_MAMBA_SSM = True
+    mamba_mixer.ExtendedRMSNorm = ShardedGatedRMSNorm
+    mamba_mixer.mamba_chunk_scan_combined = chunk_scan
+    mamba_mixer.mamba_split_conv1d_scan_combined = split_conv1d_scan
+    mamba_mixer._check_mamba_sequence_packing_support = lambda for_inference_not_training=False: (True, None)
+    mamba_block.TENorm = RMSNorm
+    if not hasattr(moe_utils, "te_general_gemm"):
+        # Looked up by the fp32 router even where it is then not called.
+        moe_utils.te_general_gemm = None
+
+
+def nemotron_stack_spec(num_experts: int) -> ModuleSpec:
+    """The hybrid stack: one norm and one mixer (Mamba-2, attention or MoE) a layer, each with a residual."""
+    use_torch_kernels()
+    mamba = ModuleSpec(
+        module=MambaMixer,
+        submodules=MambaMixerSubmodules(in_proj=NormColumnParallelLinear, out_proj=RowParallelLinear),
+    )
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=NormColumnParallelLinear, core_attention=PackedAttention, linear_proj=RowParallelLinear
+        ),
+    )
+    experts = get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False)
+    layers = MambaStackSubmodules(
+        mamba_layer=ModuleSpec(
+            module=MambaLayer, submodules=MambaLayerSubmodules(mixer=mamba, mamba_bda=get_bias_dropout_add)
+        ),
+        attention_layer=ModuleSpec(
+            module=TransformerLayer,
+            submodules=TransformerLayerSubmodules(self_attention=attention, self_attn_bda=get_bias_dropout_add),
+        ),
+        moe_layer=ModuleSpec(
+            module=MoETransformerLayer,
+            submodules=TransformerLayerSubmodules(
+                pre_mlp_layernorm=RMSNorm, mlp=experts, mlp_bda=get_bias_dropout_add
+            ),
+        ),
+    )
+    return ModuleSpec(module=MambaStack, submodules=layers)
+
+
+def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
+    """TransformerConfig of a preset: the family's rules, the preset's sizes, then `settings`, which win."""
+    same_name = {field.name for field in dataclasses.fields(TransformerConfig)}
+    sizes = {name: value for name, value in dataclasses.asdict(preset).items() if name in same_name}
+    family = dict(
+        num_layers=preset.num_layers,
+        ffn_hidden_size=preset.moe_ffn_hidden_size,
+        is_hybrid_model=True,
+        normalization="RMSNorm",
+        add_bias_linear=False,
+        gated_linear_unit=False,
+        activation_func=relu2,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        moe_router_score_function="sigmoid",
+        moe_router_enable_expert_bias=True,
+        moe_router_dtype="fp32",
+        moe_token_dispatcher_type="alltoall",
+        # Equal initial weights at every tensor-parallel size.
+        use_cpu_initialization=True,
+        pipeline_dtype=settings.get("params_dtype", torch.float32),
+    )
+    return TransformerConfig(**{**family, **sizes, **settings})
+
+
+def build_model(
+    preset: ModelConfig, config: TransformerConfig, pre_process: bool = True, post_process: bool = True
+) -> MambaModel:
+    """mcore's MambaModel of a preset: no positions, embeddings and output weights apart."""
+    return MambaModel(
+        config,
+        nemotron_stack_spec(preset.num_moe_experts),
+        vocab_size=preset.vocab_size,
+        max_sequence_length=preset.max_sequence_length,
+        hybrid_override_pattern=preset.pattern,
+        position_embedding_type="none",
+        pre_process=pre_process,
+        post_process=post_process,
+        share_embeddings_and_output_weights=False,
+    )

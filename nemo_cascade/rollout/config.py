@@ -1,0 +1,14 @@
+"""What a user may say about sampling: NeMo RL's `policy.generation` block."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class GenerationConfig:
+    """`policy.generation`. `max_batch_size` bounds the rows one rank decodes at once (cache memory)."""
+
+    backend: str = "megatron"
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_batch_size: int = 256

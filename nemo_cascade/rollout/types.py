@@ -1,0 +1,51 @@
+"""What goes into a rollout engine (`Request`), what comes out (`Rollout`), and the `Group` a reward and an advantage see."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are drawn. The noise of a token depends on (seed, prompt_id, sample, position) and nothing else.
+
+    temperature 0 is greedy. top_p < 1 keeps the smallest set of tokens whose mass reaches it; log-probs returned are
+    those of the distribution that was sampled from (after temperature and top-p).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    stop_ids: tuple[int, ...] = (2, 11)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One reply to be sampled: `sample` counts the replies to the same `prompt_id` (a hex string)."""
+
+    prompt_id: str
+    sample: int
+    prompt: tuple[int, ...]
+
+
+@dataclass
+class Rollout:
+    """One sampled reply. `response` ends in its stop token when finish_reason is "stop"; `logprobs` is as long as it."""
+
+    prompt_id: str
+    sample: int
+    prompt: list[int]
+    response: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    reward: float | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Group:
+    """All rollouts of one row in one step."""
+
+    row: dict
+    domain: str
+    rollouts: list[Rollout]

@@ -1,0 +1,70 @@
+"""What a user may say about a stage's loop: NeMo RL's `sft`, `grpo`, `loss_fn`, `data` and `checkpointing` blocks."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DatasetConfig:
+    """One JSONL file of a domain; `share` is its weight in the stage's mixture."""
+
+    data_path: str = "???"
+    share: float = 1.0
+
+
+@dataclass
+class DataConfig:
+    """`data`: files by domain. `on_bad_row`: stop (default) or skip, which counts and lists what it skipped."""
+
+    train: dict[str, DatasetConfig] = field(default_factory=dict)
+    validation: dict[str, DatasetConfig] = field(default_factory=dict)
+    shuffle: bool = True
+    on_bad_row: str = "stop"
+
+
+@dataclass
+class SFTConfig:
+    """`sft`: the length of the stage in optimizer steps."""
+
+    max_num_steps: int = 100
+
+
+@dataclass
+class AdvantageEstimatorConfig:
+    """`grpo.adv_estimator`: `grpo` (group-normalised reward) or `opd` (teacher minus student log-prob per token)."""
+
+    name: str = "grpo"
+
+
+@dataclass
+class GRPOConfig:
+    """`grpo`: batch shape and length of an RL stage."""
+
+    num_prompts_per_step: int = 32
+    num_generations_per_prompt: int = 8
+    max_num_steps: int = 30
+    normalize_rewards: bool = True
+    use_leave_one_out_baseline: bool = False
+    overlong_filtering: bool = False
+    adv_estimator: AdvantageEstimatorConfig = field(default_factory=AdvantageEstimatorConfig)
+
+
+@dataclass
+class LossConfig:
+    """`loss_fn`: token mean (`token_level_loss`) or per-response mean, and the train / sampling mismatch correction.
+
+    truncated_importance_sampling_type: null (no correction), "tis" (clamped) or "icepop" (dropped outside the band).
+    """
+
+    token_level_loss: bool = True
+    use_importance_sampling_correction: bool = False
+    truncated_importance_sampling_type: str | None = None
+    truncated_importance_sampling_ratio_min: float = 0.5
+    truncated_importance_sampling_ratio: float = 2.0
+
+
+@dataclass
+class CheckpointingConfig:
+    """`checkpointing`: a stage always saves at its end; save_period adds one every so many steps (0: none)."""
+
+    save_period: int = 0
+    keep_top_k: int = 1

@@ -1,0 +1,61 @@
+"""`StageRun`: all that a training loop gets to know about the run it is part of.
+
+The loops take it as their only argument and import nothing of the pipeline above them. Left out on purpose: other stages, the
+manifest, scores. Whoever drives a loop (the runner, a test, a script) builds one.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemo_cascade.engine.config import PolicyConfig
+from nemo_cascade.stages.config import CheckpointingConfig, DataConfig, GRPOConfig, LossConfig, SFTConfig
+from nemo_cascade.stages.metrics import MetricsLog
+from nemo_cascade.stages.progress import Progress
+
+
+@dataclass(kw_only=True)
+class LoopConfig:
+    """The blocks a loop may read; `sft` or `grpo` and `loss_fn` by its kind."""
+
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    loss_fn: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+
+
+@dataclass
+class StageRun:
+    """One stage being run by one process.
+
+    dir is the stage's own folder, parent the checkpoint it starts from (None: fresh weights), teachers the checkpoint that
+    teaches each domain. Only rank 0 writes metrics and shows progress; the others may call the same methods.
+    """
+
+    name: str
+    config: LoopConfig
+    dir: Path
+    seed: int
+    parent: Path | None = None
+    teachers: dict[str, Path] = field(default_factory=dict)
+    rank: int = 0
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Appends one line to `metrics.jsonl`; step counts optimizer steps of this stage from 1."""
+        if self.rank == 0:
+            MetricsLog(self.dir / "metrics.jsonl").append(metrics, step)
+
+    def rewind(self, step: int) -> None:
+        """Forgets the metrics of all steps after `step`, because a resumed stage will write them again."""
+        if self.rank == 0:
+            MetricsLog(self.dir / "metrics.jsonl").rewind(step)
+
+    def progress(self, total: int, description: str, done: int = 0) -> Progress:
+        """A context manager whose `advance(**shown)` counts one of `total` steps; `done` of them are behind already."""
+        return Progress(total, description, done=done, silent=self.rank != 0)
+
+    def should_save(self, step: int, max_num_steps: int) -> bool:
+        """Whether a checkpoint is due after `step`: at the end, and every `checkpointing.save_period` steps."""
+        period = self.config.checkpointing.save_period
+        return step == max_num_steps or (period > 0 and step % period == 0)

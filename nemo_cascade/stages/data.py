@@ -1,0 +1,27 @@
+"""The files of a stage's `data` block, read and checked: one `Domain` a name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_cascade import environments
+from nemo_cascade.data.rows import load_rows
+from nemo_cascade.stages.config import DataConfig
+
+
+@dataclass
+class Domain:
+    """Rows of one domain and its weight in the mixture."""
+
+    name: str
+    path: Path
+    rows: list[dict]
+    share: float
+
+
+def load_domains(config: DataConfig, split: str, kind: str) -> dict[str, Domain]:
+    """Domains of `data.train` or `data.validation`; raises DataError naming file and row for what cannot be used."""
+    domains = {}
+    for name, dataset in getattr(config, split).items():
+        rows, _ = load_rows(dataset.data_path, kind=kind, on_bad_row=config.on_bad_row, environments=environments.names())
+        domains[name] = Domain(name, Path(dataset.data_path), rows, dataset.share)
+    return domains

@@ -1,0 +1,54 @@
+"""`metrics.jsonl`: one JSON object a line, {"step", "time", metrics...}; appended to, and cut back when a stage resumes.
+
+A line is one `write`, so a kill leaves at most one broken line at the end, which readers drop. Nothing is aggregated here.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+
+class MetricsLog:
+    """The metrics file of one stage; it need not exist yet."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    def append(self, metrics: dict[str, float], step: int) -> None:
+        """Adds a line; `time` is Unix time in seconds, a value that is not finite becomes null."""
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read(self) -> list[dict]:
+        """All complete lines, in order; empty when there is no file."""
+        if not self.path.exists():
+            return []
+        *lines, tail = self.path.read_text(encoding="utf-8").split("\n")
+        entries = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{self.path}, line {number}: not JSON ({error}); remove this line") from error
+        return entries
+
+    def rewind(self, step: int) -> None:
+        """Drops every line after `step` and a broken last one, atomically."""
+        if not self.path.exists():
+            return
+        kept = [entry for entry in self.read() if entry["step"] <= step]
+        temporary = self.path.with_name(f"tmp_{self.path.name}")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+
+
+def train_metrics(metrics: dict[str, float], seconds: float) -> dict[str, float]:
+    """One step's metrics under NeMo RL's names: `train/...` and `timing/train/total_step_time` in seconds."""
+    return {f"train/{name}": value for name, value in metrics.items()} | {"timing/train/total_step_time": seconds}

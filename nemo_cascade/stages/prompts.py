@@ -1,0 +1,58 @@
+"""Prompts of an RL stage: rows of all its domains, rendered once, drawn by share, in an order that can be resumed."""
+
+from dataclasses import dataclass
+
+from nemo_cascade.data.chat import render_prompt
+from nemo_cascade.data.loader import Mixture
+from nemo_cascade.data.rows import DataError, messages_of, prompt_id, tools_of
+from nemo_cascade.engine.config import PolicyConfig
+from nemo_cascade.stages.config import DataConfig
+from nemo_cascade.stages.data import Domain, load_domains
+
+
+@dataclass
+class Prompt:
+    """A row ready to be answered: tokens end in the generation prefix."""
+
+    id: str
+    domain: str
+    row: dict
+    tokens: list[int]
+
+
+class PromptSource:
+    """`next(n)` draws n prompts from the stage's mixture."""
+
+    def __init__(self, data: DataConfig, tokenizer, policy: PolicyConfig, seed: int):
+        domains = load_domains(data, "train", kind="rl")
+        self.prompts = {name: render(domain, tokenizer, policy) for name, domain in domains.items()}
+        self.mixture = Mixture({name: (len(d.rows), d.share) for name, d in domains.items()}, seed=seed)
+
+    def next(self, n: int) -> list[Prompt]:
+        return [self.prompts[name][index] for name, index in self.mixture.next(n)]
+
+    def state_dict(self) -> dict:
+        return self.mixture.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.mixture.load_state_dict(state)
+
+
+def render(domain: Domain, tokenizer, policy: PolicyConfig) -> list[Prompt]:
+    """All prompts of a domain. Raises DataError for one that leaves no room for a reply, naming file and row."""
+    room = policy.max_total_sequence_length - policy.generation.max_new_tokens
+    prompts = []
+    for number, row in enumerate(domain.rows, start=1):
+        tokens = render_prompt(tokenizer, messages_of(row), tools=tools_of(row), enable_thinking=thinking(row))
+        if len(tokens) > room:
+            raise DataError(
+                f"{domain.path}, row {number}: the prompt has {len(tokens)} tokens, but policy.max_total_sequence_length - "
+                f"policy.generation.max_new_tokens leaves {room}"
+            )
+        prompts.append(Prompt(prompt_id(row), domain.name, row, tokens))
+    return prompts
+
+
+def thinking(row: dict) -> bool:
+    """Whether the reply begins with a thought (the recipe's RL does unless a row says otherwise)."""
+    return bool(row.get("enable_thinking", True))

@@ -1,0 +1,127 @@
+"""Strictly on-policy reinforcement learning and on-policy distillation: one loop, one update per batch of fresh rollouts.
+
+With `grpo.adv_estimator.name: grpo` the advantage of a token is its rollout's group-normalised reward; with `opd` (MOPD) it is
+the teacher's log-prob minus the student's, and rewards are only reported.
+"""
+
+import time
+
+import torch
+
+from nemo_cascade.algorithms import group_advantages, importance_weights, mopd_advantages, policy_gradient_loss
+from nemo_cascade.data.sample import Sample
+from nemo_cascade.engine import checkpoint
+from nemo_cascade.engine.policy import Policy
+from nemo_cascade.rollout.types import Group
+from nemo_cascade.stages.config import LossConfig
+from nemo_cascade.stages.context import StageRun
+from nemo_cascade.stages.metrics import train_metrics
+from nemo_cascade.stages.prompts import PromptSource
+from nemo_cascade.stages.rollouts import Sampler, rollout_metrics
+from nemo_cascade.stages.start import resume_or_begin
+
+
+def run(stage: StageRun) -> None:
+    """Trains to `grpo.max_num_steps`. Rollouts are on disk before they are trained on; a resumed run replays them."""
+    config = stage.config
+    policy = Policy(config.policy, seed=stage.seed, max_num_steps=config.grpo.max_num_steps)
+    prompts = PromptSource(config.data, policy.tokenizer, config.policy, seed=stage.seed)
+    info = resume_or_begin(stage, policy)
+    prompts.load_state_dict(info["prompts"]) if info else None
+    sampler = Sampler(policy, stage.dir / "rollouts", seed=stage.seed)
+    distil = config.grpo.adv_estimator.name == "opd"
+    loss = make_loss(config.loss_fn, distil)
+
+    with stage.progress(config.grpo.max_num_steps, stage.name, done=policy.step) as bar:
+        while policy.step < config.grpo.max_num_steps:
+            started = time.perf_counter()
+            step = policy.step + 1
+            batch = prompts.next(config.grpo.num_prompts_per_step)
+            groups = sampler.groups(step, batch, config.grpo.num_generations_per_prompt)
+            samples = distillation_samples(groups) if distil else reward_samples(groups, config.grpo)
+            if distil:
+                add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers)
+            metrics = policy.train_step(samples, loss) | rollout_metrics(groups)
+            stage.log(train_metrics(metrics, time.perf_counter() - started), step)
+            bar.advance(reward=metrics["reward"])
+            if stage.should_save(step, config.grpo.max_num_steps):
+                checkpoint.save(policy, stage.dir, {"prompts": prompts.state_dict()}, config.checkpointing.keep_top_k)
+
+
+def reward_samples(groups: list[Group], config) -> list[Sample]:
+    """GRPO's training samples: every token of a rollout carries the rollout's group advantage.
+
+    With `grpo.overlong_filtering` replies cut at the length limit are left out of the loss (they still count in the baseline).
+    """
+    rewards_PG = torch.tensor([[r.reward for r in group.rollouts] for group in groups], dtype=torch.float64)
+    advantages_PG = group_advantages(
+        rewards_PG, normalize=config.normalize_rewards, leave_one_out=config.use_leave_one_out_baseline
+    )
+    samples = []
+    for group, advantages in zip(groups, advantages_PG.tolist()):
+        for rollout, advantage in zip(group.rollouts, advantages):
+            trained = not (config.overlong_filtering and rollout.finish_reason == "length")
+            samples.append(rollout_sample(rollout, trained, advantages=advantage))
+    return samples
+
+
+def distillation_samples(groups: list[Group]) -> list[Sample]:
+    """MOPD's training samples; their advantages come from `add_teacher_logprobs` and the student's own forward pass."""
+    return [rollout_sample(rollout, trained=True) for group in groups for rollout in group.rollouts]
+
+
+def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:
+    """prompt + response; loss on the response (its stop token included), prompts carry zeros."""
+    prompt, response = len(rollout.prompt), len(rollout.response)
+    return Sample(
+        tokens=rollout.prompt + rollout.response,
+        loss_mask=[0] * prompt + [int(trained)] * response,
+        fields={
+            "sampling_logprobs": [0.0] * prompt + rollout.logprobs,
+            **{name: [0.0] * prompt + [value] * response for name, value in constant_fields.items()},
+        },
+    )
+
+
+def add_teacher_logprobs(policy: Policy, samples: list[Sample], domains: list[str], teachers: dict) -> None:
+    """Fills `teacher_logprobs` of every sample by the teacher of its domain, in the policy's own buffers, in turn.
+
+    samples are group-major: len(samples) / len(domains) consecutive samples belong to each domain entry.
+    """
+    group = len(samples) // len(domains)
+    of_sample = [domain for domain in domains for _ in range(group)]
+    for domain in sorted(set(domains), key=lambda name: str(teachers[name])):
+        mine = [sample for sample, name in zip(samples, of_sample) if name == domain]
+        with policy.weights_of(teachers[domain] / "policy"):
+            for sample, logprobs in zip(mine, policy.logprobs(mine)):
+                sample.fields["teacher_logprobs"] = logprobs
+
+
+def make_loss(config: LossConfig, distil: bool):
+    """The loss `Policy.train_step` calls for each pack."""
+    mode = (config.truncated_importance_sampling_type or "none") if config.use_importance_sampling_correction else "none"
+    low, high = config.truncated_importance_sampling_ratio_min, config.truncated_importance_sampling_ratio
+    aggregate = "token" if config.token_level_loss else "sequence"
+
+    def loss(logprobs, pack):
+        current, mask = logprobs.detach(), pack.mask
+        if distil:
+            advantages = mopd_advantages(pack.fields["teacher_logprobs"], current, mask)
+        else:
+            advantages = pack.fields["advantages"]
+        sampled = pack.fields["sampling_logprobs"]
+        weights = importance_weights(current, sampled, mask, mode=mode, low=low, high=high)
+        total, count = policy_gradient_loss(logprobs, advantages, weights, mask, pack.segments, aggregate=aggregate)
+        ratio = (current - sampled).exp()
+        tokens = mask.sum()
+        metrics = {
+            "token_mult_prob_error": (((current - sampled).abs().exp() * mask).sum(), tokens),
+            "sampling_importance_ratio": ((ratio * mask).sum(), tokens),
+            "is_oob_ratio": ((((ratio < low) | (ratio > high)) * mask).sum(), tokens),
+            "approx_entropy": (-(current * mask).sum(), tokens),
+        }
+        if distil:
+            metrics["teacher_student_logprob_gap_mean"] = ((advantages * mask).sum(), tokens)
+        return total, count, metrics
+
+    return loss

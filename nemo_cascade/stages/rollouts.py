@@ -1,0 +1,95 @@
+"""One step's rollouts with their rewards: sampled and verified once, then on disk, so that a resumed run trains on the same ones."""
+
+from pathlib import Path
+
+from nemo_cascade import environments
+from nemo_cascade.data.rows import environment_of
+from nemo_cascade.engine import parallel
+from nemo_cascade.engine.policy import Policy
+from nemo_cascade.rollout.collect import generate_global
+from nemo_cascade.rollout.megatron import MegatronEngine
+from nemo_cascade.rollout.store import RolloutStore
+from nemo_cascade.rollout.types import Group, Request, Rollout, SamplingParams
+from nemo_cascade.stages.prompts import Prompt
+
+
+def make_engine(policy: Policy) -> MegatronEngine:
+    """The embedded engine over the policy's own weights."""
+    return MegatronEngine(
+        policy.model, vocab_size=len(policy.tokenizer), max_batch_size=policy.config.generation.max_batch_size
+    )
+
+
+class Sampler:
+    """Draws groups with the policy's current weights and rewards them."""
+
+    def __init__(self, policy: Policy, directory: Path, seed: int):
+        self.policy, self.seed = policy, seed
+        self.engine = make_engine(policy)
+        self.store = RolloutStore(directory)
+
+    def groups(self, step: int, prompts: list[Prompt], group_size: int) -> list[Group]:
+        """The groups of a step, replayed from disk when they are there."""
+        stored = self.store.load(step)
+        if stored is None:
+            stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=self.seed * 1_000_003 + step)
+            self.store.save(step, stored)
+        return stored
+
+
+def sample_groups(policy: Policy, engine, prompts: list[Prompt], group_size: int, seed: int) -> list[Group]:
+    """group_size rollouts of every prompt with the policy's current weights, rewarded; the same on every rank."""
+    generation = policy.config.generation
+    params = SamplingParams(
+        temperature=generation.temperature, top_p=generation.top_p, max_new_tokens=generation.max_new_tokens, seed=seed
+    )
+    requests = [Request(prompt.id, k, tuple(prompt.tokens)) for prompt in prompts for k in range(group_size)]
+    rollouts = generate_global(engine, requests, params)
+    groups = [
+        Group(prompt.row, prompt.domain, rollouts[i * group_size : (i + 1) * group_size])
+        for i, prompt in enumerate(prompts)
+    ]
+    # One rank asks the environments, so that a slow or random verifier cannot give ranks different rewards.
+    if parallel.rank() == 0:
+        for group in groups:
+            reward(group, policy.tokenizer)
+    verdicts = parallel.broadcast([[(r.reward, r.info) for r in group.rollouts] for group in groups])
+    for group, row in zip(groups, verdicts):
+        for rollout, verdict in zip(group.rollouts, row):
+            rollout.reward, rollout.info = verdict
+    return groups
+
+
+def reward(group: Group, tokenizer) -> None:
+    """Fills reward and info of every rollout. A reply cut at the length limit earns 0 whatever it says [paper, IF-RL]."""
+    verify = environments.get(environment_of(group.row)).verify
+    for rollout in group.rollouts:
+        text = reply_text(rollout, tokenizer)
+        verdict = verify(group.row, environments.response_of(text))
+        rollout.info = {key: value for key, value in verdict.items() if key != "reward"}
+        rollout.reward = 0.0 if rollout.finish_reason == "length" else float(verdict["reward"])
+
+
+def reply_text(rollout: Rollout, tokenizer) -> str:
+    """What the model wrote, without its stop token; special tokens such as </think> stay, because verifiers need them."""
+    tokens = rollout.response[:-1] if rollout.finish_reason == "stop" else rollout.response
+    return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def rollout_metrics(groups: list[Group]) -> dict[str, float]:
+    """Means over the step's rollouts: reward, also by domain, length, truncation, share of informative groups."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    metrics = {
+        "reward": mean(r.reward for r in rollouts),
+        "mean_gen_tokens_per_sample": mean(len(r.response) for r in rollouts),
+        "truncation_rate": mean(r.finish_reason == "length" for r in rollouts),
+        "informative_groups": mean(len({r.reward for r in group.rollouts}) > 1 for group in groups),
+    }
+    for domain in sorted({group.domain for group in groups}):
+        metrics[f"{domain}/reward"] = mean(r.reward for g in groups if g.domain == domain for r in g.rollouts)
+    return metrics
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)

@@ -1,0 +1,64 @@
+"""Supervised fine-tuning: packed documents of all domains, loss on assistant tokens, the mean over the global batch's tokens."""
+
+import time
+
+from nemo_cascade.algorithms import negative_log_likelihood
+from nemo_cascade.data.chat import conversation_to_samples
+from nemo_cascade.data.loader import Loader, Mixture
+from nemo_cascade.data.packing import pack
+from nemo_cascade.data.sample import Sample
+from nemo_cascade.engine import checkpoint
+from nemo_cascade.engine.policy import Policy
+from nemo_cascade.stages.context import StageRun
+from nemo_cascade.stages.data import load_domains
+from nemo_cascade.stages.metrics import train_metrics
+from nemo_cascade.stages.start import resume_or_begin
+
+# Documents are packed in windows of the shuffled mixture, so that a pack holds neighbours of the mixture, not of one length.
+PACKING_WINDOW = 1024
+
+
+def run(stage: StageRun) -> None:
+    """Trains to `sft.max_num_steps`, from the newest checkpoint of the stage or from its parent (or from scratch)."""
+    config = stage.config
+    policy = Policy(config.policy, seed=stage.seed, max_num_steps=config.sft.max_num_steps)
+    packs = packed_documents(stage, policy)
+    loader = Loader(len(packs), config.policy.train_global_batch_size, shuffle=config.data.shuffle, seed=stage.seed)
+    info = resume_or_begin(stage, policy)
+    loader.load_state_dict(info["loader"]) if info else None
+
+    with stage.progress(config.sft.max_num_steps, stage.name, done=policy.step) as bar:
+        while policy.step < config.sft.max_num_steps:
+            started = time.perf_counter()
+            batch = [sample for index in loader.next() for sample in packs[index]]
+            metrics = policy.train_step(batch, sft_loss)
+            metrics["tokens"] = sum(len(sample.tokens) - 1 for sample in batch)
+            stage.log(train_metrics(metrics, time.perf_counter() - started), policy.step)
+            bar.advance(loss=metrics["loss"])
+            if stage.should_save(policy.step, config.sft.max_num_steps):
+                checkpoint.save(policy, stage.dir, {"loader": loader.state_dict()}, config.checkpointing.keep_top_k)
+
+
+def sft_loss(logprobs, pack):
+    """Token mean of -log p over assistant tokens."""
+    total, count = negative_log_likelihood(logprobs, pack.mask)
+    return total, count, {}
+
+
+def packed_documents(stage: StageRun, policy: Policy) -> list[list[Sample]]:
+    """One epoch of the mixture as packs of at most `train_mb_tokens` tokens.
+
+    Raises DataError for a document longer than `policy.max_total_sequence_length`, naming its file and row.
+    """
+    config = stage.config
+    domains = load_domains(config.data, "train", kind="sft")
+    samples = {name: documents(domain, policy) for name, domain in domains.items()}
+    mixture = Mixture({name: (len(samples[name]), domains[name].share) for name in samples}, seed=stage.seed)
+    order = mixture.next(sum(len(rows) for rows in samples.values()))
+    ordered = [samples[name][index] for name, index in order]
+    packs = []
+    for start in range(0, len(ordered), PACKING_WINDOW):
+        window = ordered[start : start + PACKING_WINDOW]
+        lengths = [len(sample.tokens) - 1 for sample in window]
+        packs += [[window[i] for i in indices] for indices in pack(lengths, config.policy.sequence_packing.train_mb_tokens)]
+    return packs

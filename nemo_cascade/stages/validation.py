@@ -1,0 +1,31 @@
+"""Scores of a checkpoint: average reward on fixed validation prompts with fixed noise, so that two checkpoints are paired."""
+
+from pathlib import Path
+
+from nemo_cascade.engine.policy import Policy
+from nemo_cascade.stages.config import DataConfig
+from nemo_cascade.stages.context import StageRun
+from nemo_cascade.stages.prompts import render
+from nemo_cascade.stages.data import Domain
+from nemo_cascade.stages.rollouts import make_engine, mean, sample_groups
+
+# One seed for all stages and runs: a difference between two checkpoints is then theirs, not the noise's.
+VALIDATION_SEED = 20_260_319
+
+
+def score(stage: StageRun, checkpoint: Path, domains: dict[str, Domain], num_samples: int) -> dict[str, dict]:
+    """domain -> {mean, n, per_prompt: mean reward of each prompt}, with the weights written at `checkpoint`."""
+    policy = Policy(stage.config.policy, seed=stage.seed)
+    policy.load(checkpoint / "policy", optimizer=False)
+    return score_policy(policy, domains, num_samples)
+
+
+def score_policy(policy: Policy, domains: dict[str, Domain], num_samples: int) -> dict[str, dict]:
+    """The same with the weights a policy holds now."""
+    prompts = [prompt for domain in domains.values() for prompt in render(domain, policy.tokenizer, policy.config)]
+    groups = sample_groups(policy, make_engine(policy), prompts, num_samples, seed=VALIDATION_SEED)
+    scores = {}
+    for name in domains:
+        per_prompt = [mean(r.reward for r in group.rollouts) for group in groups if group.domain == name]
+        scores[name] = {"mean": mean(per_prompt), "n": len(per_prompt), "per_prompt": per_prompt}
+    return scores

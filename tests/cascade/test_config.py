@@ -1,0 +1,299 @@
+"""A wrong config stops with all its problems, each naming its key and a remedy, before anything is started."""
+
+import pytest
+
+from nemo_cascade.cascade.compose import compose_config
+from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
+
+
+def load(*overrides: str, name: str = "tiny", world_size: int | None = 2) -> CascadeConfig:
+    return load_config(compose_config(name, overrides), world_size)
+
+
+def problems(*overrides: str, **settings) -> list[str]:
+    with pytest.raises(ConfigErrors) as caught:
+        load(*overrides, **settings)
+    return caught.value.problems
+
+
+# ---------------------------------------------------------------------------------------------------- what a config becomes
+
+
+def test_tiny_reads_like_the_pipeline():
+    cascade = load()
+    stages = cascade.stages
+    assert list(stages) == ["sft", "if_rl", "math_rl", "multi_domain_rl", "mopd"]
+    assert [stage.kind for stage in stages.values()] == ["sft", "rl", "rl", "rl", "rl"]
+    assert [stage.parent for stage in stages.values()] == [None, "sft", "sft", "if_rl", "multi_domain_rl"]
+    assert [name for name, stage in stages.items() if stage.teacher_only] == ["math_rl"]
+    teachers = {domain: (teacher.stage, teacher.anchor) for domain, teacher in stages["mopd"].teachers.items()}
+    assert teachers == {
+        "instruction_following": ("if_rl", False), "math": ("math_rl", False), "mcqa": ("multi_domain_rl", True)
+    }
+    assert [name for name, stage in stages.items() if stage.distils] == ["mopd"]
+
+
+def test_tiny_holds_the_recipes_constants():
+    stages = load().stages
+    for name, beta2 in (("sft", 0.98), ("if_rl", 0.95), ("mopd", 0.95)):
+        assert stages[name].policy.megatron_cfg.optimizer.adam_beta2 == beta2
+    assert stages["sft"].policy.megatron_cfg.scheduler.lr_decay_style == "cosine"
+    assert stages["sft"].policy.megatron_cfg.moe_router_load_balancing_type == "seq_aux_loss"
+    for name in ("if_rl", "math_rl", "multi_domain_rl", "mopd"):
+        router = stages[name].policy.megatron_cfg
+        assert (router.moe_router_load_balancing_type, router.moe_router_bias_update_rate) == ("none", 0.0)
+    loss = stages["mopd"].loss_fn
+    assert (loss.token_level_loss, loss.truncated_importance_sampling_type) == (False, "icepop")
+    assert (loss.truncated_importance_sampling_ratio_min, loss.truncated_importance_sampling_ratio) == (0.5, 2.0)
+    assert {domain: file.share for domain, file in stages["multi_domain_rl"].data.train.items()} == {"mcqa": 0.6, "math": 0.4}
+
+
+def test_smoke_is_tiny_with_two_steps_a_stage():
+    assert [stage.max_num_steps for stage in load(name="smoke").stages.values()] == [2] * 5
+
+
+def test_a_stage_overrides_the_top_level_blocks_and_nothing_else():
+    cascade = load("policy.max_grad_norm=0.5", "cascade.stages.if_rl.policy.max_grad_norm=2")
+    norms = {name: stage.policy.max_grad_norm for name, stage in cascade.stages.items()}
+    assert norms == {"sft": 0.5, "if_rl": 2.0, "math_rl": 0.5, "multi_domain_rl": 0.5, "mopd": 0.5}
+
+
+def test_a_key_the_file_does_not_spell_out_can_be_set_on_the_command_line():
+    assert load("cascade.stages.mopd.grpo.max_num_steps=7").stages["mopd"].grpo.max_num_steps == 7
+
+
+def test_model_overrides_pass_through():
+    stage = load("policy.megatron_cfg.model_overrides={anything: [1, {deep: x}]}").stages["if_rl"]
+    assert stage.policy.megatron_cfg.model_overrides == {"anything": [1, {"deep": "x"}]}
+
+
+def test_parent_null_means_fresh_weights():
+    assert load("cascade.stages.if_rl.parent=null").stages["if_rl"].parent is None
+
+
+def test_a_shorter_order_leaves_stages_out():
+    assert list(load("cascade.order=[sft,if_rl]").stages) == ["sft", "if_rl"]
+
+
+# ---------------------------------------------------------------------------------------------------- one problem, one line
+
+
+CASES = {
+    "a typo in a stage": (
+        ["cascade.stages.mopd.grpo.max_num_stepz=30"],
+        "cascade.stages.mopd.grpo.max_num_stepz: unknown key; did you mean max_num_steps?",
+    ),
+    "a typo at the top": (["polcy.precision=float32"], "polcy: unknown key; did you mean policy?"),
+    "a key in the wrong place": (
+        ["policy.lr=1e-3"],
+        "policy.lr: unknown key; did you mean megatron_cfg.optimizer.lr?",
+    ),
+    "a stage that is not there": (["cascade.stages.mopdd.grpo.max_num_steps=3"], "cascade.stages.mopdd: unknown stage; did you mean mopd?"),
+    "a stage named twice over": (["cascade.stages.sft.name=x"], "cascade.stages.sft.name: unknown key"),
+    "a string for a number": (["policy.max_grad_norm=high"], "policy.max_grad_norm: expected a number, got 'high'"),
+    "a fraction for a count": (["grpo.max_num_steps=2.5"], "grpo.max_num_steps: expected a whole number, got 2.5"),
+    "a flag for a number": (["policy.max_grad_norm=true"], "policy.max_grad_norm: expected a number, got True"),
+    "a number for a flag": (["data.shuffle=1"], "data.shuffle: expected true or false, got 1"),
+    "a value for a block": (["policy.generation=3"], "policy.generation: expected a mapping, got 3"),
+    "not a number": (["policy.max_grad_norm=.nan"], "policy.max_grad_norm: expected a"),
+    "a missing value": (["cascade.run_dir=???"], "cascade.run_dir: missing value; set it"),
+    "a missing path": (
+        ["cascade.stages.if_rl.data.train.mcqa={share: 1.0}"],
+        "cascade.stages.if_rl.data.train.mcqa.data_path: missing value; set it",
+    ),
+    "an interpolation into nothing": (["cascade.run_dir=${cascade.nothing}"], "cascade.run_dir: Interpolation key"),
+    "a kind": (["cascade.stages.sft.kind=sftt"], "cascade.stages.sft.kind: 'sftt' is not a choice; did you mean sft?"),
+    "an estimator": (
+        ["cascade.stages.if_rl.grpo.adv_estimator.name=gpro"],
+        "cascade.stages.if_rl.grpo.adv_estimator.name: 'gpro' is not a choice; did you mean grpo?",
+    ),
+    "a schedule": (
+        ["cascade.stages.sft.policy.megatron_cfg.scheduler.lr_decay_style=cosin"],
+        "cascade.stages.sft.policy.megatron_cfg.scheduler.lr_decay_style: 'cosin' is not a choice; did you mean cosine?",
+    ),
+    "a correction": (
+        ["cascade.stages.mopd.loss_fn.truncated_importance_sampling_type=icepopp"],
+        "'icepopp' is not a choice; did you mean icepop?",
+    ),
+    "a backend": (["policy.generation.backend=vlm"], "policy.generation.backend: 'vlm' is not a choice"),
+    "a precision": (["policy.precision=float16"], "policy.precision: 'float16' is not a choice; did you mean bfloat16?"),
+    "a temperature": (["policy.generation.temperature=-0.1"], "policy.generation.temperature: must be >= 0, got -0.1"),
+    "a nucleus of nothing": (["policy.generation.top_p=0"], "policy.generation.top_p: must be in (0, 1], got 0.0"),
+    "a nucleus of too much": (["policy.generation.top_p=1.1"], "policy.generation.top_p: must be in (0, 1], got 1.1"),
+    "no steps": (["cascade.stages.sft.sft.max_num_steps=0"], "cascade.stages.sft.sft.max_num_steps: must be >= 1, got 0"),
+    "a group of one": (["grpo.num_generations_per_prompt=1"], "grpo.num_generations_per_prompt: a group of one"),
+    "a floor above the rate": (
+        ["cascade.stages.sft.policy.megatron_cfg.optimizer.min_lr=1"],
+        "cascade.stages.sft.policy.megatron_cfg.optimizer.min_lr: 1.0 is above lr",
+    ),
+    "no room for a prompt": (["policy.generation.max_new_tokens=512"], "policy.generation.max_new_tokens: 512 leaves no room"),
+    "a pack too short": (["policy.sequence_packing.train_mb_tokens=100"], "policy.sequence_packing.train_mb_tokens: 100 is below"),
+    "a block the loop never reads": (
+        ["cascade.stages.if_rl.sft.max_num_steps=3"],
+        "cascade.stages.if_rl.sft: a stage of kind rl never reads this block; remove it",
+    ),
+    "a default no stage takes": (
+        ["policy.megatron_cfg.scheduler.lr_decay_style=linear"],
+        "policy.megatron_cfg.scheduler.lr_decay_style: no effect, every stage has its own",
+    ),
+    "a stage unknown to the order": (["cascade.order=[sft,if_rll]"], "cascade.order: unknown stage if_rll; did you mean if_rl?"),
+    "a stage twice in the order": (["cascade.order=[sft,sft]"], "cascade.order: sft is listed more than once"),
+    "an empty order": (["cascade.order=[]"], "cascade.order: no stage to run"),
+    "an unknown parent": (["cascade.stages.if_rl.parent=stf"], "cascade.stages.if_rl.parent: unknown stage stf; did you mean sft?"),
+    "a parent that comes later": (
+        ["cascade.stages.if_rl.parent=mopd"],
+        "cascade.stages.if_rl.parent: mopd runs after if_rl; a parent must come earlier",
+    ),
+    "a stage as its own parent": (["cascade.stages.if_rl.parent=if_rl"], "cascade.stages.if_rl.parent: if_rl is the stage itself"),
+    "a teacher as a parent": (
+        ["cascade.stages.multi_domain_rl.parent=math_rl"],
+        "cascade.stages.multi_domain_rl.parent: math_rl is teacher_only",
+    ),
+    "teachers without distillation": (
+        ["cascade.stages.if_rl.teachers={instruction_following: sft}"],
+        "cascade.stages.if_rl.teachers: only a stage of kind rl with grpo.adv_estimator.name=opd has teachers",
+    ),
+    "distillation without teachers": (
+        ["~cascade.stages.mopd.teachers"],
+        "cascade.stages.mopd.teachers.math: no teacher for a domain that is trained on; add math: <stage>",
+    ),
+    "a domain without a teacher": (
+        ["~cascade.stages.mopd.teachers.math"],
+        "cascade.stages.mopd.teachers.math: no teacher for a domain that is trained on",
+    ),
+    "a teacher of nothing": (
+        ["cascade.stages.mopd.teachers.maths=math_rl"],
+        "cascade.stages.mopd.teachers.maths: not a domain of this stage's data.train; did you mean math?",
+    ),
+    "the student as its own teacher": (
+        ["cascade.stages.mopd.teachers.mcqa=multi_domain_rl"],
+        "cascade.stages.mopd.teachers.mcqa: multi_domain_rl is where the student starts",
+    ),
+    "a teacher that comes later": (
+        ["cascade.order=[sft,if_rl,multi_domain_rl,mopd,math_rl]"],
+        "cascade.stages.mopd.teachers.math: math_rl runs after mopd; a teacher must come earlier",
+    ),
+    "no data": (["~cascade.stages.if_rl.data"], "cascade.stages.if_rl.data.train: no data"),
+    "a file that is not there": (
+        ["cascade.stages.if_rl.data.train.instruction_following.data_path=/no/such/file.jsonl"],
+        "cascade.stages.if_rl.data.train.instruction_following.data_path: no file /no/such/file.jsonl",
+    ),
+    "a share of nothing": (
+        ["cascade.stages.multi_domain_rl.data.train.math.share=0"],
+        "cascade.stages.multi_domain_rl.data.train.math.share: must be > 0, got 0.0",
+    ),
+    "a domain nothing scores": (["~data.validation.math"], "data.validation.math: math_rl trains on math but nothing scores it"),
+    "two models": (["cascade.stages.if_rl.policy.model_name=nano_30b_a3b"], "policy.model_name: must be the same in every stage"),
+    "an unknown model": (["policy.model_name=tinny"], "policy.model_name: no model 'tinny'; did you mean tiny?"),
+    "a sequence longer than the model": (
+        ["policy.max_total_sequence_length=100000", "policy.sequence_packing.train_mb_tokens=100000"],
+        "policy.max_total_sequence_length: 100000 is more than the 8192 tokens of tiny",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_problem_is_one_line_that_names_its_key_and_what_to_do(case):
+    overrides, expected = CASES[case]
+    found = problems(*overrides)
+    assert any(expected in line for line in found), found
+    assert all("\n" not in line for line in found)
+
+
+def test_one_mistake_in_a_shared_block_is_told_once():
+    assert problems("policy.generation.top_p=2") == ["policy.generation.top_p: must be in (0, 1], got 2.0"]
+
+
+def test_all_problems_come_at_once():
+    found = problems(
+        "cascade.stages.mopd.grpo.max_num_stepz=30",
+        "policy.generation.temperature=-1",
+        "cascade.stages.if_rl.parent=nobody",
+        "policy.precision=int4",
+    )
+    for part in ("max_num_stepz", "temperature", "nobody", "int4"):
+        assert sum(part in line for line in found) == 1, found
+
+
+# ---------------------------------------------------------------------------------------------------- layouts
+
+LAYOUT = "policy.megatron_cfg."
+IMPOSSIBLE = {
+    "processes do not divide": (["tensor_model_parallel_size=2", "sequence_parallel=true"], 3, "policy.megatron_cfg: tensor * pipeline * context parallel sizes multiply to 2, which does not divide the 3 started processes"),
+    "experts do not divide": (["expert_model_parallel_size=3"], 3, "expert_model_parallel_size: 3 does not divide tiny's num_moe_experts 8"),
+    "heads do not divide": (
+        ["tensor_model_parallel_size=8", "sequence_parallel=true"], 8, "8 does not divide tiny's num_attention_heads 4"
+    ),
+    "mamba groups do not divide": (
+        ["tensor_model_parallel_size=4", "sequence_parallel=true"], 4, "4 does not divide tiny's mamba_num_groups 2"
+    ),
+    "pipeline parallel": (["pipeline_model_parallel_size=2"], 2, "pipeline_model_parallel_size=2 is not supported yet; set it to 1"),
+    "context parallel": (["context_parallel_size=2"], 2, "context_parallel_size=2 is not supported yet; set it to 1"),
+    "tensor without sequence parallel": (["tensor_model_parallel_size=2"], 2, "needs sequence_parallel=true"),
+    "zero": (["tensor_model_parallel_size=0"], 2, "tensor_model_parallel_size: must be >= 1, got 0"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_an_impossible_layout_is_refused(case):
+    settings, world_size, expected = IMPOSSIBLE[case]
+    found = problems(*(LAYOUT + setting for setting in settings), world_size=world_size)
+    assert len([line for line in found if expected in line]) == 1, found
+
+
+@pytest.mark.parametrize("tp, ep", [(1, 1), (2, 1), (1, 2), (2, 2), (1, 8)])
+@pytest.mark.parametrize("data", [1, 3])
+def test_a_possible_layout_is_accepted(tp, ep, data):
+    settings = [f"tensor_model_parallel_size={tp}", f"expert_model_parallel_size={ep}", "sequence_parallel=true"]
+    cascade = load(*(LAYOUT + setting for setting in settings), world_size=tp * ep * data)
+    assert cascade.stages["sft"].policy.megatron_cfg.tensor_model_parallel_size == tp
+
+
+def test_fewer_rollouts_than_data_parallel_ranks_are_refused():
+    found = problems("grpo.num_prompts_per_step=2", "grpo.num_generations_per_prompt=2", world_size=8)
+    assert any("grpo.num_prompts_per_step: 4 rollouts a step cannot be dealt to 8 data-parallel ranks" in line for line in found)
+
+
+def test_stages_with_different_layouts_are_refused():
+    found = problems(f"cascade.stages.if_rl.{LAYOUT}expert_model_parallel_size=2")
+    assert any(line.startswith(f"{LAYOUT}expert_model_parallel_size: must be the same in every stage") for line in found)
+
+
+# ---------------------------------------------------------------------------------------------------- composition
+
+BROKEN = {
+    "no such config": ("tinyy", [], "--config-name tinyy: no tinyy.yaml in"),
+    "an override without a value": ("tiny", ["cascade.run_dir"], "config tiny: "),
+    "an override that does not parse": ("tiny", ["cascade.order=[sft"], "config tiny: "),
+    "deleting what is not there": ("tiny", ["~cascade.nothing"], "config tiny: "),
+    "an unknown group option": ("tiny", ["stage@cascade.stages.sft=sftt"], "config tiny: "),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_config_that_cannot_be_composed_is_one_line(case):
+    name, overrides, expected = BROKEN[case]
+    (line,) = problems(*overrides, name=name)
+    assert line.startswith(expected) and "\n" not in line
+
+
+def test_yaml_that_does_not_parse_names_file_and_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text("cascade:\n  order: [sft\n")
+    with pytest.raises(ConfigErrors) as caught:
+        compose_config("mine", directory=tmp_path)
+    (line,) = caught.value.problems
+    assert "mine.yaml" in line and "line" in line
+
+
+def test_an_own_config_inherits_from_the_packages(tmp_path):
+    (tmp_path / "mine.yaml").write_text("defaults: [tiny, _self_]\ncascade:\n  run_dir: elsewhere\n")
+    cascade = load_config(compose_config("mine", ["cascade.seed=5"], directory=tmp_path))
+    assert (cascade.run_dir, cascade.seed, len(cascade.stages)) == ("elsewhere", 5, 5)
+    assert cascade.demo_data.path == "elsewhere/data"
+
+
+def test_composing_leaves_hydra_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compose_config("tiny")
+    compose_config("smoke")
+    assert list(tmp_path.iterdir()) == []

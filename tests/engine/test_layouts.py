@@ -1,0 +1,94 @@
+"""The same weights give the same loss, the same gradients and the same training at every layout."""
+
+import pytest
+import torch
+
+from nemo_cascade.engine.config import MegatronConfig, OptimizerConfig, PolicyConfig, SequencePackingConfig
+from tests.engine.cases import full_gradients, random_samples
+from tests.helpers import run_distributed
+
+LAYOUTS = {
+    "DP2": dict(world=2),
+    "TP2": dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True),
+    "EP2": dict(world=2, expert_model_parallel_size=2),
+    "TP2+EP2": dict(world=2, tensor_model_parallel_size=2, expert_model_parallel_size=2, sequence_parallel=True),
+}
+STEPS = 5
+
+
+def config(distributed_optimizer: bool, precision: str = "float32", **layout) -> PolicyConfig:
+    return PolicyConfig(
+        model_name="micro",
+        precision=precision,
+        sequence_packing=SequencePackingConfig(train_mb_tokens=64),
+        megatron_cfg=MegatronConfig(
+            moe_router_load_balancing_type="seq_aux_loss",
+            moe_aux_loss_coeff=1e-2,
+            moe_router_bias_update_rate=1e-3,
+            optimizer=OptimizerConfig(lr=1e-3, use_distributed_optimizer=distributed_optimizer),
+            **layout,
+        ),
+    )
+
+
+def loss_and_gradients(checkpoint, policy_config):
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.policy import Policy
+    from nemo_cascade.stages.sft import sft_loss
+
+    parallel.init(policy_config.megatron_cfg)
+    policy = Policy(policy_config, seed=0, max_num_steps=STEPS)
+    policy.load(checkpoint, optimizer=False)
+    return full_gradients(policy, random_samples(policy.preset.vocab_size), sft_loss)
+
+
+def training_losses(checkpoint, policy_config):
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.policy import Policy
+    from nemo_cascade.stages.sft import sft_loss
+
+    parallel.init(policy_config.megatron_cfg)
+    policy = Policy(policy_config, seed=0, max_num_steps=STEPS)
+    policy.load(checkpoint, optimizer=False)
+    samples = random_samples(policy.preset.vocab_size)
+    return [policy.train_step(samples, sft_loss)["loss"] for _ in range(STEPS)]
+
+
+def write_initial_weights(directory, policy_config):
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.policy import Policy
+
+    parallel.init(policy_config.megatron_cfg)
+    Policy(policy_config, seed=0).save(directory, optimizer=False)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """Weights written, and loss, gradients and five losses computed, by one process."""
+    directory = tmp_path_factory.mktemp("initial")
+    run_distributed(write_initial_weights, 1, directory, config(True))
+    loss, gradients = run_distributed(loss_and_gradients, 1, directory, config(False))[0]
+    losses = run_distributed(training_losses, 1, directory, config(True))[0]
+    return directory, loss, gradients, losses
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_loss_and_every_gradient_equal_one_process(name, single):
+    directory, loss, gradients, _ = single
+    layout = dict(LAYOUTS[name])
+    for other_loss, other in run_distributed(loss_and_gradients, layout.pop("world"), directory, config(False, **layout)):
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        assert other.keys() == gradients.keys()
+        for parameter, gradient in gradients.items():
+            error = (other[parameter] - gradient).norm() / gradient.norm().clamp(min=1e-12)
+            assert error < 1e-5, f"{parameter}: {error:.2e}"
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_five_steps_train_to_the_same_losses(name, single):
+    directory, *_, losses = single
+    layout = dict(LAYOUTS[name])
+    for others in run_distributed(training_losses, layout.pop("world"), directory, config(True, **layout)):
+        assert others == pytest.approx(losses, rel=1e-3)
+        assert losses[-1] < losses[0], "the test would not notice a step that does nothing"
+    assert torch.tensor(losses).isfinite().all()

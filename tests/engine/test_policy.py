@@ -1,0 +1,180 @@
+"""The policy's contract: rotation leaves no trace, checkpoints are exact, a student that is its own teacher learns nothing."""
+
+import json
+
+import pytest
+
+from nemo_cascade.engine.config import MegatronConfig, OptimizerConfig, PolicyConfig, SequencePackingConfig
+from nemo_cascade.stages.config import LossConfig
+from tests.engine.cases import full_gradients, random_samples
+from tests.helpers import run_distributed
+
+LAYOUTS = [dict(world=1), dict(world=2), dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True)]
+LAYOUTS += [dict(world=2, expert_model_parallel_size=2)]
+
+
+def build(max_num_steps=4, seed=0, distributed_optimizer=True, **layout):
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.policy import Policy
+
+    config = PolicyConfig(
+        model_name="micro",
+        sequence_packing=SequencePackingConfig(train_mb_tokens=64),
+        megatron_cfg=MegatronConfig(
+            moe_router_bias_update_rate=1e-2,
+            optimizer=OptimizerConfig(lr=1e-2, use_distributed_optimizer=distributed_optimizer),
+            **layout,
+        ),
+    )
+    parallel.init(config.megatron_cfg)
+    return Policy(config, seed=seed, max_num_steps=max_num_steps)
+
+
+def train(policy, steps):
+    from nemo_cascade.stages.sft import sft_loss
+
+    return [policy.train_step(random_samples(policy.preset.vocab_size, seed=i), sft_loss)["loss"] for i in range(steps)]
+
+
+def rotation(directory, layout):
+    policy = build(**layout)
+    samples = random_samples(policy.preset.vocab_size)
+    teacher, teacher_hash = policy.logprobs(samples), policy.weights_hash()
+    policy.save(directory, optimizer=False)
+    train(policy, 3)
+    student, student_hash = policy.logprobs(samples), policy.weights_hash()
+    with policy.weights_of(directory):
+        inside, inside_hash = policy.logprobs(samples), policy.weights_hash()
+    assert (inside, inside_hash) == (teacher, teacher_hash)
+    assert (policy.logprobs(samples), policy.weights_hash()) == (student, student_hash)
+    assert student_hash != teacher_hash and student != teacher
+    return True
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_teacher_rotates_in_exactly_and_the_student_comes_back_bit_equal(layout, tmp_path):
+    layout = dict(layout)
+    assert all(run_distributed(rotation, layout.pop("world"), tmp_path / "teacher", layout))
+
+
+def interrupted_rotation(directory, _):
+    policy = build()
+    policy.save(directory, optimizer=False)
+    train(policy, 1)
+    before = policy.weights_hash()
+    with pytest.raises(KeyboardInterrupt):
+        with policy.weights_of(directory):
+            raise KeyboardInterrupt
+    return policy.weights_hash() == before
+
+
+def test_the_student_comes_back_when_the_block_raises(tmp_path):
+    assert all(run_distributed(interrupted_rotation, 1, tmp_path / "teacher", None))
+
+
+def resumed(directory, layout):
+    from nemo_cascade.engine import checkpoint
+
+    whole = build(**layout)
+    train(whole, 2)
+    path = checkpoint.save(whole, directory, {"note": 7})
+    losses = train(whole, 2)
+    again = build(seed=1, **layout)
+    info = checkpoint.load(again, path)
+    assert info["note"] == 7 and again.step == 2
+    assert train(again, 2) == losses
+    return again.weights_hash() == whole.weights_hash()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_training_goes_on_bit_identically_from_a_checkpoint(layout, tmp_path):
+    layout = dict(layout)
+    assert all(run_distributed(resumed, layout.pop("world"), tmp_path, layout))
+
+
+def weights_and_hash(directory, layout, save):
+    policy = build(max_num_steps=0, **layout)
+    if save:
+        policy.save(directory, optimizer=False)
+    else:
+        policy.load(directory, optimizer=False)
+    return policy.weights_hash()
+
+
+def test_a_checkpoint_opens_at_another_layout_with_the_same_hash(tmp_path):
+    hashes = set(run_distributed(weights_and_hash, 1, tmp_path, {}, True))
+    for layout in LAYOUTS[1:]:
+        layout = dict(layout)
+        hashes |= set(run_distributed(weights_and_hash, layout.pop("world"), tmp_path, layout, False))
+    assert len(hashes) == 1
+
+
+def damaged_write(directory, _):
+    from nemo_cascade.engine import checkpoint
+
+    policy = build()
+    honest = policy.save
+
+    def lying_disk(path, optimizer=True):
+        honest(path, optimizer)
+        train(policy, 1)
+
+    policy.save = lying_disk
+    with pytest.raises(RuntimeError, match="differ from those in memory"):
+        checkpoint.save(policy, directory, {})
+    return checkpoint.latest(directory)
+
+
+def test_a_checkpoint_that_cannot_be_read_back_is_never_renamed(tmp_path):
+    assert run_distributed(damaged_write, 1, tmp_path, None) == [None]
+
+
+def own_teacher(directory, layout):
+    from nemo_cascade.stages.rl import add_teacher_logprobs, make_loss
+
+    policy = build(distributed_optimizer=False, **layout)
+    policy.save(directory / "policy", optimizer=False)
+    samples = random_samples(policy.preset.vocab_size, sampling_logprobs=0.0)
+    add_teacher_logprobs(policy, samples, ["math"] * len(samples), {"math": directory})
+    for sample, logprobs in zip(samples, policy.logprobs(samples)):
+        sample.fields["sampling_logprobs"] = logprobs
+    settings = LossConfig(
+        token_level_loss=False, use_importance_sampling_correction=True, truncated_importance_sampling_type="icepop"
+    )
+    seen = []
+
+    def watched(logprobs, pack):
+        seen.append(((pack.fields["teacher_logprobs"] - logprobs.detach()) * pack.mask).abs().max().item())
+        return make_loss(settings, distil=True)(logprobs, pack)
+
+    loss, gradients = full_gradients(policy, samples, watched)
+    return max(seen), loss, max(gradient.abs().max().item() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_student_that_is_its_own_teacher_has_advantage_loss_and_gradient_exactly_zero(layout, tmp_path):
+    layout = dict(layout)
+    for advantage, loss, gradient in run_distributed(own_teacher, layout.pop("world"), tmp_path, layout):
+        assert (advantage, loss, gradient) == (0.0, 0.0, 0.0)
+
+
+def not_finite(_):
+    policy = build()
+    before = policy.weights_hash()
+
+    def explode(logprobs, pack):
+        return logprobs.sum() * float("inf"), pack.mask.sum(), {}
+
+    with pytest.raises(FloatingPointError, match="optimizer step 1"):
+        policy.train_step(random_samples(policy.preset.vocab_size), explode)
+    return policy.weights_hash() == before
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched():
+    assert run_distributed(not_finite, 1, None) == [True]
+
+
+def test_training_info_names_the_step_and_the_hash(tmp_path):
+    assert all(run_distributed(resumed, 1, tmp_path, {}))
+    info = json.loads((tmp_path / "step_2" / "training_info.json").read_text())
+    assert info["step"] == 2 and len(info["weights_hash"]) == 64
