@@ -88,7 +88,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += data_problems(cascade, stage, source, where)
         problems += layout.problems(stage, where, world_size)
     problems += agreement_problems(cascade, source)
-    problems += shadowed_problems(cascade, source)
+    problems += shadowed_problems(source)
     return list(dict.fromkeys(problems))
 
 
@@ -256,9 +256,9 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
         )
 
 
-def shadowed_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
+def shadowed_problems(source: "Source") -> Iterator[str]:
     """Top-level values that every stage overrides: whoever sets one, say on the command line, would change nothing."""
-    stages = [flatten(source.overrides[name]) for name in cascade.stages]
+    stages = [flatten(overrides) for overrides in source.overrides.values()]
     for key in flatten(source.defaults):
         if stages and all(key in overrides for overrides in stages):
             yield f"{key}: no effect, every stage has its own; set cascade.stages.<stage>.{key}"

@@ -4,6 +4,7 @@ A config that is wrong ends with one line a problem on standard error and exit c
 exists. Under torchrun only rank 0 speaks.
 """
 
+import logging
 import os
 import sys
 import time
@@ -40,6 +41,7 @@ def run(
 ) -> None:
     """Run the cascade of a config, or go on with it; start it with torchrun for more than one process."""
     cascade = load(config_name, config_dir, config, overrides, int(os.environ.get("WORLD_SIZE", "1")))
+    quiet_logs()
     # Imported late: megatron-core takes seconds, and a typo should not have to wait for it.
     from nemo_cascade.cascade import runner
     from nemo_cascade.data.rows import DataError
@@ -92,6 +94,23 @@ def load(
         return load_config(compose_config(name, overrides or (), directory), world_size)
     except ConfigErrors as errors:
         refuse(errors.problems)
+
+
+def quiet_logs() -> None:
+    """Warnings of the package once, and on rank 0 only: every rank reads the same rows, in several stages."""
+    told: set[str] = set()
+
+    def first_time(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return text not in told and not told.add(text)
+
+    handler = logging.StreamHandler()
+    handler.addFilter(first_time)
+    package = logging.getLogger("nemo_cascade")
+    package.addHandler(handler)
+    package.propagate = False
+    if os.environ.get("RANK", "0") != "0":
+        package.setLevel(logging.ERROR)
 
 
 def refuse(lines: list[str]) -> NoReturn:

@@ -159,10 +159,14 @@ def draw_panel(axis, name: str, log: list[dict], manifest: Manifest, colours: di
 
 def add_legend(figure, axes) -> None:
     """One legend below all panels: every domain once, then what lines and dots mean."""
-    axes.flat[0].plot([], [], color="0.6", linewidth=0.8, label="one step's rollouts")
-    axes.flat[0].plot([], [], color="0.3", linewidth=1.8, label=f"mean of {SMOOTHING_STEPS} steps")
-    axes.flat[0].plot([], [], "o", color="white", markeredgecolor="black", label="validation before and after")
+    from matplotlib.lines import Line2D
+
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
+    handles["one step's rollouts"] = Line2D([], [], color="0.6", linewidth=0.8)
+    handles[f"mean of {SMOOTHING_STEPS} steps"] = Line2D([], [], color="0.3", linewidth=1.8)
+    handles["validation before and after"] = Line2D(
+        [], [], color="white", marker="o", markeredgecolor="black", linestyle="none"
+    )
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize="small", frameon=False)
 
 

@@ -5,6 +5,7 @@ broadcast, so that ranks never disagree; every rank keeps the same manifest in m
 again goes on where a killed run stopped.
 """
 
+import dataclasses
 import gc
 import hashlib
 import json
@@ -20,6 +21,7 @@ from nemo_cascade.cascade import report
 from nemo_cascade.cascade.config import CascadeConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest, write_atomically
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, make_plan, write_stage_config
+from nemo_cascade.data import demo
 from nemo_cascade.engine import checkpoint, parallel
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
@@ -73,7 +75,8 @@ def begin(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> t
     # The plan first: it refuses changed settings, and rewriting the rows of finished stages could not be undone.
     plan = make_plan(cascade, manifest, only, from_stage)
     if cascade.demo_data is not None:
-        write_demo_rows(cascade)
+        settings = dataclasses.asdict(cascade.demo_data)
+        demo.ensure(Path(settings.pop("path")), **settings)
     check_rows(cascade)
     return manifest, plan
 

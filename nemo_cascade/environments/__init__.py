@@ -1,0 +1,37 @@
+"""Rewards: one file a domain, one shape for all, that of a NeMo Gym `/verify` call.
+
+`get(name).verify(row, response)` returns a dict with at least `reward`. row is a Gym row, response an OpenAI Responses object. Third
+parties add environments through the entry-point group `nemo_cascade.environments` (name -> an object with `verify`).
+"""
+
+import importlib
+from functools import cache
+from importlib.metadata import entry_points
+
+from nemo_cascade.environments.response import answer_of, response_of
+
+OURS = ("instruction_following", "mcqa", "math")
+GROUP = "nemo_cascade.environments"
+
+__all__ = ["answer_of", "get", "names", "response_of"]
+
+
+def names() -> list[str]:
+    """Names of all registered environments."""
+    return sorted({*OURS, *_third_party()})
+
+
+@cache
+def get(name: str):
+    """The environment of that name: anything with `verify(row, response) -> dict`. Raises KeyError listing the known ones."""
+    if name in OURS:
+        return importlib.import_module(f"{__name__}.{name}")
+    found = _third_party()
+    if name not in found:
+        raise KeyError(f"no environment {name!r} is registered; known are {', '.join(names())}")
+    return found[name].load()
+
+
+@cache
+def _third_party() -> dict:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}

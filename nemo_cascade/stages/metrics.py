@@ -27,7 +27,7 @@ class MetricsLog:
         """All complete lines, in order; empty when there is no file."""
         if not self.path.exists():
             return []
-        *lines, tail = self.path.read_text(encoding="utf-8").split("\n")
+        *lines, _broken_or_empty = self.path.read_text(encoding="utf-8").split("\n")
         entries = []
         for number, line in enumerate(lines, start=1):
             try:

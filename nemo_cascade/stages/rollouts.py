@@ -6,11 +6,11 @@ from nemo_cascade import environments
 from nemo_cascade.data.rows import environment_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
-from nemo_cascade.rollout.collect import generate_global
+from nemo_cascade.rollout.engine import generate_global
 from nemo_cascade.rollout.megatron import MegatronEngine
 from nemo_cascade.rollout.store import RolloutStore
 from nemo_cascade.rollout.types import Group, Request, Rollout, SamplingParams
-from nemo_cascade.stages.prompts import Prompt
+from nemo_cascade.stages.prompts import Prompt, thinking
 
 
 def make_engine(policy: Policy) -> MegatronEngine:
@@ -65,7 +65,7 @@ def reward(group: Group, tokenizer) -> None:
     verify = environments.get(environment_of(group.row)).verify
     for rollout in group.rollouts:
         text = reply_text(rollout, tokenizer)
-        verdict = verify(group.row, environments.response_of(text))
+        verdict = verify(group.row, environments.response_of(text, thinking(group.row)))
         rollout.info = {key: value for key, value in verdict.items() if key != "reward"}
         rollout.reward = 0.0 if rollout.finish_reason == "length" else float(verdict["reward"])
 

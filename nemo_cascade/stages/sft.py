@@ -6,11 +6,12 @@ from nemo_cascade.algorithms import negative_log_likelihood
 from nemo_cascade.data.chat import conversation_to_samples
 from nemo_cascade.data.loader import Loader, Mixture
 from nemo_cascade.data.packing import pack
+from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine import checkpoint
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.stages.context import StageRun
-from nemo_cascade.stages.data import load_domains
+from nemo_cascade.stages.data import Domain, load_domains
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.start import resume_or_begin
 
@@ -62,3 +63,18 @@ def packed_documents(stage: StageRun, policy: Policy) -> list[list[Sample]]:
         lengths = [len(sample.tokens) - 1 for sample in window]
         packs += [[window[i] for i in indices] for indices in pack(lengths, config.policy.sequence_packing.train_mb_tokens)]
     return packs
+
+
+def documents(domain: Domain, policy: Policy) -> list[Sample]:
+    """All training samples of a domain's conversations."""
+    limit = policy.config.max_total_sequence_length
+    samples = []
+    for number, row in enumerate(domain.rows, start=1):
+        for sample in conversation_to_samples(policy.tokenizer, row):
+            if len(sample.tokens) > limit:
+                raise DataError(
+                    f"{domain.path}, row {number}: {len(sample.tokens)} tokens are more than "
+                    f"policy.max_total_sequence_length={limit}; shorten the row or raise the limit"
+                )
+            samples.append(sample)
+    return samples

@@ -1,0 +1,109 @@
+"""Procedural demo domains: small tasks with correct demonstrations and a real check, so that a laptop shows a cascade learning.
+
+Every domain has two levels: "demo", the easier cases that demonstrations cover, and "rl", which goes on to longer and harder ones.
+Demonstrations are always right; the room for RL is what they do not cover. Training and validation are disjoint by a hash of
+the prompt, at both levels. `write` makes the JSONL files, so that the real file-loading code is what a run goes through.
+"""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_cascade.data.demo import instruction_following, math, mcqa
+
+LEVELS = ("demo", "rl")
+# One prompt in so many belongs to validation.
+VALIDATION_EVERY = 8
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A named task. draw(rng, level) -> row without agent_ref; demonstrate(row, rng) -> (thought, answer)."""
+
+    name: str
+    draw: Callable[[random.Random, str], dict]
+    demonstrate: Callable[[dict, random.Random], tuple[str, str]]
+
+    def rows(self, n: int, split: str, seed: int = 0, level: str = "rl") -> list[dict]:
+        """n Gym rows of split "train" or "validation"; deterministic; validation prompts are distinct.
+
+        Raises ValueError when there are not so many.
+        """
+        if split not in ("train", "validation") or level not in LEVELS:
+            raise ValueError(f"split is train or validation, level one of {LEVELS}; got {split!r}, {level!r}")
+        rng = random.Random(f"{self.name}-{split}-{level}-{seed}")
+        agent = {"type": "responses_api_agents", "name": f"{self.name}_simple_agent"}
+        rows, seen = [], set()
+        for _ in range(50 * n + 1000):
+            if len(rows) == n:
+                return rows
+            row = self.draw(rng, level)
+            prompt = prompt_of(row)
+            wanted = is_validation(prompt) and prompt not in seen if split == "validation" else not is_validation(prompt)
+            if wanted:
+                seen.add(prompt)
+                rows.append({**row, "agent_ref": agent, "domain": self.name})
+        raise ValueError(f"{self.name}: found only {len(rows)} {level} {split} rows, not {n}; ask for fewer")
+
+    def demonstration(self, row: dict, number: int = 0) -> dict:
+        """A correct answer to a row as an SFT row; the same one every time, another for another number."""
+        thought, answer = self.demonstrate(row, random.Random(f"{number}-{prompt_of(row)}"))
+        reply = {"role": "assistant", "content": answer, "reasoning_content": thought}
+        return {"messages": [*row["responses_create_params"]["input"], reply], "domain": self.name}
+
+
+DOMAINS = {
+    domain.name: domain
+    for domain in (
+        Domain("instruction_following", instruction_following.draw, instruction_following.demonstrate),
+        Domain("mcqa", mcqa.draw, mcqa.demonstrate),
+        Domain("math", math.draw, math.demonstrate),
+    )
+}
+
+
+def prompt_of(row: dict) -> str:
+    """The user's text of a demo row."""
+    return row["responses_create_params"]["input"][-1]["content"]
+
+
+def is_validation(prompt: str) -> bool:
+    """Which split a prompt belongs to, whatever drew it."""
+    return hashlib.sha256(prompt.encode()).digest()[0] % VALIDATION_EVERY == 0
+
+
+def write(directory: Path, *, train_rows: int, validation_rows: int, sft_rows: int, seed: int = 0) -> None:
+    """Writes <domain>/{train,validation,sft}.jsonl: RL prompts, validation prompts of the RL level, demonstrations."""
+    for domain in DOMAINS.values():
+        folder = Path(directory) / domain.name
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = domain.rows(sft_rows, "train", seed, level="demo")
+        _write_lines(folder / "sft.jsonl", (domain.demonstration(row, number) for number, row in enumerate(asked)))
+        _write_lines(folder / "train.jsonl", domain.rows(train_rows, "train", seed))
+        _write_lines(folder / "validation.jsonl", domain.rows(validation_rows, "validation", seed))
+
+
+def ensure(directory: Path, **settings) -> bool:
+    """Writes the files (`write`'s settings) unless the same settings wrote them before; returns whether it wrote."""
+    marker = Path(directory) / "settings.json"
+    wanted = json.dumps(settings, sort_keys=True)
+    if marker.exists() and marker.read_text(encoding="utf-8") == wanted:
+        return False
+    marker.unlink(missing_ok=True)
+    write(directory, **settings)
+    # Last, so that a kill in between leaves no marker and the files are written again.
+    marker.write_text(wanted, encoding="utf-8")
+    return True
+
+
+def _write_lines(path: Path, rows) -> None:
+    temporary = path.with_name(f"tmp_{path.name}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,12 @@
+"""Common words, each one token of the demo tokenizer (with its leading space)."""
+
+WORDS = (
+    "river stone lamp fish tree bird cloud bread chair glass horse light mouse night ocean paper queen radio "
+    "sheep table train water wheel field green house knife lemon music piano"
+).split()
+COLORS = "red blue pink gray".split()
+
+
+def user(text: str) -> dict:
+    """A row's prompt: one user message."""
+    return {"input": [{"role": "user", "content": text}]}

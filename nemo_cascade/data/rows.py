@@ -1,0 +1,158 @@
+"""Rows: one JSON object a line, in NeMo Gym's shape for RL and OpenAI chat for SFT, read with one clear line for each bad one.
+
+Unknown keys are never dropped: they are the payload a verifier gets.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# Cascade-2 rows without agent_ref are told apart by these keys, in this order [paper, section 9].
+TYPE_BY_KEY = {
+    "schema_str": "structured_outputs",
+    "ground_truth": "workplace_assistant",
+    "environment_name": "workplace_assistant",
+    "instruction_id_list": "instruction_following",
+    "options": "mcqa",
+    "expected_answer": "math",
+}
+AGENT_SUFFIX = "_simple_agent"
+
+
+class DataError(ValueError):
+    """A row or file that cannot be used; the message names the file and the row and says what to do."""
+
+
+@dataclass
+class Skipped:
+    """What `on_bad_row="skip"` left out: one "file:row reason" each."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+
+def load_rows(
+    path: str | Path, kind: str, on_bad_row: str = "stop", environments: Iterable[str] = ()
+) -> tuple[list[dict], Skipped]:
+    """All good rows of a JSONL file, and what was skipped.
+
+    kind "rl" wants a prompt and an environment out of `environments`, "sft" wants messages that end with the assistant's.
+    Raises DataError for a missing or empty file, for a bad row unless on_bad_row is "skip", and when no row is left.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check data_path, or write the demo data with python -m nemo_cascade.data.demo")
+    known = set(environments)
+    rows, skipped = [], Skipped()
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            row, problem = _parse(line)
+            problem = problem or (rl_problem(row, known) if kind == "rl" else sft_problem(row))
+            if not problem:
+                rows.append(row)
+            elif on_bad_row == "skip":
+                skipped.lines.append(f"{path}:{number} {problem}")
+            else:
+                raise DataError(f"{path}, row {number}: {problem}; mend the row or set data.on_bad_row=skip")
+    if skipped:
+        logger.warning("skipped %d rows:\n%s", len(skipped), "\n".join(skipped.lines))
+    if not rows:
+        raise DataError(f"{path}: no usable row in this file ({len(skipped)} skipped)")
+    return rows, skipped
+
+
+def rl_problem(row: dict, environments: set[str]) -> str | None:
+    """What keeps a row from being sampled and verified, None when nothing does."""
+    try:
+        messages = messages_of(row)
+        name = environment_of(row)
+    except DataError as error:
+        return str(error)
+    problem = _messages_problem(messages)
+    if problem:
+        return problem
+    if messages[-1]["role"] == "assistant":
+        return "the prompt ends with an assistant message; it must end where the model is to answer"
+    if name not in environments:
+        return f"unknown environment {name!r}; known are {', '.join(sorted(environments))}"
+    return None
+
+
+def sft_problem(row: dict) -> str | None:
+    """What keeps a row from being trained on, None when nothing does."""
+    messages = row.get("messages")
+    if not isinstance(messages, list):
+        return "no list of messages under 'messages'"
+    problem = _messages_problem(messages)
+    if problem:
+        return problem
+    if messages[-1]["role"] != "assistant":
+        return f"the last message is of role {messages[-1]['role']!r}, not 'assistant'"
+    return None
+
+
+def messages_of(row: dict) -> list[dict]:
+    """The prompt's chat messages; a plain string becomes one user message. Raises DataError without a prompt."""
+    params = row.get("responses_create_params")
+    prompt = params.get("input") if isinstance(params, dict) else None
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}] if prompt.strip() else None
+    if not isinstance(prompt, list) or not prompt:
+        raise DataError("no prompt under responses_create_params.input (a list of messages or a string)")
+    return prompt
+
+
+def tools_of(row: dict) -> list[dict] | None:
+    """Tool definitions of a row in chat-completions form ({"type": "function", "function": {...}}), None without any."""
+    tools = row.get("responses_create_params", {}).get("tools") or row.get("tools") or []
+    chat = []
+    for tool in tools:
+        flat = {key: value for key, value in tool.items() if key not in ("type", "strict")}
+        chat.append(tool if "function" in tool else {"type": "function", "function": flat})
+    return chat or None
+
+
+def environment_of(row: dict) -> str:
+    """The environment's name: from agent_ref, else by the keys the row carries. Raises DataError when neither tells."""
+    reference = row.get("agent_ref")
+    if isinstance(reference, dict) and isinstance(reference.get("name"), str):
+        return reference["name"].removesuffix(AGENT_SUFFIX)
+    for key, name in TYPE_BY_KEY.items():
+        if row.get(key) is not None:
+            return name
+    raise DataError("no environment: neither agent_ref.name nor a key that tells the type of the row")
+
+
+def prompt_id(row: dict) -> str:
+    """sha256 (hex) of the whole row, so that equal rows have equal noise wherever they stand in a file."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _parse(line: str) -> tuple[dict, str | None]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return {}, f"not JSON ({error})"
+    return (row, None) if isinstance(row, dict) else ({}, f"a JSON {type(row).__name__}, not an object")
+
+
+def _messages_problem(messages: list) -> str | None:
+    if not messages:
+        return "the list of messages is empty"
+    for place, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return f"message {place} is not an object with a role"
+        if not isinstance(message.get("content") or "", str):
+            return f"the content of message {place} is not text"
+    if not any((message.get("content") or "").strip() or message.get("tool_calls") for message in messages):
+        return "all messages are empty"
+    return None

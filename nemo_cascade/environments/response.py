@@ -1,0 +1,43 @@
+"""A reply as an OpenAI Responses object, and the answer inside one: what every verifier reads."""
+
+END_OF_THOUGHT = "</think>"
+
+
+def response_of(text: str, thinking: bool = True) -> dict:
+    """A sampled reply as the `response` of a `/verify` call: its thought as a reasoning item, the rest as the message.
+
+    With thinking=True the prompt ended inside a thought, so a reply that never closes it has no message at all.
+    """
+    thought, closed, answer = text.rpartition(END_OF_THOUGHT) if thinking else ("", "", text)
+    if thinking and not closed:
+        thought, answer = text, None
+    output = [{"type": "reasoning", "summary": [{"type": "summary_text", "text": thought}]}] if thinking else []
+    if answer is not None:
+        content = [{"type": "output_text", "text": answer, "annotations": []}]
+        output.append({"type": "message", "role": "assistant", "status": "completed", "content": content})
+    return {"object": "response", "output": output}
+
+
+def answer_of(response: dict) -> str:
+    """The message text of a response, without a thought that was left in it; empty when there is no message."""
+    texts = [
+        part.get("text", "")
+        for item in response.get("output", [])
+        if item.get("type") == "message"
+        for part in item.get("content", [])
+        if part.get("type") == "output_text"
+    ]
+    return "".join(texts).rpartition(END_OF_THOUGHT)[2].strip()
+
+
+def last_boxed(text: str) -> str | None:
+    """What stands in the last \\boxed{...} of a text, braces inside balanced; None without one."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth = 0
+    for end in range(start + len("\\boxed"), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[start + len("\\boxed{") : end].strip()
+    return None

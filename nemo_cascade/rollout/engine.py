@@ -1,0 +1,64 @@
+"""What a rollout engine is: requests go in, finished rollouts come out, one step at a time.
+
+Stepped, because agents and slow rewards need to act between steps. Under tensor parallel every rank must make the same calls with
+the same requests in the same order; `generate_global` does so for a batch that all ranks know.
+"""
+
+from typing import Protocol
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
+
+
+class RolloutEngine(Protocol):
+    """`megatron` (embedded) today; anything with these verbs tomorrow."""
+
+    def add(self, requests: list[Request], params: SamplingParams) -> None:
+        """Queues requests."""
+
+    def step(self) -> list[Rollout]:
+        """One forward pass; returns the rollouts that ended with it."""
+
+    def busy(self) -> bool:
+        """Whether any request of any rank that must step together is unfinished (the same answer on those ranks)."""
+
+    def abort(self, ids: set[tuple[str, int]]) -> None:
+        """Forgets the requests with these (prompt_id, sample)."""
+
+    def sync(self, policy) -> None:
+        """Brings the engine's weights up to the policy's."""
+
+
+def generate(engine: RolloutEngine, requests: list[Request], params: SamplingParams) -> list[Rollout]:
+    """All requests of this rank to their end, in request order."""
+    engine.add(requests, params)
+    finished = {}
+    while engine.busy():
+        for rollout in engine.step():
+            finished[rollout.prompt_id, rollout.sample] = rollout
+    return [finished[request.prompt_id, request.sample] for request in requests]
+
+
+def generate_global(engine: RolloutEngine, requests: list[Request], params: SamplingParams) -> list[Rollout]:
+    """Every rank passes the same requests and gets all rollouts, in request order; data-parallel ranks share the work."""
+    group = parallel_state.get_data_parallel_group()
+    size, rank = group.size(), group.rank()
+    mine = share(requests, size)[rank]
+    rollouts = generate(engine, mine, params)
+    if size > 1:
+        parts: list = [None] * size
+        dist.all_gather_object(parts, rollouts, group=group)
+        rollouts = [rollout for part in parts for rollout in part]
+    found = {(rollout.prompt_id, rollout.sample): rollout for rollout in rollouts}
+    return [found[request.prompt_id, request.sample] for request in requests]
+
+
+def share(requests: list[Request], ranks: int) -> list[list[Request]]:
+    """Deals whole prompts to ranks, longest first, so that a prompt is prefilled once and ranks finish together."""
+    prompts: dict[str, list[Request]] = {}
+    for request in requests:
+        prompts.setdefault(request.prompt_id, []).append(request)
+    ordered = sorted(prompts.values(), key=lambda group: (-len(group[0].prompt), group[0].prompt_id))
+    return [[request for group in ordered[rank::ranks] for request in group] for rank in range(ranks)]

@@ -1,0 +1,66 @@
+"""Rollouts on disk before they are trained on, so that a resumed run trains on the very same ones.
+
+`step_N.jsonl`: one group a line, then a line with the sha256 of all before. Floats are written by repr, which reads back to the same
+bits. Written to a temporary name, synced, renamed; a file that is cut or damaged counts as absent.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+from nemo_cascade.engine import parallel
+from nemo_cascade.rollout.types import Group, Rollout
+
+logger = logging.getLogger(__name__)
+
+
+class RolloutStore:
+    """The rollouts of one stage. Rank 0 reads and writes; every rank gets what it read."""
+
+    def __init__(self, directory: Path):
+        self.directory = Path(directory)
+
+    def path(self, step: int) -> Path:
+        return self.directory / f"step_{step}.jsonl"
+
+    def save(self, step: int, groups: list[Group]) -> None:
+        """Returns on every rank only when the file is on disk under its final name."""
+        if parallel.rank() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            body = "".join(json.dumps(dataclasses.asdict(group)) + "\n" for group in groups)
+            temporary = self.path(step).with_name(f"tmp_{self.path(step).name}")
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(body + json.dumps({"sha256": _digest(body)}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self.path(step))
+            handle = os.open(self.directory, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        parallel.barrier()
+
+    def load(self, step: int) -> list[Group] | None:
+        """The groups of a step, None when there is no complete file."""
+        return parallel.broadcast(self._read(step) if parallel.rank() == 0 else None)
+
+    def _read(self, step: int) -> list[Group] | None:
+        path = self.path(step)
+        if not path.exists():
+            return None
+        *lines, seal = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+        body = "".join(lines)
+        if seal != json.dumps({"sha256": _digest(body)}) + "\n":
+            logger.warning("%s is incomplete or damaged; its rollouts are drawn again", path)
+            return None
+        return [_group(json.loads(line)) for line in lines]
+
+
+def _group(values: dict) -> Group:
+    return Group(values["row"], values["domain"], [Rollout(**rollout) for rollout in values["rollouts"]])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

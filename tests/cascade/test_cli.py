@@ -1,0 +1,109 @@
+"""The commands as a user starts them: exit codes, what is said on which stream, and that nothing was touched."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_cascade.cascade.manifest import DONE, Manifest
+
+ROOT = Path(__file__).parents[2]
+TYPO = "cascade.stages.mopd.grpo.max_num_stepz=30"
+TYPO_LINE = "nemo-cascade: cascade.stages.mopd.grpo.max_num_stepz: unknown key; did you mean max_num_steps?\n"
+
+
+def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+
+
+def cascade(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    return call(str(ROOT / "examples" / "cascade.py"), *arguments, cwd=cwd, **environment)
+
+
+def module(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    return call("-m", "nemo_cascade", *arguments, cwd=cwd, **environment)
+
+
+def test_a_typo_ends_with_one_line_and_code_2_before_anything_is_started(tmp_path):
+    done = cascade("--config-name=tiny", TYPO, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", TYPO_LINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_typo_is_found_without_importing_torch(tmp_path):
+    program = (
+        "import sys\n"
+        "from nemo_cascade.cascade.cli import load\n"
+        "try:\n    load('tiny', None, None, ['policy.precison=x'], 2)\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules, 'megatron' in sys.modules)\n"
+    )
+    assert call("-c", program, cwd=tmp_path).stdout == "2 False False\n"
+
+
+def test_under_torchrun_one_rank_speaks(tmp_path):
+    script = str(ROOT / "examples" / "cascade.py")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = call(*torchrun, script, "--config-name=tiny", TYPO, cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("unknown key") == 1 and "exitcode  : 2" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_world_size_of_the_launcher_is_checked(tmp_path):
+    layout = ["policy.megatron_cfg.tensor_model_parallel_size=2", "policy.megatron_cfg.sequence_parallel=true"]
+    done = cascade("--config-name", "tiny", *layout, cwd=tmp_path, WORLD_SIZE="3", RANK="0")
+    assert done.returncode == 2
+    assert "does not divide the 3 started processes" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config-name", "tiny"],
+        ["--config-name=tiny", "cascade.seed=3"],
+        ["cascade.seed=3", "--config-name=smoke.yaml"],
+        ["--config-dir", "own", "--config-name", "mine"],
+        ["--config", "own/mine.yaml"],
+    ],
+)
+def test_every_spelling_of_a_config_is_accepted(arguments, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.yaml").write_text("defaults: [tiny, _self_]\n")
+    done = module("check", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "4  multi_domain_rl: rl on mcqa, math, from if_rl" in done.stdout and "ok: 5 stages" in done.stdout
+
+
+def test_check_lists_all_problems(tmp_path):
+    done = module("check", TYPO, "policy.precision=int4", "--world-size=2", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 2 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--config-name=tinyy"], ["--config", "nowhere.yaml"], ["--config-dir=nowhere"]])
+def test_a_config_that_is_not_there_is_one_line(arguments, tmp_path):
+    done = module("check", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+def test_status_shows_the_table_of_a_run(tmp_path):
+    manifest = Manifest(tmp_path / "run")
+    record = manifest.add("sft")
+    record.status, record.scores = DONE, {"math": {"mean": 0.25, "n": 300}}
+    manifest.save()
+    done = module("status", "run", cwd=tmp_path)
+    assert done.returncode == 0 and "0.250" in done.stdout and "sft" in done.stdout
+
+
+def test_status_of_no_run_says_so(tmp_path):
+    done = module("status", "run", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("nemo-cascade: run: no cascade_manifest.json")
+
+
+def test_status_of_a_broken_manifest_says_so(tmp_path):
+    (tmp_path / "cascade_manifest.json").write_text("{")
+    done = module("status", ".", cwd=tmp_path)
+    assert done.returncode == 2 and "not a manifest" in done.stderr and "Traceback" not in done.stderr

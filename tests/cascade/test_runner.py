@@ -1,0 +1,318 @@
+"""What the runner does around the loops: order, hand-over, resume, repetition. The loops are stand-ins that only save a checkpoint."""
+
+import gc
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nemo_cascade.cascade.compose import compose_config
+from nemo_cascade.cascade.config import load_config
+from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, Manifest
+from nemo_cascade.cascade.runner import RunRefused, run, stage_seed
+from nemo_cascade.engine import parallel
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the runner may catch it."""
+
+
+class Loops:
+    """A loop of the real signature: one line of metrics a step, then a checkpoint whose hash depends on all it was given."""
+
+    def __init__(self):
+        self.calls: list[str] = []
+        self.kill_in: str | None = None
+
+    def __call__(self, stage) -> None:
+        self.calls.append(stage.name)
+        steps = stage.config.max_num_steps
+        with stage.progress(steps, stage.name) as bar:
+            for step in range(1, steps + 1):
+                stage.log({"train/reward": 0.1 * step}, step)
+                bar.advance(reward=0.1 * step)
+                if self.kill_in == stage.name:
+                    raise Killed
+        given = [stage.name, stage.seed, hash_of(stage.parent), *(f"{d} {hash_of(t)}" for d, t in stage.teachers.items())]
+        final = stage.dir / f"step_{steps}"
+        final.mkdir()
+        digest = hashlib.sha256(repr(given).encode()).hexdigest()
+        (final / "training_info.json").write_text(json.dumps({"step": steps, "weights_hash": digest, "given": given}))
+
+
+def hash_of(checkpoint: Path | None) -> str | None:
+    return json.loads((checkpoint / "training_info.json").read_text())["weights_hash"] if checkpoint else None
+
+
+def score(stage, checkpoint, domains, num_samples) -> dict:
+    """Every prompt gets the stage's place in the order."""
+    assert checkpoint == stage.dir / f"step_{stage.config.max_num_steps}" and checkpoint.is_dir()
+    value = int(stage.dir.name[:2]) / 10
+    return {
+        name: {"mean": value, "n": len(entry.rows), "per_prompt": [value] * len(entry.rows)} for name, entry in domains.items()
+    }
+
+
+class Runs:
+    """One run directory and the commands given to it."""
+
+    def __init__(self, run_dir: Path, data: Path):
+        self.run_dir, self.data, self.loops = run_dir, data, Loops()
+
+    def __call__(self, *overrides: str, **options) -> list[str]:
+        """Runs once; returns the stages whose loops were called."""
+        places = [f"cascade.run_dir={self.run_dir}", f"cascade.demo_data.path={self.data}"]
+        config = load_config(compose_config("smoke", [*places, *overrides]), world_size=1)
+        self.loops.calls = []
+        try:
+            run(config, loops={"sft": self.loops, "rl": self.loops}, score=score, **options)
+        finally:
+            parallel.shutdown()
+        return self.loops.calls
+
+    def killed_in(self, stage: str, *overrides: str, **options) -> list[str]:
+        self.loops.kill_in = stage
+        with pytest.raises(Killed):
+            self(*overrides, **options)
+        self.loops.kill_in = None
+        return self.loops.calls
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.load(self.run_dir)
+
+    def hashes(self) -> dict[str, str]:
+        return {name: record.checkpoint_hash for name, record in self.manifest.stages.items()}
+
+    def statuses(self) -> list[str]:
+        return [record.status for record in self.manifest.stages.values()]
+
+
+ORDER = ["sft", "if_rl", "math_rl", "multi_domain_rl", "mopd"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_not_collected():
+    """The runner collects garbage between stages; looking at all of torch's modules each time would be most of these tests."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run that went through once, not to be changed."""
+    folder = tmp_path_factory.mktemp("first")
+    first = Runs(folder / "run", folder / "data")
+    assert first() == ORDER
+    return first
+
+
+@pytest.fixture
+def runs(tmp_path, first):
+    """A run directory that does not exist yet."""
+    return Runs(tmp_path / "run", first.data)
+
+
+@pytest.fixture
+def finished(runs, first):
+    """A copy of a run that went through once."""
+    shutil.copytree(first.run_dir, runs.run_dir)
+    return runs
+
+
+def test_all_stages_run_in_order_and_are_done(first):
+    runs = first
+    assert runs.statuses() == [DONE] * 5
+    assert sorted(path.name for path in runs.run_dir.iterdir()) == [
+        "01-sft", "02-if_rl", "03-math_rl", "04-multi_domain_rl", "05-mopd", "cascade_manifest.json", "report"
+    ]
+    assert sorted(path.name for path in (runs.run_dir / "05-mopd").iterdir()) == [
+        "config.yaml", "metrics.jsonl", "step_2", "validation.json"
+    ]
+    assert sorted(path.name for path in (runs.run_dir / "report").iterdir()) == ["rewards.png", "scores.md"]
+
+
+def test_a_stage_gets_the_checkpoints_of_its_parent_and_its_teachers(finished):
+    hashes = finished.hashes()
+    given = json.loads((finished.run_dir / "05-mopd" / "step_2" / "training_info.json").read_text())["given"]
+    assert given[2:] == [
+        hashes["multi_domain_rl"],
+        f"instruction_following {hashes['if_rl']}",
+        f"math {hashes['math_rl']}",
+        f"mcqa {hashes['multi_domain_rl']}",
+    ]
+    side = json.loads((finished.run_dir / "03-math_rl" / "step_2" / "training_info.json").read_text())["given"]
+    assert side[2:] == [hashes["sft"]]
+    assert finished.manifest.stages["mopd"].teachers["math"] == "math_rl"
+
+
+def test_every_stage_is_scored_on_all_domains(finished):
+    for number, record in enumerate(finished.manifest.stages.values(), start=1):
+        assert record.scores == {
+            domain: {"mean": number / 10, "n": 8} for domain in ("instruction_following", "math", "mcqa")
+        }
+    per_prompt = json.loads((finished.run_dir / "02-if_rl" / "validation.json").read_text())["math"]["per_prompt"]
+    assert per_prompt == [0.2] * 8
+
+
+def test_without_validation_prompts_nothing_is_scored(runs):
+    runs("cascade.validation.num_prompts=0", "cascade.order=[sft]")
+    assert runs.manifest.stages["sft"].scores == {} and not (runs.run_dir / "01-sft" / "validation.json").exists()
+
+
+def test_a_domain_is_scored_from_the_stage_on_that_names_it(runs):
+    late = "cascade.stages.math_rl.data.validation={math: {data_path: '${cascade.demo_data.path}/math/validation.jsonl'}}"
+    runs("~data.validation.math", late, "cascade.order=[sft,math_rl]")
+    stages = runs.manifest.stages
+    assert set(stages["sft"].scores) == {"instruction_following", "mcqa"}
+    assert set(stages["math_rl"].scores) == {"instruction_following", "mcqa", "math"}
+
+
+def test_the_same_command_again_does_nothing(finished):
+    before = (finished.run_dir / "cascade_manifest.json").read_bytes()
+    assert finished() == []
+    assert (finished.run_dir / "cascade_manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", ["sft", "math_rl", "mopd"])
+def test_a_killed_run_goes_on_where_it_was(stage, runs, first):
+    place = ORDER.index(stage)
+    assert runs.killed_in(stage) == ORDER[: place + 1]
+    assert runs.statuses() == [DONE] * place + [RUNNING] + [PENDING] * (4 - place)
+    assert runs() == ORDER[place:]
+    assert runs.hashes() == first.hashes()
+
+
+def test_only_runs_one_stage(runs):
+    assert runs(only="sft") == ["sft"]
+    assert runs(only="math_rl") == ["math_rl"]
+    assert runs(only="math_rl") == []
+    assert runs.statuses() == [DONE, PENDING, DONE, PENDING, PENDING]
+
+
+def test_only_needs_what_the_stage_starts_from(runs):
+    runs(only="sft")
+    with pytest.raises(RunRefused, match="--only multi_domain_rl: it starts from or learns from if_rl"):
+        runs(only="multi_domain_rl")
+    with pytest.raises(RunRefused, match="multi_domain_rl, if_rl, math_rl"):
+        runs(only="mopd")
+
+
+def test_from_stage_repeats_and_moves_aside(finished):
+    before = finished.hashes()
+    (finished.run_dir / "03-math_rl" / "mark").write_text("first")
+    assert finished(from_stage="math_rl") == ["math_rl", "multi_domain_rl", "mopd"]
+    assert finished.hashes() == before and finished.statuses() == [DONE] * 5
+    (aside,) = (finished.run_dir / "replaced").iterdir()
+    assert sorted(path.name for path in aside.iterdir()) == [
+        "03-math_rl", "04-multi_domain_rl", "05-mopd", "cascade_manifest.json"
+    ]
+    assert (aside / "03-math_rl" / "mark").read_text() == "first"
+    assert not (finished.run_dir / "03-math_rl" / "mark").exists()
+
+
+def test_a_killed_from_stage_goes_on_by_the_same_command(finished):
+    assert finished.killed_in("multi_domain_rl", from_stage="math_rl") == ["math_rl", "multi_domain_rl"]
+    assert finished(from_stage="math_rl") == ["multi_domain_rl", "mopd"]
+    assert len(list((finished.run_dir / "replaced").iterdir())) == 1
+    assert finished(from_stage="math_rl") == ["math_rl", "multi_domain_rl", "mopd"]
+
+
+def test_a_kill_while_moving_aside_leaves_nothing_old_to_resume_from(finished):
+    manifest = finished.manifest
+    for name in ORDER[3:]:
+        manifest.reset(name)  # the manifest was saved, the folders had not moved yet
+    manifest.save()
+    assert finished() == ORDER[3:]
+    (aside,) = (finished.run_dir / "replaced").iterdir()
+    assert {"04-multi_domain_rl", "05-mopd"} <= {path.name for path in aside.iterdir()}
+
+
+CHANGES = {
+    "of the stage": ("cascade.stages.if_rl.policy.megatron_cfg.optimizer.lr=0.5", "stage if_rl was finished", "policy.megatron_cfg.optimizer.lr 0.0003 -> 0.5"),
+    "of the parent": ("cascade.stages.multi_domain_rl.parent=sft", "stage multi_domain_rl was finished", "cascade.parent 'if_rl' -> 'sft'"),
+    "of the seed": ("cascade.seed=99", "stage sft was finished", "cascade.seed 1 -> 99"),
+    "of the rows": ("cascade.demo_data.train_rows=65", "stage sft was finished", "cascade.demo_data.train_rows 64 -> 65"),
+    "of a teacher": ("cascade.stages.mopd.teachers.math=if_rl", "stage mopd was finished", "cascade.teachers.math.stage 'math_rl' -> 'if_rl'"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_config_of_a_finished_stage_is_refused(change, runs):
+    override, stage, keys = CHANGES[change]
+    runs()
+    files = {path: path.read_bytes() for path in runs.run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(RunRefused) as refused:
+        runs(override)
+    line = next(line for line in str(refused.value).splitlines() if line.startswith(stage))
+    assert keys in line and "--from-stage" in line
+    assert {path: path.read_bytes() for path in runs.run_dir.rglob("*") if path.is_file()} == files
+
+
+def test_a_changed_config_runs_again_with_from_stage(finished):
+    assert finished("cascade.stages.multi_domain_rl.policy.max_grad_norm=0.5", from_stage="multi_domain_rl") == ORDER[3:]
+    stored = yaml.safe_load((finished.run_dir / "04-multi_domain_rl" / "config.yaml").read_text())
+    assert stored["policy"]["max_grad_norm"] == 0.5
+
+
+def test_a_changed_config_of_a_stage_in_the_middle_is_refused(runs):
+    runs.killed_in("if_rl")
+    with pytest.raises(RunRefused, match="stage if_rl was begun with another config: policy.max_grad_norm 1.0 -> 0.5"):
+        runs("cascade.stages.if_rl.policy.max_grad_norm=0.5")
+    assert runs("cascade.stages.if_rl.policy.max_grad_norm=0.5", from_stage="if_rl") == ORDER[1:]
+
+
+def test_a_changed_config_of_a_later_stage_is_nobodys_business(runs):
+    runs.killed_in("math_rl")
+    assert runs("cascade.stages.mopd.policy.max_grad_norm=0.5") == ORDER[2:]
+
+
+def test_saving_more_often_does_not_make_it_another_run(finished):
+    assert finished("checkpointing.save_period=1") == []
+
+
+def test_a_stage_can_be_added_to_a_finished_run(finished):
+    added = "cascade.stages.more={kind: rl, parent: mopd, data: {train: ${cascade.stages.math_rl.data.train}}}"
+    assert finished(added, f"cascade.order=[{','.join(ORDER)},more]") == ["more"]
+    assert finished.manifest.stages["more"].directory == "06-more"
+
+
+def test_a_lost_checkpoint_of_a_finished_stage_is_named(finished):
+    (finished.run_dir / "02-if_rl" / "step_2" / "training_info.json").unlink()
+    (finished.run_dir / "02-if_rl" / "step_2").rmdir()
+    with pytest.raises(RunRefused, match="stage if_rl is finished but its checkpoint .*02-if_rl/step_2 is gone"):
+        finished()
+
+
+@pytest.mark.parametrize("option", ["only", "from_stage"])
+def test_an_unknown_stage_on_the_command_line_is_named(option, runs):
+    with pytest.raises(RunRefused, match="unknown stage moppd; did you mean mopd?"):
+        runs(**{option: "moppd"})
+
+
+def test_a_loop_that_saves_nothing_is_an_error(runs, monkeypatch):
+    monkeypatch.setattr(Loops, "__call__", lambda self, stage: None)
+    with pytest.raises(RuntimeError, match="stage sft came to its end without writing"):
+        runs()
+
+
+def test_a_stages_seed_depends_on_the_run_and_on_its_name_alone():
+    seeds = {stage_seed(seed, name) for seed in range(3) for name in ORDER}
+    assert len(seeds) == 15 and all(0 <= seed < 2**31 for seed in seeds)
+    assert stage_seed(1, "sft") == stage_seed(1, "sft")
+
+
+def test_a_bad_row_stops_the_run_before_any_stage(runs):
+    from nemo_cascade.data.rows import DataError
+
+    bad = runs.run_dir.parent / "bad.jsonl"
+    good = runs.data / "math" / "train.jsonl"
+    runs(only="sft")
+    bad.write_text(good.read_text().splitlines()[0] + "\n{not json\n")
+    with pytest.raises(DataError, match="bad.jsonl.*2"):
+        runs(f"cascade.stages.mopd.data.train.math.data_path={bad}")
+    assert runs.loops.calls == []

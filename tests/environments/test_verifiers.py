@@ -1,0 +1,98 @@
+"""Every environment scores its known-good replies and refuses its known-bad ones."""
+
+import pytest
+
+from nemo_cascade import environments
+from nemo_cascade.environments.response import answer_of, last_boxed, response_of
+
+CASES = [
+    pytest.param(name, *example, id=f"{name}-{number}")
+    for name in environments.OURS
+    for number, example in enumerate(environments.get(name).EXAMPLES)
+]
+
+
+@pytest.mark.parametrize("name, row, reply, reward", CASES)
+def test_known_replies_earn_what_they_should(name, row, reply, reward):
+    assert environments.get(name).verify(row, response_of(f"thought</think>{reply}"))["reward"] == reward
+
+
+@pytest.mark.parametrize("name, row, reply, reward", CASES)
+def test_a_thought_that_never_ends_earns_nothing(name, row, reply, reward):
+    assert environments.get(name).verify(row, response_of(reply))["reward"] == 0.0
+
+
+@pytest.mark.parametrize("name", environments.OURS)
+def test_every_environment_knows_good_and_bad(name):
+    rewards = {reward for _, _, reward in environments.get(name).EXAMPLES}
+    assert 1.0 in rewards and 0.0 in rewards
+
+
+def test_without_thinking_the_whole_reply_is_the_answer():
+    assert answer_of(response_of("\\boxed{A}", thinking=False)) == "\\boxed{A}"
+
+
+def test_only_what_follows_the_last_thought_is_the_answer():
+    assert answer_of(response_of("a</think>\\boxed{A}</think> \\boxed{B} ")) == "\\boxed{B}"
+    raw = {"output": [{"type": "message", "content": [{"type": "output_text", "text": "x</think>y"}]}]}
+    assert answer_of(raw) == "y"
+
+
+@pytest.mark.parametrize(
+    "text, inside",
+    [("\\boxed{1} or \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"), ("\\boxed{1", None), ("none", None), ("\\boxed{ 7 }.", "7")],
+)
+def test_the_last_box_is_read_with_its_braces(text, inside):
+    assert last_boxed(text) == inside
+
+
+@pytest.mark.parametrize("answer, right", [("1/2", True), ("0.50", True), ("\\dfrac{2}{4}", True), ("0.51", False), ("9" * 500, False)])
+def test_equal_numbers_are_equal_in_any_form(answer, right):
+    verdict = environments.get("math").verify({"expected_answer": "0.5"}, response_of(f"</think>\\boxed{{{answer}}}"))
+    assert verdict["reward"] == float(right)
+
+
+def test_the_rows_own_pattern_comes_before_the_box():
+    row = {"options": [{"A": "x"}, {"B": "y"}], "expected_answer": "A"}
+    row["template_metadata"] = {"output_regex": r"answer:\s*([A-Z])"}
+    verify = environments.get("mcqa").verify
+    assert verify(row, response_of("</think>Answer: b ... answer: a"))["reward"] == 1.0
+    assert verify(row, response_of("</think>\\boxed{A}"))["reward"] == 0.0
+
+
+def test_a_letter_that_is_no_option_is_no_answer():
+    row = {"options": [{"A": "x"}, {"B": "y"}], "expected_answer": "A"}
+    assert environments.get("mcqa").verify(row, response_of("</think>\\boxed{Z}"))["extracted_answer"] is None
+
+
+INSTRUCTIONS = [
+    ("length_constraints:number_words", {"num_words": 2, "relation": "at least"}, "a b c", "a"),
+    ("length_constraints:number_words", {"num_words": 2, "relation": "less than", "unused": None}, "a", "a b"),
+    ("keywords:letter_frequency", {"letter": "e", "let_frequency": 1, "let_relation": "less than"}, "cat", "CAFE"),
+    ("keywords:existence", {"keywords": ["River", "fish"]}, "FISH in a river", "river"),
+    ("keywords:forbidden_words", {"forbidden_words": ["river"]}, "fish rivers", "a River runs"),
+    ("count:count_unique", {}, "one two", "One one"),
+    ("change_case:english_capital", {}, "A B", "A b"),
+    ("change_case:english_lowercase", None, "a b", "A b"),
+    ("startend:end_checker", {"end_phrase": "the end."}, "It is THE END. ", "the end. Or not"),
+]
+
+
+@pytest.mark.parametrize("name, kwargs, good, bad", INSTRUCTIONS, ids=[case[0] for case in INSTRUCTIONS])
+def test_instructions_tell_good_from_bad(name, kwargs, good, bad):
+    row = {"instruction_id_list": [name], "kwargs": [kwargs]}
+    verify = environments.get("instruction_following").verify
+    assert verify(row, response_of(f"</think>{good}"))["reward"] == 1.0
+    assert verify(row, response_of(f"</think>{bad}"))["reward"] == 0.0
+
+
+def test_every_instruction_type_is_tested():
+    assert {name for name, *_ in INSTRUCTIONS} == set(environments.get("instruction_following").CHECKS)
+
+
+def test_an_unknown_instruction_or_environment_is_named():
+    row = {"instruction_id_list": ["poetry:rhyme"], "kwargs": [{}]}
+    with pytest.raises(KeyError, match="poetry:rhyme"):
+        environments.get("instruction_following").verify(row, response_of("</think>x"))
+    with pytest.raises(KeyError, match="chess"):
+        environments.get("chess")

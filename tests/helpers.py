@@ -1,0 +1,92 @@
+"""Real gloo worlds for tests: `run_distributed(function, world_size, *args)` runs it on every rank and returns all results.
+
+The worker processes stay alive between calls, because importing torch and megatron-core takes seconds; each call gets a process
+group of its own, torn down at its end. A call that fails or hangs takes its workers with it.
+"""
+
+import atexit
+import multiprocessing
+import os
+import socket
+import traceback
+
+import psutil
+
+_TIMEOUT = 240
+_spawn = multiprocessing.get_context("spawn")
+_workers: list["_Worker"] = []
+
+
+def run_distributed(function, world_size: int, *args, timeout: float = _TIMEOUT) -> list:
+    """[function(*args) of rank 0, of rank 1, ...]; function must be importable. Raises AssertionError with the traceback of a
+    failing rank, TimeoutError when one does not answer."""
+    while len(_workers) < world_size:
+        _workers.append(_Worker())
+    port = _free_port()
+    for rank, worker in enumerate(_workers[:world_size]):
+        worker.send(function, args, rank, world_size, port)
+    results, failures = [], []
+    for rank, worker in enumerate(_workers[:world_size]):
+        kind, value = worker.receive(5 if failures else timeout)
+        (results if kind == "result" else failures).append(value if kind == "result" else f"rank {rank}: {value}")
+    if failures:
+        _stop_workers()
+        raise AssertionError("\n".join(failures))
+    return results
+
+
+class _Worker:
+    def __init__(self):
+        self.pipe, other = _spawn.Pipe()
+        self.process = _spawn.Process(target=_serve, args=(other,), daemon=False)
+        self.process.start()
+
+    def send(self, function, args, rank, world_size, port):
+        self.pipe.send((function, args, rank, world_size, port))
+
+    def receive(self, timeout: float):
+        if not self.pipe.poll(timeout):
+            return "failure", f"no answer within {timeout:.0f} s"
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            return "failure", f"died with exit code {self.process.exitcode}"
+
+
+def _serve(pipe) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    while True:
+        try:
+            function, args, rank, world_size, port = pipe.recv()
+        except EOFError:
+            return
+        address = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), RANK=str(rank))
+        os.environ.update(address, WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
+        try:
+            from nemo_cascade.engine import parallel
+
+            result = function(*args)
+            parallel.shutdown()
+            pipe.send(("result", result))
+        except BaseException:
+            pipe.send(("failure", traceback.format_exc()))
+            return
+
+
+@atexit.register
+def _stop_workers() -> None:
+    for worker in _workers:
+        try:
+            family = [*psutil.Process(worker.process.pid).children(recursive=True), worker.process]
+        except psutil.NoSuchProcess:
+            family = []
+        for member in family:
+            member.kill()
+        worker.process.join()
+    _workers.clear()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
