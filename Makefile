@@ -2,7 +2,6 @@
 #   make demo       the whole tiny cascade on two processes        make smoke     the same with two steps a stage
 #   make test       the test suite without the slow tests          make test-all  with them
 # The environment is made once in .venv; it is renewed when requirements/cpu.txt or pyproject.toml change.
-# A machine that must not download torch's CUDA build:  make demo PIP_TORCH="--index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,9 +30,9 @@ install: $(VENV)/.installed
 
 # torch goes in first and alone: whatever comes after finds it there and chooses no other build.
 $(VENV)/.torch: requirements/cpu.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install $(PIP_TORCH) $$(grep '^torch==' requirements/cpu.txt)
+	$(PIP) install $$(grep '^torch==' requirements/cpu.txt)
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch requirements/cpu.txt pyproject.toml

@@ -1,8 +1,8 @@
 """Run a whole cascade from one config; the same command again goes on where it stopped.
 
-    torchrun --nproc-per-node=2 examples/cascade.py --config-name=tiny
-    torchrun --nproc-per-node=2 examples/cascade.py --config-name=tiny --only mopd cascade.stages.mopd.grpo.max_num_steps=30
-    python examples/cascade.py --config-name=smoke --from-stage if_rl
+torchrun --nproc-per-node=2 examples/cascade.py --config-name=tiny
+torchrun --nproc-per-node=2 examples/cascade.py --config-name=tiny --only mopd cascade.stages.mopd.grpo.max_num_steps=30
+python examples/cascade.py --config-name=smoke --from-stage if_rl
 """
 
 import typer

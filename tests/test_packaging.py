@@ -1,4 +1,4 @@
-"""The wheel is whole: installed without its dependencies in a folder of its own, outside the repository, it finds its configs."""
+"""The wheel is whole: installed without its dependencies, outside the repository, it finds its configs."""
 
 import os
 import subprocess
@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
-    done = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -20,7 +22,18 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT), cwd=folder)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        str(ROOT),
+        cwd=folder,
+    )
     (built,) = folder.glob("nemo_cascade-*.whl")
     return built
 
@@ -45,7 +58,9 @@ def test_the_wheel_has_every_module_and_config_and_nothing_else(wheel):
 @pytest.mark.parametrize("command", [("-m", "nemo_cascade"), ("bin/nemo-cascade",)], ids=["module", "script"])
 def test_the_installed_package_checks_its_own_config(installed, command, tmp_path):
     where = "import nemo_cascade; print(nemo_cascade.__file__)"
-    assert Path(run(sys.executable, "-c", where, cwd=tmp_path, PYTHONPATH=str(installed)).strip()).is_relative_to(installed)
+    assert Path(run(sys.executable, "-c", where, cwd=tmp_path, PYTHONPATH=str(installed)).strip()).is_relative_to(
+        installed
+    )
     program = command if command[0] == "-m" else (str(installed / command[0]),)
     told = run(sys.executable, *program, "check", "--config-name", "tiny", cwd=tmp_path, PYTHONPATH=str(installed))
     assert "ok: 5 stages" in told

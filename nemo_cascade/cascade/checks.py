@@ -1,7 +1,7 @@
 """What must hold across the keys and stages of a config: ranges, choices, the stage graph, teachers, data.
 
-Every function yields problems as lines "key: what is wrong; what to do" and looks at one idea. What fits a type but not the
-recipe is caught here, before any process group, folder or model exists.
+Every function yields problems as lines "key: what is wrong; what to do" and looks at one idea. What fits a type but
+not the recipe is caught here, before any process group, folder or model exists.
 """
 
 import json
@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_cascade import environments
 from nemo_cascade.cascade import layout
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing
+from nemo_cascade.data import demo
+from nemo_cascade.data.rows import environment_of
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import CascadeConfig, Source, StageConfig
@@ -92,7 +95,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
     return list(dict.fromkeys(problems))
 
 
-# ---------------------------------------------------------------------------------------------------- the pipeline itself
+# -------------------------------------------------------------------------------- the pipeline itself
 
 
 def order_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
@@ -132,8 +135,8 @@ def graph_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sour
     parent = cascade.stages.get(stage.parent)
     if parent is not None and parent.teacher_only and not stage.teacher_only:
         yield (
-            f"{key}: {parent.name} is teacher_only, so nothing on the main line may start from it; choose another parent "
-            f"or drop cascade.stages.{parent.name}.teacher_only"
+            f"{key}: {parent.name} is teacher_only, so nothing on the main line may start from it; choose another "
+            f"parent or drop cascade.stages.{parent.name}.teacher_only"
         )
 
 
@@ -152,7 +155,7 @@ def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "So
     key = source.own(stage.name, "teachers")
     if not stage.distils:
         if stage.teachers:
-            yield f"{key}: only a stage of kind rl with grpo.adv_estimator.name=opd has teachers; set that or drop teachers"
+            yield f"{key}: only a stage of kind rl with grpo.adv_estimator.name=opd has teachers; set that or drop them"
         return
     domains = list(stage.data.train)
     for domain in domains:
@@ -166,8 +169,8 @@ def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "So
         yield from _earlier(cascade, stage, teacher.stage, f"{key}.{domain}", "a teacher")
         if teacher.stage == stage.parent and not teacher.anchor:
             yield (
-                f"{key}.{domain}: {teacher.stage} is where the student starts, so it has nothing to teach; name another "
-                f"stage, or write {{stage: {teacher.stage}, anchor: true}} if it should hold the student in place"
+                f"{key}.{domain}: {teacher.stage} is where the student starts, so it has nothing to teach; name "
+                f"another stage, or write {{stage: {teacher.stage}, anchor: true}} to hold the student in place"
             )
 
 
@@ -191,7 +194,7 @@ def agreement_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[s
                 )
 
 
-# ---------------------------------------------------------------------------------------------------- one stage's values
+# -------------------------------------------------------------------------------- one stage's values
 
 
 def get(stage: object, key: str):
@@ -231,25 +234,30 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
         yield f"{key}: {optimizer.min_lr} is above lr {optimizer.lr}; lower it"
     if policy.generation.max_new_tokens >= policy.max_total_sequence_length:
         yield (
-            f"{where('policy.generation.max_new_tokens')}: {policy.generation.max_new_tokens} leaves no room for a prompt in "
-            f"policy.max_total_sequence_length {policy.max_total_sequence_length}"
+            f"{where('policy.generation.max_new_tokens')}: {policy.generation.max_new_tokens} leaves no room "
+            f"for a prompt in policy.max_total_sequence_length {policy.max_total_sequence_length}"
         )
     if policy.sequence_packing.train_mb_tokens < policy.max_total_sequence_length:
         yield (
             f"{where('policy.sequence_packing.train_mb_tokens')}: {policy.sequence_packing.train_mb_tokens} is below "
-            f"policy.max_total_sequence_length {policy.max_total_sequence_length}; a pack must hold the longest sequence"
+            f"policy.max_total_sequence_length {policy.max_total_sequence_length}; a pack must hold one sequence"
         )
     if loss.truncated_importance_sampling_ratio_min > loss.truncated_importance_sampling_ratio:
         yield (
-            f"{where('loss_fn.truncated_importance_sampling_ratio_min')}: {loss.truncated_importance_sampling_ratio_min} is "
-            f"above truncated_importance_sampling_ratio {loss.truncated_importance_sampling_ratio}"
+            f"{where('loss_fn.truncated_importance_sampling_ratio_min')}: "
+            f"{loss.truncated_importance_sampling_ratio_min} is above truncated_importance_sampling_ratio "
+            f"{loss.truncated_importance_sampling_ratio}"
         )
     if stage.kind == "rl" and not stage.distils and stage.grpo.num_generations_per_prompt == 1:
         yield (
-            f"{where('grpo.num_generations_per_prompt')}: a group of one always has advantage 0 with adv_estimator grpo; "
-            "use at least 2"
+            f"{where('grpo.num_generations_per_prompt')}: a group of one always has advantage 0 with adv_estimator "
+            "grpo; use at least 2"
         )
-    if stage.kind == "rl" and loss.use_importance_sampling_correction and loss.truncated_importance_sampling_type is None:
+    if (
+        stage.kind == "rl"
+        and loss.use_importance_sampling_correction
+        and loss.truncated_importance_sampling_type is None
+    ):
         yield (
             f"{where('loss_fn.use_importance_sampling_correction')}: true has no effect without "
             "truncated_importance_sampling_type; set it to tis or icepop"
@@ -271,7 +279,7 @@ def unread_problems(stage: "StageConfig", source: "Source") -> Iterator[str]:
             yield f"{source.own(stage.name, block)}: a stage of kind {stage.kind} never reads this block; remove it"
 
 
-# ---------------------------------------------------------------------------------------------------- data
+# -------------------------------------------------------------------------------- data
 
 
 def data_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source", where) -> Iterator[str]:
@@ -285,7 +293,11 @@ def data_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
                 yield f"{where(key)}: a domain name becomes part of metric names; use letters, digits, _ and - only"
             if dataset.share <= 0:
                 yield f"{where(key + '.share')}: must be > 0, got {dataset.share}"
-            if not is_missing(dataset.data_path) and not _to_be_written(cascade, dataset.data_path):
+            if is_missing(dataset.data_path):
+                continue
+            if _to_be_written(cascade, dataset.data_path):
+                yield from demo_file_problems(cascade.demo_data.path, dataset.data_path, where(f"{key}.data_path"))
+            else:
                 needs_environment = split == "validation" or stage.kind == "rl"
                 yield from file_problems(dataset.data_path, where(f"{key}.data_path"), needs_environment)
     if stage.kind == "rl" and cascade.validation.num_prompts > 0:
@@ -303,17 +315,23 @@ def file_problems(path: str, key: str, needs_environment: bool) -> Iterator[str]
         yield f"{key}: no file {path}"
         return
     if needs_environment:
-        from nemo_cascade import environments
-        from nemo_cascade.data.rows import environment_of
-
         with open(path, encoding="utf-8") as file:
             line = file.readline()
         try:
             name = environment_of(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, AttributeError):
             return  # a malformed row is told with its number when all rows are read
         if name not in environments.names():
-            yield f"{key}: the first row of {path} asks for environment {name}{did_you_mean(name, environments.names())}"
+            suggestion = did_you_mean(name, environments.names())
+            yield f"{key}: the first row of {path} asks for environment {name}{suggestion}"
+
+
+def demo_file_problems(folder: str, path: str, key: str) -> Iterator[str]:
+    """A file below cascade.demo_data.path is one of those the demo domains write."""
+    known = [f"{domain}/{split}.jsonl" for domain in demo.DOMAINS for split in ("sft", "train", "validation")]
+    name = str(Path(path).absolute().relative_to(Path(folder).absolute()))
+    if name not in known:
+        yield f"{key}: {name} is not one of the demo files of cascade.demo_data{did_you_mean(name, known)}"
 
 
 def _to_be_written(cascade: "CascadeConfig", path: str) -> bool:

@@ -1,7 +1,7 @@
 """The command line: `run` (also examples/cascade.py), `check` and `status`.
 
-A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a process group
-exists. Under torchrun only rank 0 speaks.
+A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a
+process group exists. Under torchrun only rank 0 speaks.
 """
 
 import logging
@@ -36,7 +36,8 @@ def run(
     config: ConfigFile = None,
     only: Annotated[Optional[str], typer.Option(metavar="STAGE", help="Run this stage alone")] = None,
     from_stage: Annotated[
-        Optional[str], typer.Option(metavar="STAGE", help="Repeat this stage and all later ones; old folders move aside")
+        Optional[str],
+        typer.Option(metavar="STAGE", help="Repeat this stage and all later ones; old folders move aside"),
     ] = None,
 ) -> None:
     """Run the cascade of a config, or go on with it; start it with torchrun for more than one process."""
@@ -64,7 +65,8 @@ def check(
     cascade = load(config_name, config_dir, config, overrides, world_size)
     for number, stage in enumerate(cascade.stages.values(), start=1):
         start = f"from {stage.parent}" if stage.parent else "from fresh weights"
-        print(f"{number}  {stage.name}: {stage.kind} on {', '.join(stage.data.train)}, {start}, {stage.max_num_steps} steps")
+        domains = ", ".join(stage.data.train)
+        print(f"{number}  {stage.name}: {stage.kind} on {domains}, {start}, {stage.max_num_steps} steps")
     print(f"ok: {len(cascade.stages)} stages, run directory {cascade.run_dir}")
 
 

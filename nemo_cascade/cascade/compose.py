@@ -1,8 +1,8 @@
 """From a config name and command-line overrides to one composed config, with Hydra's compose API.
 
-Hydra only composes here: no output folders, no change of directory, no logging set-up. Overrides of keys that the file does not
-spell out are allowed (`cascade.stages.mopd.grpo.max_num_steps=30`), because strictness comes after composition, for files and
-command line alike, in config.py.
+Hydra only composes here: no output folders, no change of directory, no logging set-up. Overrides of keys that the file
+does not spell out are allowed (`cascade.stages.mopd.grpo.max_num_steps=30`), because strictness comes after
+composition, for files and command line alike, in config.py.
 """
 
 from collections.abc import Iterator, Sequence

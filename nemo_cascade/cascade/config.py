@@ -1,8 +1,9 @@
-"""The whole cascade's config: top-level defaults, `cascade:` with the stages, each stage resolved to what its loop reads.
+"""The whole cascade's config: top-level defaults, `cascade:` with the stages, each stage resolved to what its loop
+reads.
 
-A stage is the top-level blocks (`policy`, `sft`, `grpo`, `loss_fn`, `data`, `checkpointing`) with its own overrides merged over
-them. `load_config` collects every problem before it raises; what is legal across keys and stages is in checks.py. Importing
-this module imports neither torch nor megatron-core.
+A stage is the top-level blocks (`policy`, `sft`, `grpo`, `loss_fn`, `data`, `checkpointing`) with its own overrides
+merged over them. `load_config` collects every problem before it raises; what is legal across keys and stages is in
+checks.py. Importing this module imports neither torch nor megatron-core.
 """
 
 import dataclasses
@@ -12,11 +13,29 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_cascade.cascade import checks
-from nemo_cascade.cascade.strict import ConfigErrors, clean, did_you_mean, flatten, is_missing, join, make, merge
-from nemo_cascade.cascade.strict import to_plain, without_missing
+from nemo_cascade.cascade.strict import (
+    ConfigErrors,
+    clean,
+    did_you_mean,
+    flatten,
+    is_missing,
+    join,
+    make,
+    merge,
+    to_plain,
+    without_missing,
+)
 from nemo_cascade.stages.context import LoopConfig
 
-__all__ = ["CascadeConfig", "ConfigErrors", "DemoDataConfig", "StageConfig", "Teacher", "ValidationConfig", "load_config"]
+__all__ = [
+    "CascadeConfig",
+    "ConfigErrors",
+    "DemoDataConfig",
+    "StageConfig",
+    "Teacher",
+    "ValidationConfig",
+    "load_config",
+]
 
 BLOCKS = tuple(block.name for block in dataclasses.fields(LoopConfig))
 
@@ -158,7 +177,9 @@ def _resolve(source: Source, problems: list[str]) -> CascadeConfig:
         if "parent" not in source.overrides[name]:
             stage.parent = _default_parent(cascade)
         values = merge(dataclasses.asdict(stage), merged)
-        problems += [f"{source.where(name, k)}: missing value; set it" for k, v in flatten(values).items() if is_missing(v)]
+        problems += [
+            f"{source.where(name, k)}: missing value; set it" for k, v in flatten(values).items() if is_missing(v)
+        ]
         cascade.stages[name] = stage
     return cascade
 
@@ -172,7 +193,9 @@ def _raw_stages(raw: dict) -> dict:
     """The stages of a plain config as far as they have the shape of mappings."""
     cascade = raw.get("cascade")
     stages = cascade.get("stages") if isinstance(cascade, dict) else None
-    return {name: stage for name, stage in stages.items() if isinstance(stage, dict)} if isinstance(stages, dict) else {}
+    return (
+        {name: stage for name, stage in stages.items() if isinstance(stage, dict)} if isinstance(stages, dict) else {}
+    )
 
 
 def _spell_out_teachers(raw: dict) -> None:

@@ -41,7 +41,7 @@ def problems(stage: LoopConfig, where: Callable[[str], str], world_size: int | N
 
 
 def place(cfg: MegatronConfig, where: Callable[[str], str]) -> str:
-    """The block of the file in which the layout is set: the stage's own if it changes anything, else the top-level one."""
+    """The block of the file that sets the layout: the stage's own if it changes anything, else the top-level one."""
     changed = [name for name in KEYS if getattr(cfg, name) != getattr(MegatronConfig(), name)]
     blocks = [where(f"policy.megatron_cfg.{name}").rsplit(".", 1)[0] for name in changed]
     return max(blocks, key=len, default="policy.megatron_cfg")
@@ -56,8 +56,8 @@ def batch_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
     rollouts = stage.grpo.num_prompts_per_step * stage.grpo.num_generations_per_prompt
     if stage.kind == "rl" and 0 < rollouts < ranks:
         yield (
-            f"{where('grpo.num_prompts_per_step')}: {rollouts} rollouts a step cannot be dealt to {ranks} data-parallel "
-            "ranks; raise it"
+            f"{where('grpo.num_prompts_per_step')}: {rollouts} rollouts a step cannot be dealt to {ranks} "
+            "data-parallel ranks; raise it"
         )
 
 
@@ -66,7 +66,14 @@ def split_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[st
     tp, ep, etp = cfg.tensor_model_parallel_size, cfg.expert_model_parallel_size, cfg.expert_tensor_parallel
     split = {
         "tensor_model_parallel_size": (
-            tp, ("num_attention_heads", "mamba_num_heads", "mamba_num_groups", "moe_shared_expert_intermediate_size", "vocab_size")
+            tp,
+            (
+                "num_attention_heads",
+                "mamba_num_heads",
+                "mamba_num_groups",
+                "moe_shared_expert_intermediate_size",
+                "vocab_size",
+            ),
         ),
         "expert_model_parallel_size": (ep, ("num_moe_experts",)),
         "expert_tensor_parallel_size": (etp, ("moe_ffn_hidden_size",)),

@@ -1,7 +1,7 @@
 """`cascade_manifest.json`: what each stage of a run directory has come to; the only thing stages share.
 
-Written to a temporary file, synced and renamed, so that a kill at any moment leaves either the old manifest or the new one.
-Holds no configuration (that is each stage's config.yaml) and decides nothing (that is the runner's).
+Written to a temporary file, synced and renamed, so that a kill at any moment leaves either the old manifest or the new
+one. Holds no configuration (that is each stage's config.yaml) and decides nothing (that is the runner's).
 """
 
 import dataclasses
@@ -59,12 +59,14 @@ class Manifest:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["format"] != FORMAT:
-                raise ManifestError(f"{path}: format {document['format']}, this version reads {FORMAT}; use another run_dir")
+                raise ManifestError(
+                    f"{path}: format {document['format']}, this version reads {FORMAT}; use another run_dir"
+                )
             stages = {name: StageRecord(**record) for name, record in document["stages"].items()}
             return cls(Path(run_dir), stages, document["redo"])
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ManifestError(
-                f"{path}: not a manifest ({type(error).__name__}: {error}); put back a copy of it or use another run_dir"
+                f"{path}: not a manifest ({type(error).__name__}: {error}); put back a copy or use another run_dir"
             ) from error
 
     def save(self) -> None:

@@ -1,7 +1,8 @@
 """What a command means for a run directory: which stages run, which are finished, what has to make room for them.
 
-Runs on rank 0 before any stage. Nothing is ever deleted: what a repeated stage replaces is moved to `replaced/<time>/`. A
-finished stage whose config changed is refused, because the stages after it were made from something else.
+Runs on rank 0 before any stage. Nothing is ever deleted: what a repeated stage replaces is moved to
+`replaced/<time>/`. A finished stage whose config changed is refused, because the stages after it were made from
+something else.
 """
 
 import dataclasses
@@ -37,7 +38,9 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
-def make_plan(cascade: CascadeConfig, manifest: Manifest, only: str | None = None, from_stage: str | None = None) -> Plan:
+def make_plan(
+    cascade: CascadeConfig, manifest: Manifest, only: str | None = None, from_stage: str | None = None
+) -> Plan:
     """Decides, moves aside what is repeated and saves the manifest. Raises RunRefused before it touches anything."""
     _check_names(cascade, only, from_stage)
     for name in cascade.order:
@@ -71,7 +74,7 @@ def dependencies(stage: StageConfig) -> list[str]:
     return list(dict.fromkeys([*parents, *(teacher.stage for teacher in stage.teachers.values())]))
 
 
-# ---------------------------------------------------------------------------------------------------- a stage's config.yaml
+# -------------------------------------------------------------------------------- a stage's config.yaml
 
 
 def stage_document(cascade: CascadeConfig, stage: StageConfig) -> dict:
@@ -102,7 +105,7 @@ def config_hash(cascade: CascadeConfig, stage: StageConfig) -> str:
 
 
 def changed_keys(cascade: CascadeConfig, manifest: Manifest, name: str) -> list[str]:
-    """"key old -> new" for what differs from the config a started stage was run with; empty for one never started."""
+    """ "key old -> new" for what differs from the config a started stage was run with; empty for one never started."""
     stored_file = manifest.directory(name) / CONFIG_FILE
     if manifest.stages[name].status == PENDING or not stored_file.exists():
         return []
@@ -123,7 +126,7 @@ def _show(values: dict, key: str) -> str:
     return repr(values[key]) if key in values else "(absent)"
 
 
-# ---------------------------------------------------------------------------------------------------- refusals
+# -------------------------------------------------------------------------------- refusals
 
 
 def _check_names(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> None:
@@ -148,8 +151,8 @@ def _check_unchanged(cascade: CascadeConfig, manifest: Manifest, names: list[str
             )
         elif record.status == DONE and not manifest.checkpoint(name).is_dir():
             problems.append(
-                f"stage {name} is finished but its checkpoint {manifest.checkpoint(name)} is gone; put it back, or repeat it "
-                f"and all later stages with --from-stage {name}"
+                f"stage {name} is finished but its checkpoint {manifest.checkpoint(name)} is gone; put it back, or "
+                f"repeat it and all later stages with --from-stage {name}"
             )
     if problems:
         raise RunRefused("\n".join(problems))
@@ -158,16 +161,19 @@ def _check_unchanged(cascade: CascadeConfig, manifest: Manifest, names: list[str
 def _check_dependencies_done(cascade: CascadeConfig, manifest: Manifest, only: str) -> None:
     unfinished = [name for name in dependencies(cascade.stages[only]) if manifest.stages[name].status != DONE]
     if unfinished:
-        raise RunRefused(f"--only {only}: it starts from or learns from {', '.join(unfinished)}, not finished yet; run first")
+        raise RunRefused(
+            f"--only {only}: it starts from or learns from {', '.join(unfinished)}, not finished yet; run first"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------- making room
+# -------------------------------------------------------------------------------- making room
 
 
 def _move_aside(manifest: Manifest, repeated: list[str], leftovers: list[str]) -> list[str]:
     """Resets the repeated stages and moves their folders, and the leftovers', to `replaced/<time>`.
 
-    The manifest is saved first: after a kill in between, the folder of a stage that is pending is a leftover and moves then.
+    The manifest is saved first: after a kill in between, the folder of a stage that is pending is a leftover and moves
+    then.
     """
     moving = [name for name in (*repeated, *leftovers) if manifest.directory(name).exists()]
     aside = _fresh_folder(manifest.run_dir / "replaced") if moving else None

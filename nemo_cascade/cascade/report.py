@@ -17,7 +17,7 @@ def domains(manifest: Manifest) -> list[str]:
 
 
 def rows(manifest: Manifest) -> list[list[str]]:
-    """One row of texts a stage: name, status, minutes, then each domain's score with its change from the parent stage."""
+    """One row of texts a stage: name, status, minutes, each domain's score with its change from the parent stage."""
     table = []
     for name, record in manifest.stages.items():
         label = f"{name} (side branch)" if record.teacher_only else name
@@ -28,7 +28,7 @@ def rows(manifest: Manifest) -> list[list[str]]:
 
 
 def cell(record: StageRecord, parent: StageRecord | None, domain: str) -> str:
-    """"0.512 (+0.103)"; the change is left out where the parent has no score."""
+    """ "0.512 (+0.103)"; the change is left out where the parent has no score."""
     if domain not in record.scores:
         return "-"
     mean = record.scores[domain]["mean"]
@@ -46,7 +46,9 @@ def caption(manifest: Manifest) -> str:
         if domain in record.scores
     }
     told = ", ".join(f"{domain} {count}" for domain, count in counts.items())
-    return f"average reward on validation prompts ({told}), in brackets the change from the parent stage" if told else ""
+    return (
+        f"average reward on validation prompts ({told}), in brackets the change from the parent stage" if told else ""
+    )
 
 
 def score_table(manifest: Manifest) -> Table:
@@ -71,7 +73,7 @@ def markdown(manifest: Manifest) -> str:
 
 
 def write(run_dir: Path) -> list[Path]:
-    """Writes `report/scores.md` and, when a stage has rewards, `report/rewards.png` below run_dir; returns what it wrote."""
+    """Writes `report/scores.md` and, when a stage has rewards, `report/rewards.png`; returns what it wrote."""
     manifest = Manifest.load(Path(run_dir))
     folder = Path(run_dir) / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ def write(run_dir: Path) -> list[Path]:
     return [table, curves] if curves is not None else [table]
 
 
-# ---------------------------------------------------------------------------------------------------- curves
+# -------------------------------------------------------------------------------- curves
 
 REWARD = "train/reward"
 SMOOTHING_STEPS = 5
@@ -90,8 +92,8 @@ SMOOTHING_STEPS = 5
 def plot_rewards(run_dir: Path) -> Path | None:
     """`report/rewards.png`: a panel per stage with rewards, None when there is none.
 
-    A line is the mean reward of a step's rollouts, per domain (thin) and averaged over the last five steps (thick); a dot is the
-    validation score before (at 0) and after the stage.
+    A line is the mean reward of a step's rollouts, per domain (thin) and averaged over the last five steps (thick); a
+    dot is the validation score before (at 0) and after the stage.
     """
     manifest = Manifest.load(Path(run_dir))
     entries = {name: MetricsLog(manifest.directory(name) / "metrics.jsonl").read() for name in manifest.stages}
@@ -130,7 +132,9 @@ def all_domains(manifest: Manifest, panels: dict[str, list[dict]]) -> list[str]:
 def trained_domains(log: list[dict]) -> list[str]:
     """Domains with a reward of their own in a stage's metrics (`train/<domain>/reward`)."""
     names = (key.split("/") for entry in log for key in entry)
-    return list(dict.fromkeys(name[1] for name in names if len(name) == 3 and name[0] == "train" and name[2] == "reward"))
+    return list(
+        dict.fromkeys(name[1] for name in names if len(name) == 3 and name[0] == "train" and name[2] == "reward")
+    )
 
 
 def draw_panel(axis, name: str, log: list[dict], manifest: Manifest, colours: dict[str, str]) -> None:
@@ -145,10 +149,19 @@ def draw_panel(axis, name: str, log: list[dict], manifest: Manifest, colours: di
         before = [(0, parent.scores[domain]["mean"])] if parent is not None and domain in parent.scores else []
         after = [(log[-1]["step"], record.scores[domain]["mean"])] if domain in record.scores else []
         if before or after:
-            axis.plot(*zip(*before, *after), "o", color=colours[domain], markeredgecolor="black", markersize=6, zorder=3)
+            axis.plot(
+                *zip(*before, *after), "o", color=colours[domain], markeredgecolor="black", markersize=6, zorder=3
+            )
     if len(trained_domains(log)) != 1:
         steps, values = zip(*((e["step"], e[REWARD]) for e in log if e.get(REWARD) is not None))
-        axis.plot(steps, running_mean(values, SMOOTHING_STEPS), color="black", linestyle="--", linewidth=1.2, label="all domains")
+        axis.plot(
+            steps,
+            running_mean(values, SMOOTHING_STEPS),
+            color="black",
+            linestyle="--",
+            linewidth=1.2,
+            label="all domains",
+        )
     start = f" from {record.parent}" if record.parent else ""
     axis.set_title(f"{name}{start}{' (side branch)' if record.teacher_only else ''}")
     axis.set_xlabel("optimizer step")

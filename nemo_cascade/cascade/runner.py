@@ -1,8 +1,8 @@
 """The cascade itself: every stage of the order trained, scored on all domains so far and written into the manifest.
 
-All stages run in the processes that were started, with one parallel layout. What reads or decides does so on rank 0 and is
-broadcast, so that ranks never disagree; every rank keeps the same manifest in memory and rank 0 writes it. The same command
-again goes on where a killed run stopped.
+All stages run in the processes that were started, with one parallel layout. What reads or decides does so on rank 0
+and is broadcast, so that ranks never disagree; every rank keeps the same manifest in memory and rank 0 writes it. The
+same command again goes on where a killed run stopped.
 """
 
 import dataclasses
@@ -11,14 +11,13 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 
 from nemo_cascade.cascade import report
-from nemo_cascade.cascade.config import CascadeConfig, StageConfig
+from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest, write_atomically
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, make_plan, write_stage_config
 from nemo_cascade.data import demo
@@ -40,8 +39,9 @@ def run(
 ) -> Manifest:
     """Runs what is not done yet and returns the manifest.
 
-    only: this stage alone. from_stage: it and all later ones once more, their old folders moved aside. loops and score stand in
-    for the training loops by kind and for validation. Raises RunRefused or DataError, on every rank, before anything is trained.
+    only: this stage alone. from_stage: it and all later ones once more, their old folders moved aside. loops and score
+    stand in for the training loops by kind and for validation. Raises RunRefused or DataError, on every rank, before
+    anything is trained.
     """
     console = Console(highlight=False, soft_wrap=True)
     parallel.init(next(iter(cascade.stages.values())).policy.megatron_cfg, seed=cascade.seed)
@@ -70,13 +70,12 @@ def run(
 
 
 def begin(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> tuple[Manifest, Plan]:
-    """Rank 0's part before the first stage: the manifest, the plan, the demo rows, every row of every file read once."""
+    """Rank 0's part before the first stage: the manifest, the plan, the demo rows, every row of every file once."""
     manifest = Manifest.load(Path(cascade.run_dir))
     # The plan first: it refuses changed settings, and rewriting the rows of finished stages could not be undone.
     plan = make_plan(cascade, manifest, only, from_stage)
     if cascade.demo_data is not None:
-        settings = dataclasses.asdict(cascade.demo_data)
-        demo.ensure(Path(settings.pop("path")), **settings)
+        write_demo_rows(cascade.demo_data)
     check_rows(cascade)
     return manifest, plan
 
@@ -137,8 +136,8 @@ def validation_domains(cascade: CascadeConfig, name: str) -> dict[str, Domain]:
         return {}
     so_far = cascade.order[: cascade.order.index(name) + 1]
     files = {domain: file for earlier in so_far for domain, file in cascade.stages[earlier].data.validation.items()}
-    domains = load_domains(replace(cascade.stages[name].data, validation=files), "validation", kind="rl")
-    return {domain: replace(entry, rows=entry.rows[:count]) for domain, entry in domains.items()}
+    domains = load_domains(dataclasses.replace(cascade.stages[name].data, validation=files), "validation", kind="rl")
+    return {domain: dataclasses.replace(entry, rows=entry.rows[:count]) for domain, entry in domains.items()}
 
 
 def stage_seed(seed: int, name: str) -> int:
@@ -146,20 +145,33 @@ def stage_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
 
 
-# ---------------------------------------------------------------------------------------------------- before the first stage
+# -------------------------------------------------------------------------------- before the first stage
+
+
+def write_demo_rows(settings: DemoDataConfig) -> None:
+    """The procedural rows, unless they are there already with these settings."""
+    asked = dataclasses.asdict(settings)
+    try:
+        demo.ensure(Path(asked.pop("path")), **asked)
+    except ValueError as error:
+        raise RunRefused(f"cascade.demo_data: {error}") from error
 
 
 def check_rows(cascade: CascadeConfig) -> None:
-    """Reads every row of every stage, so that a bad one stops the run before the first step and not in its tenth hour."""
+    """Reads every row of every stage, so that a bad one stops the run before its first step, not in its tenth hour."""
     seen = set()
     for stage in cascade.stages.values():
         for split, kind in (("train", stage.kind), ("validation", "rl")):
-            files = {domain: file for domain, file in getattr(stage.data, split).items() if (file.data_path, kind) not in seen}
-            load_domains(replace(stage.data, **{split: files}), split, kind=kind)
+            files = {
+                domain: file
+                for domain, file in getattr(stage.data, split).items()
+                if (file.data_path, kind) not in seen
+            }
+            load_domains(dataclasses.replace(stage.data, **{split: files}), split, kind=kind)
             seen |= {(file.data_path, kind) for file in files.values()}
 
 
-# ---------------------------------------------------------------------------------------------------- ranks and words
+# -------------------------------------------------------------------------------- ranks and words
 
 
 class RefusedElsewhere(RuntimeError):
@@ -194,12 +206,12 @@ def headline(cascade: CascadeConfig, stage: StageConfig) -> str:
     start = f"from {stage.parent}" if stage.parent is not None else "from fresh weights"
     teachers = [f"{domain} by {teacher.stage}" for domain, teacher in stage.teachers.items()]
     taught = f", taught {', '.join(teachers)}" if teachers else ""
-    place = f"stage {cascade.order.index(stage.name) + 1}/{len(cascade.order)}"
-    return f"{place}  {stage.name}: {stage.kind} on {', '.join(stage.data.train)}, {start}{taught}, {stage.max_num_steps} steps"
+    place = f"stage {cascade.order.index(stage.name) + 1}/{len(cascade.order)}  {stage.name}"
+    return f"{place}: {stage.kind} on {', '.join(stage.data.train)}, {start}{taught}, {stage.max_num_steps} steps"
 
 
 def scores_text(manifest: Manifest, name: str) -> str:
-    """"; math 0.512, ..." for a scored stage."""
+    """ "; math 0.512, ..." for a scored stage."""
     scores = manifest.stages[name].scores
     return "; " + ", ".join(f"{domain} {entry['mean']:.3f}" for domain, entry in scores.items()) if scores else ""
 

@@ -1,6 +1,7 @@
 """Plain mappings into dataclasses, strictly: every unknown key and wrong type is collected, none is guessed away.
 
-Knows nothing of any particular config. OmegaConf's own structured merge is not used because it stops at the first problem.
+Knows nothing of any particular config. OmegaConf's own structured merge is not used because it stops at the first
+problem.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ def one_line(text: object) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """"; did you mean X?" for the nearest known word, else the list of known ones."""
+    """ "; did you mean X?" for the nearest known word, else the list of known ones."""
     known = list(known)
     near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
     if near:
@@ -66,8 +67,8 @@ def _resolved(node, key, path: str, problems: list[str]) -> Any:
 def clean(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     """`value` with everything that does not fit type `kind` left out and reported; `???` is let through anywhere.
 
-    kind: a dataclass, dict[str, T], list[T], T | None, Any, bool, int, float or str. Defaults are not filled in, so that
-    an override stays an override.
+    kind: a dataclass, dict[str, T], list[T], T | None, Any, bool, int, float or str. Defaults are not filled in, so
+    that an override stays an override.
     """
     if is_missing(value):
         return MISSING
@@ -162,7 +163,7 @@ def _elsewhere(kind, key: str, hints: Mapping) -> str:
     """A suggestion: a sibling that looks alike, else the same name deeper down, else the siblings."""
     if difflib.get_close_matches(key, list(hints), n=1, cutoff=0.6):
         return did_you_mean(key, hints)
-    for inner, name in _dataclass_fields(kind):
+    for _, name in _dataclass_fields(kind):
         if name.rsplit(".", 1)[-1] == key:
             return f"; did you mean {name}?"
     return did_you_mean(key, hints)

@@ -1,7 +1,7 @@
 """`StageRun`: all that a training loop gets to know about the run it is part of.
 
-The loops take it as their only argument and import nothing of the pipeline above them. Left out on purpose: other stages, the
-manifest, scores. Whoever drives a loop (the runner, a test, a script) builds one.
+The loops take it as their only argument and import nothing of the pipeline above them. Left out on purpose: other
+stages, the manifest, scores. Whoever drives a loop (the runner, a test, a script) builds one.
 """
 
 from dataclasses import dataclass, field
@@ -29,8 +29,8 @@ class LoopConfig:
 class StageRun:
     """One stage being run by one process.
 
-    dir is the stage's own folder, parent the checkpoint it starts from (None: fresh weights), teachers the checkpoint that
-    teaches each domain. Only rank 0 writes metrics and shows progress; the others may call the same methods.
+    dir is the stage's own folder, parent the checkpoint it starts from (None: fresh weights), teachers the checkpoint
+    that teaches each domain. Only rank 0 writes metrics and shows progress; the others may call the same methods.
     """
 
     name: str

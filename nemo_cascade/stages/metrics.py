@@ -1,6 +1,8 @@
-"""`metrics.jsonl`: one JSON object a line, {"step", "time", metrics...}; appended to, and cut back when a stage resumes.
+"""`metrics.jsonl`: one JSON object a line, {"step", "time", metrics...}; appended to, and cut back when a stage
+resumes.
 
-A line is one `write`, so a kill leaves at most one broken line at the end, which readers drop. Nothing is aggregated here.
+A line is one `write`, so a kill leaves at most one broken line at the end, which readers drop. Nothing is aggregated
+here.
 """
 
 import json

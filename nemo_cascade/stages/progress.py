@@ -12,7 +12,9 @@ SECONDS_BETWEEN_LINES = 15.0
 class Progress:
     """Context manager around a loop of `total` steps of which `done` are behind; `silent` shows nothing."""
 
-    def __init__(self, total: int, description: str, done: int = 0, silent: bool = False, console: Console | None = None):
+    def __init__(
+        self, total: int, description: str, done: int = 0, silent: bool = False, console: Console | None = None
+    ):
         self.total, self.description, self.done, self.silent = total, description, done, silent
         self.console = console or Console()
         self.bar: Bar | None = None
@@ -54,5 +56,7 @@ class Progress:
             pace = (now - self.started) / (self.done - self.before)
             self.console.print(
                 f"{self.description}  {self.done}/{self.total}  {text}  {pace:.2f} s/step",
-                highlight=False, markup=False, soft_wrap=True,
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )

@@ -16,7 +16,9 @@ TYPO_LINE = "nemo-cascade: cascade.stages.mopd.grpo.max_num_stepz: unknown key; 
 
 def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
 
 
 def cascade(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:

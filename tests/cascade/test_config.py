@@ -16,7 +16,7 @@ def problems(*overrides: str, **settings) -> list[str]:
     return caught.value.problems
 
 
-# ---------------------------------------------------------------------------------------------------- what a config becomes
+# -------------------------------------------------------------------------------- what a config becomes
 
 
 def test_tiny_reads_like_the_pipeline():
@@ -28,7 +28,9 @@ def test_tiny_reads_like_the_pipeline():
     assert [name for name, stage in stages.items() if stage.teacher_only] == ["math_rl"]
     teachers = {domain: (teacher.stage, teacher.anchor) for domain, teacher in stages["mopd"].teachers.items()}
     assert teachers == {
-        "instruction_following": ("if_rl", False), "math": ("math_rl", False), "mcqa": ("multi_domain_rl", True)
+        "instruction_following": ("if_rl", False),
+        "math": ("math_rl", False),
+        "mcqa": ("multi_domain_rl", True),
     }
     assert [name for name, stage in stages.items() if stage.distils] == ["mopd"]
 
@@ -45,7 +47,10 @@ def test_tiny_holds_the_recipes_constants():
     loss = stages["mopd"].loss_fn
     assert (loss.token_level_loss, loss.truncated_importance_sampling_type) == (False, "icepop")
     assert (loss.truncated_importance_sampling_ratio_min, loss.truncated_importance_sampling_ratio) == (0.5, 2.0)
-    assert {domain: file.share for domain, file in stages["multi_domain_rl"].data.train.items()} == {"mcqa": 0.6, "math": 0.4}
+    assert {domain: file.share for domain, file in stages["multi_domain_rl"].data.train.items()} == {
+        "mcqa": 0.6,
+        "math": 0.4,
+    }
 
 
 def test_smoke_is_tiny_with_two_steps_a_stage():
@@ -75,7 +80,7 @@ def test_a_shorter_order_leaves_stages_out():
     assert list(load("cascade.order=[sft,if_rl]").stages) == ["sft", "if_rl"]
 
 
-# ---------------------------------------------------------------------------------------------------- one problem, one line
+# -------------------------------------------------------------------------------- one problem, one line
 
 
 CASES = {
@@ -88,7 +93,10 @@ CASES = {
         ["policy.lr=1e-3"],
         "policy.lr: unknown key; did you mean megatron_cfg.optimizer.lr?",
     ),
-    "a stage that is not there": (["cascade.stages.mopdd.grpo.max_num_steps=3"], "cascade.stages.mopdd: unknown stage; did you mean mopd?"),
+    "a stage that is not there": (
+        ["cascade.stages.mopdd.grpo.max_num_steps=3"],
+        "cascade.stages.mopdd: unknown stage; did you mean mopd?",
+    ),
     "a stage named twice over": (["cascade.stages.sft.name=x"], "cascade.stages.sft.name: unknown key"),
     "a string for a number": (["policy.max_grad_norm=high"], "policy.max_grad_norm: expected a number, got 'high'"),
     "a fraction for a count": (["grpo.max_num_steps=2.5"], "grpo.max_num_steps: expected a whole number, got 2.5"),
@@ -109,25 +117,37 @@ CASES = {
     ),
     "a schedule": (
         ["cascade.stages.sft.policy.megatron_cfg.scheduler.lr_decay_style=cosin"],
-        "cascade.stages.sft.policy.megatron_cfg.scheduler.lr_decay_style: 'cosin' is not a choice; did you mean cosine?",
+        "cascade.stages.sft.policy.megatron_cfg.scheduler.lr_decay_style: 'cosin' is not a choice; did you mean cos",
     ),
     "a correction": (
         ["cascade.stages.mopd.loss_fn.truncated_importance_sampling_type=icepopp"],
         "'icepopp' is not a choice; did you mean icepop?",
     ),
     "a backend": (["policy.generation.backend=vlm"], "policy.generation.backend: 'vlm' is not a choice"),
-    "a precision": (["policy.precision=float16"], "policy.precision: 'float16' is not a choice; did you mean bfloat16?"),
+    "a precision": (
+        ["policy.precision=float16"],
+        "policy.precision: 'float16' is not a choice; did you mean bfloat16?",
+    ),
     "a temperature": (["policy.generation.temperature=-0.1"], "policy.generation.temperature: must be >= 0, got -0.1"),
     "a nucleus of nothing": (["policy.generation.top_p=0"], "policy.generation.top_p: must be in (0, 1], got 0.0"),
     "a nucleus of too much": (["policy.generation.top_p=1.1"], "policy.generation.top_p: must be in (0, 1], got 1.1"),
-    "no steps": (["cascade.stages.sft.sft.max_num_steps=0"], "cascade.stages.sft.sft.max_num_steps: must be >= 1, got 0"),
+    "no steps": (
+        ["cascade.stages.sft.sft.max_num_steps=0"],
+        "cascade.stages.sft.sft.max_num_steps: must be >= 1, got 0",
+    ),
     "a group of one": (["grpo.num_generations_per_prompt=1"], "grpo.num_generations_per_prompt: a group of one"),
     "a floor above the rate": (
         ["cascade.stages.sft.policy.megatron_cfg.optimizer.min_lr=1"],
         "cascade.stages.sft.policy.megatron_cfg.optimizer.min_lr: 1.0 is above lr",
     ),
-    "no room for a prompt": (["policy.generation.max_new_tokens=512"], "policy.generation.max_new_tokens: 512 leaves no room"),
-    "a pack too short": (["policy.sequence_packing.train_mb_tokens=100"], "policy.sequence_packing.train_mb_tokens: 100 is below"),
+    "no room for a prompt": (
+        ["policy.generation.max_new_tokens=512"],
+        "policy.generation.max_new_tokens: 512 leaves no room",
+    ),
+    "a pack too short": (
+        ["policy.sequence_packing.train_mb_tokens=100"],
+        "policy.sequence_packing.train_mb_tokens: 100 is below",
+    ),
     "a block the loop never reads": (
         ["cascade.stages.if_rl.sft.max_num_steps=3"],
         "cascade.stages.if_rl.sft: a stage of kind rl never reads this block; remove it",
@@ -136,15 +156,24 @@ CASES = {
         ["policy.megatron_cfg.scheduler.lr_decay_style=linear"],
         "policy.megatron_cfg.scheduler.lr_decay_style: no effect, every stage has its own",
     ),
-    "a stage unknown to the order": (["cascade.order=[sft,if_rll]"], "cascade.order: unknown stage if_rll; did you mean if_rl?"),
+    "a stage unknown to the order": (
+        ["cascade.order=[sft,if_rll]"],
+        "cascade.order: unknown stage if_rll; did you mean if_rl?",
+    ),
     "a stage twice in the order": (["cascade.order=[sft,sft]"], "cascade.order: sft is listed more than once"),
     "an empty order": (["cascade.order=[]"], "cascade.order: no stage to run"),
-    "an unknown parent": (["cascade.stages.if_rl.parent=stf"], "cascade.stages.if_rl.parent: unknown stage stf; did you mean sft?"),
+    "an unknown parent": (
+        ["cascade.stages.if_rl.parent=stf"],
+        "cascade.stages.if_rl.parent: unknown stage stf; did you mean sft?",
+    ),
     "a parent that comes later": (
         ["cascade.stages.if_rl.parent=mopd"],
         "cascade.stages.if_rl.parent: mopd runs after if_rl; a parent must come earlier",
     ),
-    "a stage as its own parent": (["cascade.stages.if_rl.parent=if_rl"], "cascade.stages.if_rl.parent: if_rl is the stage itself"),
+    "a stage as its own parent": (
+        ["cascade.stages.if_rl.parent=if_rl"],
+        "cascade.stages.if_rl.parent: if_rl is the stage itself",
+    ),
     "a teacher as a parent": (
         ["cascade.stages.multi_domain_rl.parent=math_rl"],
         "cascade.stages.multi_domain_rl.parent: math_rl is teacher_only",
@@ -178,12 +207,22 @@ CASES = {
         ["cascade.stages.if_rl.data.train.instruction_following.data_path=/no/such/file.jsonl"],
         "cascade.stages.if_rl.data.train.instruction_following.data_path: no file /no/such/file.jsonl",
     ),
+    "a demo file that nothing writes": (
+        ["cascade.stages.if_rl.data.train.instruction_following.data_path=runs/tiny/data/math/trian.jsonl"],
+        "math/trian.jsonl is not one of the demo files of cascade.demo_data; did you mean math/train.jsonl?",
+    ),
     "a share of nothing": (
         ["cascade.stages.multi_domain_rl.data.train.math.share=0"],
         "cascade.stages.multi_domain_rl.data.train.math.share: must be > 0, got 0.0",
     ),
-    "a domain nothing scores": (["~data.validation.math"], "data.validation.math: math_rl trains on math but nothing scores it"),
-    "two models": (["cascade.stages.if_rl.policy.model_name=nano_30b_a3b"], "policy.model_name: must be the same in every stage"),
+    "a domain nothing scores": (
+        ["~data.validation.math"],
+        "data.validation.math: math_rl trains on math but nothing scores it",
+    ),
+    "two models": (
+        ["cascade.stages.if_rl.policy.model_name=nano_30b_a3b"],
+        "policy.model_name: must be the same in every stage",
+    ),
     "an unknown model": (["policy.model_name=tinny"], "policy.model_name: no model 'tinny'; did you mean tiny?"),
     "a sequence longer than the model": (
         ["policy.max_total_sequence_length=100000", "policy.sequence_packing.train_mb_tokens=100000"],
@@ -215,19 +254,53 @@ def test_all_problems_come_at_once():
         assert sum(part in line for line in found) == 1, found
 
 
-# ---------------------------------------------------------------------------------------------------- layouts
+ROW = '{"responses_create_params": {"input": "2 + 2 = ?"}, "agent_ref": {"name": "%s_simple_agent"}}\n'
+
+
+@pytest.mark.parametrize("name, expected", [("mcqa", None), ("mqca", "asks for environment mqca; did you mean mcqa?")])
+def test_the_environment_of_an_own_file_must_be_registered(name, expected, tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text(ROW % name)
+    override = f"cascade.stages.multi_domain_rl.data.train.mcqa.data_path={path}"
+    if expected is None:
+        assert load(override).stages["multi_domain_rl"].data.train["mcqa"].data_path == str(path)
+    else:
+        (line,) = problems(override)
+        assert (
+            line.startswith("cascade.stages.multi_domain_rl.data.train.mcqa.data_path: the first row of")
+            and expected in line
+        )
+
+
+# -------------------------------------------------------------------------------- layouts
 
 LAYOUT = "policy.megatron_cfg."
 IMPOSSIBLE = {
-    "processes do not divide": (["tensor_model_parallel_size=2", "sequence_parallel=true"], 3, "policy.megatron_cfg: tensor * pipeline * context parallel sizes multiply to 2, which does not divide the 3 started processes"),
-    "experts do not divide": (["expert_model_parallel_size=3"], 3, "expert_model_parallel_size: 3 does not divide tiny's num_moe_experts 8"),
+    "processes do not divide": (
+        ["tensor_model_parallel_size=2", "sequence_parallel=true"],
+        3,
+        "policy.megatron_cfg: tensor * pipeline * context parallel sizes multiply to 2, which does not divide the 3",
+    ),
+    "experts do not divide": (
+        ["expert_model_parallel_size=3"],
+        3,
+        "expert_model_parallel_size: 3 does not divide tiny's num_moe_experts 8",
+    ),
     "heads do not divide": (
-        ["tensor_model_parallel_size=8", "sequence_parallel=true"], 8, "8 does not divide tiny's num_attention_heads 4"
+        ["tensor_model_parallel_size=8", "sequence_parallel=true"],
+        8,
+        "8 does not divide tiny's num_attention_heads 4",
     ),
     "mamba groups do not divide": (
-        ["tensor_model_parallel_size=4", "sequence_parallel=true"], 4, "4 does not divide tiny's mamba_num_groups 2"
+        ["tensor_model_parallel_size=4", "sequence_parallel=true"],
+        4,
+        "4 does not divide tiny's mamba_num_groups 2",
     ),
-    "pipeline parallel": (["pipeline_model_parallel_size=2"], 2, "pipeline_model_parallel_size=2 is not supported yet; set it to 1"),
+    "pipeline parallel": (
+        ["pipeline_model_parallel_size=2"],
+        2,
+        "pipeline_model_parallel_size=2 is not supported yet; set it to 1",
+    ),
     "context parallel": (["context_parallel_size=2"], 2, "context_parallel_size=2 is not supported yet; set it to 1"),
     "tensor without sequence parallel": (["tensor_model_parallel_size=2"], 2, "needs sequence_parallel=true"),
     "zero": (["tensor_model_parallel_size=0"], 2, "tensor_model_parallel_size: must be >= 1, got 0"),
@@ -251,15 +324,20 @@ def test_a_possible_layout_is_accepted(tp, ep, data):
 
 def test_fewer_rollouts_than_data_parallel_ranks_are_refused():
     found = problems("grpo.num_prompts_per_step=2", "grpo.num_generations_per_prompt=2", world_size=8)
-    assert any("grpo.num_prompts_per_step: 4 rollouts a step cannot be dealt to 8 data-parallel ranks" in line for line in found)
+    assert any(
+        "grpo.num_prompts_per_step: 4 rollouts a step cannot be dealt to 8 data-parallel ranks" in line
+        for line in found
+    )
 
 
 def test_stages_with_different_layouts_are_refused():
     found = problems(f"cascade.stages.if_rl.{LAYOUT}expert_model_parallel_size=2")
-    assert any(line.startswith(f"{LAYOUT}expert_model_parallel_size: must be the same in every stage") for line in found)
+    assert any(
+        line.startswith(f"{LAYOUT}expert_model_parallel_size: must be the same in every stage") for line in found
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- composition
+# -------------------------------------------------------------------------------- composition
 
 BROKEN = {
     "no such config": ("tinyy", [], "--config-name tinyy: no tinyy.yaml in"),

@@ -21,7 +21,7 @@ STAGES = {
 
 
 def synthetic_run(run_dir) -> Manifest:
-    """A run of four finished stages and one in the middle, with curves that rise from the parent's score to their own."""
+    """Four finished stages and one in the middle, with curves that rise from the parent's score to their own."""
     manifest, draw = Manifest(run_dir), random.Random(0)
     for name, (parent, scores, trained) in STAGES.items():
         record = manifest.add(name)

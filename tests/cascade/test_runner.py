@@ -1,4 +1,7 @@
-"""What the runner does around the loops: order, hand-over, resume, repetition. The loops are stand-ins that only save a checkpoint."""
+"""What the runner does around the loops: order, hand-over, resume, repetition.
+
+The loops are stand-ins that only save a checkpoint; the real ones have tests of their own.
+"""
 
 import gc
 import hashlib
@@ -21,7 +24,7 @@ class Killed(BaseException):
 
 
 class Loops:
-    """A loop of the real signature: one line of metrics a step, then a checkpoint whose hash depends on all it was given."""
+    """A loop of the real signature: a line of metrics a step, then a checkpoint hashed from all it was given."""
 
     def __init__(self):
         self.calls: list[str] = []
@@ -36,7 +39,12 @@ class Loops:
                 bar.advance(reward=0.1 * step)
                 if self.kill_in == stage.name:
                     raise Killed
-        given = [stage.name, stage.seed, hash_of(stage.parent), *(f"{d} {hash_of(t)}" for d, t in stage.teachers.items())]
+        given = [
+            stage.name,
+            stage.seed,
+            hash_of(stage.parent),
+            *(f"{d} {hash_of(t)}" for d, t in stage.teachers.items()),
+        ]
         final = stage.dir / f"step_{steps}"
         final.mkdir()
         digest = hashlib.sha256(repr(given).encode()).hexdigest()
@@ -52,7 +60,8 @@ def score(stage, checkpoint, domains, num_samples) -> dict:
     assert checkpoint == stage.dir / f"step_{stage.config.max_num_steps}" and checkpoint.is_dir()
     value = int(stage.dir.name[:2]) / 10
     return {
-        name: {"mean": value, "n": len(entry.rows), "per_prompt": [value] * len(entry.rows)} for name, entry in domains.items()
+        name: {"mean": value, "n": len(entry.rows), "per_prompt": [value] * len(entry.rows)}
+        for name, entry in domains.items()
     }
 
 
@@ -96,7 +105,7 @@ ORDER = ["sft", "if_rl", "math_rl", "multi_domain_rl", "mopd"]
 
 @pytest.fixture(scope="module", autouse=True)
 def imports_are_not_collected():
-    """The runner collects garbage between stages; looking at all of torch's modules each time would be most of these tests."""
+    """The runner collects garbage between stages; going over all of torch each time would be most of these tests."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -128,10 +137,19 @@ def test_all_stages_run_in_order_and_are_done(first):
     runs = first
     assert runs.statuses() == [DONE] * 5
     assert sorted(path.name for path in runs.run_dir.iterdir()) == [
-        "01-sft", "02-if_rl", "03-math_rl", "04-multi_domain_rl", "05-mopd", "cascade_manifest.json", "report"
+        "01-sft",
+        "02-if_rl",
+        "03-math_rl",
+        "04-multi_domain_rl",
+        "05-mopd",
+        "cascade_manifest.json",
+        "report",
     ]
     assert sorted(path.name for path in (runs.run_dir / "05-mopd").iterdir()) == [
-        "config.yaml", "metrics.jsonl", "step_2", "validation.json"
+        "config.yaml",
+        "metrics.jsonl",
+        "step_2",
+        "validation.json",
     ]
     assert sorted(path.name for path in (runs.run_dir / "report").iterdir()) == ["rewards.png", "scores.md"]
 
@@ -165,7 +183,9 @@ def test_without_validation_prompts_nothing_is_scored(runs):
 
 
 def test_a_domain_is_scored_from_the_stage_on_that_names_it(runs):
-    late = "cascade.stages.math_rl.data.validation={math: {data_path: '${cascade.demo_data.path}/math/validation.jsonl'}}"
+    late = (
+        "cascade.stages.math_rl.data.validation={math: {data_path: '${cascade.demo_data.path}/math/validation.jsonl'}}"
+    )
     runs("~data.validation.math", late, "cascade.order=[sft,math_rl]")
     stages = runs.manifest.stages
     assert set(stages["sft"].scores) == {"instruction_following", "mcqa"}
@@ -209,7 +229,10 @@ def test_from_stage_repeats_and_moves_aside(finished):
     assert finished.hashes() == before and finished.statuses() == [DONE] * 5
     (aside,) = (finished.run_dir / "replaced").iterdir()
     assert sorted(path.name for path in aside.iterdir()) == [
-        "03-math_rl", "04-multi_domain_rl", "05-mopd", "cascade_manifest.json"
+        "03-math_rl",
+        "04-multi_domain_rl",
+        "05-mopd",
+        "cascade_manifest.json",
     ]
     assert (aside / "03-math_rl" / "mark").read_text() == "first"
     assert not (finished.run_dir / "03-math_rl" / "mark").exists()
@@ -233,11 +256,27 @@ def test_a_kill_while_moving_aside_leaves_nothing_old_to_resume_from(finished):
 
 
 CHANGES = {
-    "of the stage": ("cascade.stages.if_rl.policy.megatron_cfg.optimizer.lr=0.5", "stage if_rl was finished", "policy.megatron_cfg.optimizer.lr 0.0003 -> 0.5"),
-    "of the parent": ("cascade.stages.multi_domain_rl.parent=sft", "stage multi_domain_rl was finished", "cascade.parent 'if_rl' -> 'sft'"),
+    "of the stage": (
+        "cascade.stages.if_rl.policy.megatron_cfg.optimizer.lr=0.5",
+        "stage if_rl was finished",
+        "policy.megatron_cfg.optimizer.lr 0.0003 -> 0.5",
+    ),
+    "of the parent": (
+        "cascade.stages.multi_domain_rl.parent=sft",
+        "stage multi_domain_rl was finished",
+        "cascade.parent 'if_rl' -> 'sft'",
+    ),
     "of the seed": ("cascade.seed=99", "stage sft was finished", "cascade.seed 1 -> 99"),
-    "of the rows": ("cascade.demo_data.train_rows=65", "stage sft was finished", "cascade.demo_data.train_rows 64 -> 65"),
-    "of a teacher": ("cascade.stages.mopd.teachers.math=if_rl", "stage mopd was finished", "cascade.teachers.math.stage 'math_rl' -> 'if_rl'"),
+    "of the rows": (
+        "cascade.demo_data.train_rows=65",
+        "stage sft was finished",
+        "cascade.demo_data.train_rows 64 -> 65",
+    ),
+    "of a teacher": (
+        "cascade.stages.mopd.teachers.math=if_rl",
+        "stage mopd was finished",
+        "cascade.teachers.math.stage 'math_rl' -> 'if_rl'",
+    ),
 }
 
 
@@ -254,7 +293,9 @@ def test_a_changed_config_of_a_finished_stage_is_refused(change, runs):
 
 
 def test_a_changed_config_runs_again_with_from_stage(finished):
-    assert finished("cascade.stages.multi_domain_rl.policy.max_grad_norm=0.5", from_stage="multi_domain_rl") == ORDER[3:]
+    assert (
+        finished("cascade.stages.multi_domain_rl.policy.max_grad_norm=0.5", from_stage="multi_domain_rl") == ORDER[3:]
+    )
     stored = yaml.safe_load((finished.run_dir / "04-multi_domain_rl" / "config.yaml").read_text())
     assert stored["policy"]["max_grad_norm"] == 0.5
 

@@ -1,0 +1,98 @@
+"""Tokenizers: any Hugging Face folder with the family's special tokens, and the small one that ships with the package.
+
+The shipped `tiny` is a byte-level BPE over the demo domains' texts; `python -m nemo_cascade.data.tokenizer` trains it again, to
+the same bytes. A real model brings its own tokenizer and chat template.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+SHIPPED = Path(__file__).parent / "tokenizers"
+# Both end a reply; config.json of the released model names only the first.
+STOP_IDS = (2, 11)
+# Ids that the protocol, the engine and the verifiers rely on.
+REQUIRED = {
+    "<unk>": 0,
+    "<s>": 1,
+    "</s>": 2,
+    "<|im_start|>": 10,
+    "<|im_end|>": 11,
+    "<think>": 12,
+    "</think>": 13,
+    "<tool_call>": 14,
+    "</tool_call>": 15,
+    "<tool_response>": 16,
+    "</tool_response>": 17,
+}
+# Nemotron's ids 0-17 in order; 3-9 are Mistral's and unused here.
+SPECIAL = (
+    "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] "
+    "<|im_start|> <|im_end|> <think> </think> <tool_call> </tool_call> <tool_response> </tool_response>"
+).split()
+
+
+def load_tokenizer(name: str):
+    """A shipped tokenizer by name ("tiny"), or a Hugging Face folder. Nothing is downloaded.
+
+    Raises ValueError naming the folder and the token when a special token is missing or has another id.
+    """
+    folder = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
+    if not folder.is_dir():
+        shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
+        raise ValueError(f"policy.tokenizer.name={name}: neither a folder nor shipped with the package ({shipped})")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for token, number in REQUIRED.items():
+        found = tokenizer.convert_tokens_to_ids(token)
+        if found != number:
+            raise ValueError(f"{folder}: special token {token} has id {found}, but the chat protocol needs {number}")
+    if not tokenizer.chat_template:
+        raise ValueError(f"{folder}: no chat template; put chat_template.jinja beside tokenizer.json")
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits and the special tokens at ids 0-17; the same texts give the same tokenizer."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=262144,
+    )
+
+
+def train_shipped(rows_per_domain: int = 1500) -> None:
+    """Trains `tiny` on the demo domains' prompts and demonstrations and writes it beside its chat template."""
+    from nemo_cascade.data.demo import DOMAINS, LEVELS
+
+    texts = []
+    for domain in DOMAINS.values():
+        for level in LEVELS:
+            for row in domain.rows(rows_per_domain, "train", seed=0, level=level):
+                texts += [message["content"] for message in domain.demonstration(row)["messages"]]
+    folder = SHIPPED / "tiny"
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    tokenizer = train_tokenizer(texts)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    train_shipped()
