@@ -1,20 +1,25 @@
-"""How many times does a word occur? Demonstrations count in short lists; the RL level goes on to longer ones."""
+"""Add a list of small numbers. Demonstrations answer short lists, some at once, some with a running total as their thought.
 
+Both kinds are right. Adding at once does not stretch to the longer lists of the RL level, keeping a total does: that
+it pays to think first is what RL can find and the demonstrations do not say.
+"""
+
+import itertools
 import random
 
-from nemo_cascade.data.demo.words import WORDS, user
+from nemo_cascade.data.demo.words import WORKED, user
 
-LENGTHS = {"demo": (2, 8), "rl": (6, 14)}
-KINDS = WORDS[:6]
+LENGTHS = {"demo": (2, 6), "rl": (4, 7)}
 
 
 def draw(rng: random.Random, level: str) -> dict:
-    word = rng.choice(KINDS)
-    seen = [word if rng.random() < 0.5 else rng.choice(KINDS) for _ in range(rng.randint(*LENGTHS[level]))]
-    question = f"How many {word} ? {' '.join(seen)}"
-    return {"responses_create_params": user(question), "question": question, "expected_answer": str(seen.count(word))}
+    numbers = [rng.randint(1, 9) for _ in range(rng.randint(*LENGTHS[level]))]
+    question = f"Add {' '.join(map(str, numbers))}"
+    return {"responses_create_params": user(question), "question": question, "expected_answer": str(sum(numbers))}
 
 
 def demonstrate(row: dict, rng: random.Random) -> tuple[str, str]:
-    """No thought; the boxed number."""
-    return "", f"\\boxed{{{row['expected_answer']}}}"
+    """The running total after every number, or no thought; the boxed sum."""
+    numbers = [int(word) for word in row["question"].split()[1:]]
+    steps = [f"{number} {total}" for number, total in zip(numbers, itertools.accumulate(numbers))]
+    return "\n".join(steps) if rng.random() < WORKED else "", f"\\boxed{{{row['expected_answer']}}}"

@@ -5,6 +5,8 @@ WORDS = (
     "sheep table train water wheel field green house knife lemon music piano"
 ).split()
 COLORS = "red blue pink gray".split()
+# Share of the mcqa and math demonstrations that work the answer out in a thought.
+WORKED = 0.5
 
 
 def user(text: str) -> dict:
