@@ -1,13 +1,15 @@
-"""Best-fit-decreasing packing: whole documents into as few packs as a greedy rule finds."""
+"""Best-fit packing: whole documents into few packs, longest first or in the order they come."""
 
 import bisect
 
 
-def pack(lengths: list[int], capacity: int) -> list[list[int]]:
+def pack(lengths: list[int], capacity: int, *, decreasing: bool = True) -> list[list[int]]:
     """Indices of the documents in each pack, at most `capacity` tokens a pack; deterministic.
 
-    Each document, longest first, goes into the fullest pack it still fits (Johnson 1974). Raises ValueError naming the first
-    document that is longer than a pack.
+    Each document goes into the fullest pack it still fits (Johnson 1974), longest first, which wastes least. With
+    decreasing=False they keep their order: where every pack is a sample of a shuffled mixture, sorting would gather
+    documents of one length, and so of one domain, in one pack. Raises ValueError naming the first document that is
+    longer than a pack.
     """
     for index, length in enumerate(lengths):
         if length > capacity:
@@ -15,7 +17,8 @@ def pack(lengths: list[int], capacity: int) -> list[list[int]]:
     packs: list[list[int]] = []
     # (room left, pack), ascending, so that the fullest pack with enough room is found by bisection.
     rooms: list[tuple[int, int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)) if decreasing else range(len(lengths))
+    for index in order:
         place = bisect.bisect_left(rooms, (lengths[index], -1))
         if place < len(rooms):
             room, chosen = rooms.pop(place)

@@ -8,15 +8,19 @@
 3. `all_to_all_single`: gloo wants split sizes as ints, mcore passes tensors.
 4. the fuser: mcore's helpers are compiled by torch.compile at first use, which costs 4-20 s and gains nothing here.
 5. random-state trackers: mcore reads and sets CUDA generator states by function; those functions use the CPU's.
-6. Adam: torch's keeps `step` per tensor, mcore's distributed optimizer saves and loads it per group, as TE's FusedAdam keeps it.
+6. remarks of mcore and torch that say nothing on a CPU (absent GPU libraries, two random states that are one here).
+7. Adam: torch's keeps `step` per tensor, mcore's distributed optimizer saves and loads it per group, as TE's FusedAdam keeps it.
 """
 
 import contextlib
 import functools
+import logging
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
+from torch.utils._device import _device_constructors
 
 _CPU = torch.device("cpu")
 _FACTORIES = (
@@ -31,6 +35,7 @@ def install() -> None:
     if _installed or torch.cuda.is_available():
         return
     _installed = True
+    _silence()
     _replace_cuda_calls()
     _replace_devices()
     _replace_all_to_all()
@@ -128,7 +133,8 @@ def _replace_cuda_calls() -> None:
         return lambda *args, **kwargs: value
 
     cuda = torch.cuda
-    cuda.current_device = returning(_CPU)
+    # The meta device inside `with torch.device("meta")`, so that a model of any size can be built.
+    cuda.current_device = lambda: torch.get_default_device()
     for name in ("set_device", "synchronize", "empty_cache"):
         setattr(cuda, name, returning(None))
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved"):
@@ -143,6 +149,17 @@ def _replace_cuda_calls() -> None:
     cuda.stream = lambda stream: contextlib.nullcontext()
 
 
+def _silence() -> None:
+    for message in (
+        ".*Falling back to.*",
+        "full scope is deprecated",
+        "The .grad attribute of a Tensor that is not a leaf",
+        "`torch.distributed.(all_gather_into|reduce_scatter)_tensor` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
+
+
 def _says_cuda(device) -> bool:
     return device is not None and str(device).startswith("cuda")
 
@@ -152,11 +169,13 @@ def _replace_devices() -> None:
         @functools.wraps(factory)
         def make(*args, **kwargs):
             if _says_cuda(kwargs.get("device")):
-                kwargs["device"] = _CPU
+                kwargs["device"] = torch.get_default_device()
             return factory(*args, **kwargs)
 
         return make
 
+    # `with torch.device("meta")` recognises factories by identity, from a table made at first use: now, with the originals.
+    _device_constructors()
     for name in _FACTORIES.split():
         setattr(torch, name, on_cpu(getattr(torch, name)))
 

@@ -15,9 +15,6 @@ from nemo_cascade.stages.data import Domain, load_domains
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.start import resume_or_begin
 
-# Documents are packed in windows of the shuffled mixture, so that a pack holds neighbours of the mixture, not of one length.
-PACKING_WINDOW = 1024
-
 
 def run(stage: StageRun) -> None:
     """Trains to `sft.max_num_steps`, from the newest checkpoint of the stage or from its parent (or from scratch)."""
@@ -57,12 +54,9 @@ def packed_documents(stage: StageRun, policy: Policy) -> list[list[Sample]]:
     mixture = Mixture({name: (len(samples[name]), domains[name].share) for name in samples}, seed=stage.seed)
     order = mixture.next(sum(len(rows) for rows in samples.values()))
     ordered = [samples[name][index] for name, index in order]
-    packs = []
-    for start in range(0, len(ordered), PACKING_WINDOW):
-        window = ordered[start : start + PACKING_WINDOW]
-        lengths = [len(sample.tokens) - 1 for sample in window]
-        packs += [[window[i] for i in indices] for indices in pack(lengths, config.policy.sequence_packing.train_mb_tokens)]
-    return packs
+    lengths = [len(sample.tokens) - 1 for sample in ordered]
+    plan = pack(lengths, config.policy.sequence_packing.train_mb_tokens, decreasing=False)
+    return [[ordered[index] for index in indices] for indices in plan]
 
 
 def documents(domain: Domain, policy: Policy) -> list[Sample]:

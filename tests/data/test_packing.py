@@ -29,3 +29,13 @@ def test_short_documents_fill_packs_almost_completely():
 def test_a_document_longer_than_a_pack_is_named():
     with pytest.raises(ValueError, match="document 1 has 65 tokens"):
         pack([3, 65], 64)
+
+
+def test_packs_in_given_order_are_full_and_keep_neighbours_together():
+    rng = random.Random(0)
+    lengths = [rng.randint(20, 120) for _ in range(1000)]
+    packs = pack(lengths, 2048, decreasing=False)
+    assert sorted(index for chosen in packs for index in chosen) == list(range(1000))
+    assert sum(lengths) / (2048 * len(packs)) > 0.97
+    spans = sorted(max(chosen) - min(chosen) for chosen in packs)
+    assert spans[len(spans) // 2] < 60, "packs of about 29 documents"

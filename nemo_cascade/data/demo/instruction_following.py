@@ -1,29 +1,16 @@
-"""Write words under rules that a program checks: how many, which case, no repetition, letters to avoid.
+"""Write words under rules that a program checks: how many, which case, no repetition, how often a letter may stand.
 
-Demonstrations combine one or two rules with 2 to 5 words; the RL level two or three rules, two letters among them, with 3 to 6. Many answers are right, so
+Demonstrations combine one or two rules with 2 to 5 words; the RL level two or three with 3 to 6. Many answers are right, so
 a demonstration shows one at random, and what RL can find is which of them the model writes reliably.
 """
 
-import itertools
 import random
 
 from nemo_cascade.data.demo.words import WORDS, user
 
 SIZES = {"demo": (2, 5), "rl": (3, 6)}
-RULES = {"demo": (1, 1, 2), "rl": (2, 3)}
-LETTERS = "aeioulntrsh"
-
-
-def allowed(avoided) -> list[str]:
-    """Words without any of these letters."""
-    return [word for word in WORDS if not set(avoided) & set(word)]
-
-
-# Combinations that leave enough words to fill the longest answer without repetition.
-AVOIDABLE = {
-    level: [letters for letters in itertools.combinations(LETTERS, size) if len(allowed(letters)) >= SIZES[level][1] + 2]
-    for level, size in (("demo", 1), ("rl", 2))
-}
+RULES = {"demo": (1, 2), "rl": (2, 3)}
+LETTERS = "aeiorntslhdump"
 
 
 def draw(rng: random.Random, level: str) -> dict:
@@ -41,11 +28,10 @@ def draw(rng: random.Random, level: str) -> dict:
             kwargs.append({})
             text.append("No word twice.")
         else:
-            letters = rng.choice(AVOIDABLE[level])
-            for letter in letters:
-                ids.append("keywords:letter_frequency")
-                kwargs.append({"letter": letter, "let_frequency": 1, "let_relation": "less than"})
-            text.append(f"Avoid the letter {' and '.join(letters)} .")
+            letter, times = rng.choice(LETTERS), rng.randint(1, 3)
+            ids.append("keywords:letter_frequency")
+            kwargs.append({"letter": letter, "let_frequency": times, "let_relation": "less than"})
+            text.append(f"Use the letter {letter} less than {times} times.")
     return {
         "responses_create_params": user(" ".join(text)),
         "prompt": " ".join(text),
@@ -55,10 +41,11 @@ def draw(rng: random.Random, level: str) -> dict:
 
 
 def demonstrate(row: dict, rng: random.Random) -> tuple[str, str]:
-    """No thought; words that keep every rule."""
+    """No thought; random words, drawn again until they keep every rule."""
     rules, kwargs = row["instruction_id_list"], row["kwargs"]
-    avoided = {arguments["letter"] for arguments in kwargs if "letter" in arguments}
-    choice, count = allowed(avoided), kwargs[0]["num_words"]
-    chosen = rng.sample(choice, count) if "count:count_unique" in rules else rng.choices(choice, k=count)
-    answer = " ".join(chosen)
-    return "", answer.upper() if "change_case:english_capital" in rules else answer
+    bounds = [(arguments["letter"], arguments["let_frequency"]) for arguments in kwargs if "letter" in arguments]
+    count, draw_words = kwargs[0]["num_words"], rng.sample if "count:count_unique" in rules else rng.choices
+    while True:
+        answer = " ".join(draw_words(WORDS, k=count))
+        if all(answer.count(letter) < times for letter, times in bounds):
+            return "", answer.upper() if "change_case:english_capital" in rules else answer

@@ -1,0 +1,104 @@
+"""From rollouts to training samples: who is rewarded, who is trained on, which teacher speaks."""
+
+import pytest
+import torch
+
+from nemo_cascade.data.tokenizer import load_tokenizer
+from nemo_cascade.rollout.types import Group, Rollout
+from nemo_cascade.stages.config import GRPOConfig, LossConfig
+from nemo_cascade.stages.rl import distillation_samples, make_loss, reward_samples
+from nemo_cascade.stages.rollouts import reply_text, reward, rollout_metrics
+
+
+def rollout(k=0, response=(5, 6, 11), finish_reason="stop", reward=None) -> Rollout:
+    return Rollout("ab" * 32, k, [10, 3], list(response), [-0.5] * len(response), finish_reason, reward)
+
+
+def group(rewards, domain="math", **settings) -> Group:
+    return Group({"expected_answer": "7"}, domain, [rollout(k, reward=r, **settings) for k, r in enumerate(rewards)])
+
+
+def test_every_response_token_carries_its_advantage_and_no_prompt_token_is_trained():
+    samples = reward_samples([group([1.0, 0.0])], GRPOConfig(num_generations_per_prompt=2, normalize_rewards=False))
+    for sample, advantage in zip(samples, (0.5, -0.5)):
+        assert sample.tokens == [10, 3, 5, 6, 11] and sample.loss_mask == [0, 0, 1, 1, 1]
+        assert sample.fields["advantages"] == [0, 0, advantage, advantage, advantage]
+        assert sample.fields["sampling_logprobs"] == [0, 0, -0.5, -0.5, -0.5]
+
+
+def test_overlong_filtering_trains_on_finished_replies_but_compares_with_all():
+    mixed = group([1.0, 0.0, 0.0, 0.0])
+    mixed.rollouts[3].finish_reason = "length"
+    settings = dict(num_generations_per_prompt=4, normalize_rewards=False)
+    plain = reward_samples([mixed], GRPOConfig(**settings))
+    filtered = reward_samples([mixed], GRPOConfig(overlong_filtering=True, **settings))
+    assert [sum(sample.loss_mask) for sample in plain] == [3, 3, 3, 3]
+    assert [sum(sample.loss_mask) for sample in filtered] == [3, 3, 3, 0]
+    assert [s.fields["advantages"] for s in plain] == [s.fields["advantages"] for s in filtered]
+
+
+def test_distillation_trains_on_every_reply_whatever_its_reward():
+    samples = distillation_samples([group([0.0, 0.0]), group([1.0, None])])
+    assert len(samples) == 4 and all(sum(sample.loss_mask) == 3 for sample in samples)
+
+
+def encoded(text, finish_reason="stop") -> Rollout:
+    tokens = load_tokenizer("tiny").encode(text, add_special_tokens=False)
+    return rollout(response=[*tokens, 11] if finish_reason == "stop" else tokens, finish_reason=finish_reason)
+
+
+def test_a_reply_is_verified_without_its_stop_token_and_with_its_special_ones():
+    tokenizer = load_tokenizer("tiny")
+    assert reply_text(encoded("3 and 4</think>\\boxed{7}"), tokenizer) == "3 and 4</think>\\boxed{7}"
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "expected"),
+    [
+        ("3 and 4</think>\\boxed{7}", "stop", 1.0),
+        ("3 and 4</think>\\boxed{8}", "stop", 0.0),
+        ("\\boxed{7}", "stop", 0.0),
+        ("3 and 4</think>\\boxed{7}", "length", 0.0),
+    ],
+    ids=["right", "wrong", "never out of its thought", "cut at the limit"],
+)
+def test_rewards(text, finish_reason, expected):
+    row = {"question": "Add 3 4", "expected_answer": "7", "agent_ref": {"name": "math_simple_agent"}}
+    asked = Group(row, "math", [encoded(text, finish_reason)])
+    reward(asked, load_tokenizer("tiny"))
+    assert asked.rollouts[0].reward == expected
+
+
+def test_metrics_are_means_over_rollouts_and_by_domain():
+    metrics = rollout_metrics([group([1.0, 0.0]), group([1.0, 1.0], domain="mcqa", finish_reason="length")])
+    assert metrics["reward"] == 0.75 and metrics["math/reward"] == 0.5 and metrics["mcqa/reward"] == 1.0
+    assert metrics["informative_groups"] == 0.5 and metrics["truncation_rate"] == 0.5
+    assert metrics["mean_gen_tokens_per_sample"] == 3
+
+
+class FakePack:
+    def __init__(self, **fields):
+        self.fields, self.mask = fields, torch.tensor([1.0, 1.0, 1.0, 0.0])
+        self.segments = torch.tensor([0, 0, 1, -1])
+
+
+def test_the_gradient_of_the_rl_loss_is_minus_the_advantage_by_token():
+    pack = FakePack(advantages=torch.tensor([2.0, 2.0, -1.0, 9.0]), sampling_logprobs=torch.full((4,), -1.0))
+    logprobs = torch.full((4,), -1.0, requires_grad=True)
+    total, count, _ = make_loss(LossConfig(), distil=False)(logprobs, pack)
+    (gradient,) = torch.autograd.grad(total, logprobs)
+    assert gradient.tolist() == [-2.0, -2.0, 1.0, 0.0] and count == 3
+
+
+def test_distillation_pulls_towards_the_teacher_and_drops_ratios_outside_the_band():
+    sampled = torch.tensor([-1.0, -1.0 - 1.1, -1.0, -1.0])
+    pack = FakePack(teacher_logprobs=torch.tensor([-0.5, -0.5, -3.0, -1.0]), sampling_logprobs=sampled)
+    logprobs = torch.full((4,), -1.0, requires_grad=True)
+    settings = LossConfig(
+        token_level_loss=False, use_importance_sampling_correction=True, truncated_importance_sampling_type="icepop"
+    )
+    total, count, metrics = make_loss(settings, distil=True)(logprobs, pack)
+    (gradient,) = torch.autograd.grad(total, logprobs)
+    # Response 0 has two tokens, the second with ratio e^1.1 > 2: dropped, but it still counts in the response's length.
+    assert gradient.tolist() == pytest.approx([-0.5 / 2, 0.0, 2.0, 0.0]) and count == 2
+    assert metrics["is_oob_ratio"][0] == 1
