@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-RL_STAGES = {"if_rl": ["instruction_following"], "math_rl": ["math"], "multi_domain_rl": ["mcqa", "math"]}
+# The domain each stage is there to improve; what multi_domain_rl has of if_rl's domain only keeps it.
+RL_STAGES = {"if_rl": "instruction_following", "math_rl": "math", "multi_domain_rl": "mcqa"}
 RESAMPLES = 10_000
 
 
@@ -43,27 +44,35 @@ def run_seed(seed: int, args) -> dict:
     manifest = read_manifest(run_dir)
     order = list(manifest["stages"])
     if not args.no_control:
-        sft_step = float(np.mean(step_times(run_dir, "sft")))
-        controls = []
-        for stage in RL_STAGES:
-            steps = max(1, round(sum(step_times(run_dir, stage)) / sft_step))
-            parent = manifest["stages"][stage]["parent"]
-            fields = f"kind:sft,parent:{parent},teacher_only:true,sft:{{max_num_steps:{steps}}}"
-            controls.append(f"+cascade.stages.control_{stage}={{{fields}}}")
+        controls = [override for stage in RL_STAGES for override in control_stage(run_dir, manifest, stage)]
         names = ",".join(order + [f"control_{stage}" for stage in RL_STAGES])
         launch(args.nproc_per_node, [*overrides, *controls, f"cascade.order=[{names}]"])
     manifest = read_manifest(run_dir)
     gains = {}
-    for stage, domains in RL_STAGES.items():
+    for stage, domain in RL_STAGES.items():
         parent = manifest["stages"][stage]["parent"]
-        for domain in domains:
-            before, after = per_prompt(run_dir, parent, domain), per_prompt(run_dir, stage, domain)
-            row = {"before": before.mean(), "after": after.mean(), "gain": paired(before, after)}
-            if not args.no_control:
-                control = per_prompt(run_dir, f"control_{stage}", domain)
-                row |= {"control": control.mean(), "over_control": paired(control, after)}
-            gains[f"{stage}/{domain}"] = row
+        before, after = per_prompt(run_dir, parent, domain), per_prompt(run_dir, stage, domain)
+        row = {"before": before.mean(), "after": after.mean(), "gain": paired(before, after)}
+        if not args.no_control:
+            control = per_prompt(run_dir, f"control_{stage}", domain)
+            row |= {"control": control.mean(), "over_control": paired(control, after)}
+        gains[f"{stage}/{domain}"] = row
     return {"seed": seed, "scores": all_scores(manifest), "gains": gains, "mopd": distillation(run_dir, manifest)}
+
+
+def control_stage(run_dir: Path, manifest: dict, stage: str) -> list[str]:
+    """Overrides that add the control of an RL stage: from its parent, SFT goes on at the rate at which SFT ended."""
+    steps = max(1, round(sum(step_times(run_dir, stage)) / float(np.mean(step_times(run_dir, "sft")))))
+    key, sft = f"+cascade.stages.control_{stage}", "${cascade.stages.sft"
+    optimizer = f"{sft}.policy.megatron_cfg.optimizer"
+    return [
+        f"{key}={{kind:sft,parent:{manifest['stages'][stage]['parent']},teacher_only:true,sft:{{max_num_steps:{steps}}}}}",
+        f"{key}.data={sft}.data}}",
+        f"{key}.policy.megatron_cfg.moe_router_load_balancing_type={sft}.policy.megatron_cfg.moe_router_load_balancing_type}}",
+        f"{key}.policy.megatron_cfg.moe_aux_loss_coeff={sft}.policy.megatron_cfg.moe_aux_loss_coeff}}",
+        f"{key}.policy.megatron_cfg.optimizer="
+        f"{{lr:{optimizer}.min_lr}},weight_decay:{optimizer}.weight_decay}},adam_beta2:{optimizer}.adam_beta2}}}}",
+    ]
 
 
 def distillation(run_dir: Path, manifest: dict) -> dict:

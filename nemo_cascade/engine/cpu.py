@@ -155,6 +155,8 @@ def _silence() -> None:
         "full scope is deprecated",
         "The .grad attribute of a Tensor that is not a leaf",
         "`torch.distributed.(all_gather_into|reduce_scatter)_tensor` is deprecated",
+        "`load_state_dict` is deprecated",
+        "Please use DTensor instead",
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)

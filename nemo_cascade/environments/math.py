@@ -4,10 +4,13 @@ Row: `question`, `expected_answer`. math-verify runs without its own time limit,
 worker with a hard kill is not here yet, so answers longer than MAX_LENGTH are not parsed.
 """
 
+import logging
 import re
 
 from nemo_cascade.environments.response import answer_of, last_boxed
 
+# It warns at every call that its time limit is off, which is meant.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
 # Longer answers are not what a question asks for, and some make sympy run for minutes.
 MAX_LENGTH = 200
 

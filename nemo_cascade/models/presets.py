@@ -48,7 +48,7 @@ PRESETS = {
         ModelConfig(
             name="tiny",
             pattern="M*EM*E",
-            vocab_size=1024,
+            vocab_size=640,
             hidden_size=128,
             num_attention_heads=4,
             num_query_groups=2,
@@ -67,7 +67,7 @@ PRESETS = {
         ModelConfig(
             name="micro",
             pattern="ME*ME",
-            vocab_size=1024,
+            vocab_size=640,
             hidden_size=32,
             num_attention_heads=4,
             num_query_groups=2,

@@ -121,7 +121,8 @@ def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
         moe_router_enable_expert_bias=True,
         moe_router_dtype="fp32",
         moe_token_dispatcher_type="alltoall",
-        # Equal initial weights at every tensor-parallel size.
+        # Linear layers are drawn whole and then split, so they start the same at every tensor-parallel size. Mamba's own
+        # parameters and, under expert parallel, the experts do not: equal layouts need a checkpoint to start from.
         use_cpu_initialization=True,
         pipeline_dtype=settings.get("params_dtype", torch.float32),
     )

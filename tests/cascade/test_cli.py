@@ -76,7 +76,7 @@ def test_every_spelling_of_a_config_is_accepted(arguments, tmp_path):
     (tmp_path / "own" / "mine.yaml").write_text("defaults: [tiny, _self_]\n")
     done = module("check", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "4  multi_domain_rl: rl on mcqa, math, from if_rl" in done.stdout and "ok: 5 stages" in done.stdout
+    assert "4  multi_domain_rl: rl on mcqa, instruction_following, from if_rl" in done.stdout and "ok: 5 stages" in done.stdout
 
 
 def test_check_lists_all_problems(tmp_path):

@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 import psutil
-import pytest
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 300
-RL_DATA = {"if_rl": ["instruction_following"], "math_rl": ["math"], "multi_domain_rl": ["math", "mcqa"]}
+RL_DATA = {"if_rl": ["instruction_following"], "math_rl": ["math"], "multi_domain_rl": ["mcqa", "instruction_following"]}
 
 
 def start(run_dir: Path) -> subprocess.Popen:
@@ -27,6 +26,7 @@ def start(run_dir: Path) -> subprocess.Popen:
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
         *("--rdzv-endpoint=localhost:0", "examples/cascade.py", "--config-name=smoke", f"cascade.run_dir={run_dir}"),
         *("cascade.stages.sft.sft.max_num_steps=16", "cascade.stages.sft.policy.megatron_cfg.scheduler.lr_warmup_iters=2"),
+        *("+cascade.stages.sft.checkpointing.save_period=5", "+cascade.stages.math_rl.checkpointing.save_period=1"),
         *paths,
     ]
     log = open(run_dir.with_suffix(".log"), "a")
@@ -76,28 +76,23 @@ def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """Final hashes of a run that nobody killed, in which every stage changed the weights."""
-    run_dir = tmp_path_factory.mktemp("unbroken") / "run"
-    hashes = finish(run_dir)
-    assert len(set(hashes.values())) == len(hashes), "a stage that learns nothing cannot show that it resumes"
-    return hashes
-
-
+# Each moment lies in another stage, so that one run can be killed at all of them in turn.
 MOMENTS = {
-    "inside SFT": lambda run: lines(run / "01-sft" / "metrics.jsonl") >= 3,
-    "inside a rollout": lambda run: lines(run / "02-if_rl" / "metrics.jsonl") >= 1,
+    "inside SFT, after a checkpoint": lambda run: lines(run / "01-sft" / "metrics.jsonl") >= 8,
     "between a rollout and its training step": lambda run: any((run / "02-if_rl" / "rollouts").glob("step_*")),
-    "inside a checkpoint write": lambda run: any((run / "03-math_rl").glob("tmp_step_*")),
+    "inside a rollout, after a checkpoint": lambda run: lines(run / "03-math_rl" / "metrics.jsonl") >= 1,
+    "inside a checkpoint write": lambda run: any((run / "04-multi_domain_rl").glob("tmp_step_*")),
     "inside distillation": lambda run: lines(run / "05-mopd" / "metrics.jsonl") >= 1,
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_resumes_to_bit_identical_weights(moment, unbroken, tmp_path):
-    run_dir = tmp_path / "run"
-    kill_when(run_dir, lambda: MOMENTS[moment](run_dir))
-    manifest = json.loads((run_dir / "cascade_manifest.json").read_text())
-    assert any(stage["status"] != "done" for stage in manifest["stages"].values()), "it was killed too late to show anything"
-    assert finish(run_dir) == unbroken
+def test_a_run_killed_in_every_stage_ends_with_bit_identical_weights(tmp_path):
+    unbroken = finish(tmp_path / "unbroken")
+    assert len(set(unbroken.values())) == len(unbroken), "a stage that learns nothing cannot show that it resumes"
+    broken = tmp_path / "broken"
+    for number, (name, moment) in enumerate(MOMENTS.items()):
+        kill_when(broken, lambda: moment(broken))
+        manifest = json.loads((broken / "cascade_manifest.json").read_text())
+        states = [stage["status"] for stage in manifest["stages"].values()]
+        assert states == ["done"] * number + ["running"] + ["pending"] * (len(states) - number - 1), name
+    assert finish(broken) == unbroken

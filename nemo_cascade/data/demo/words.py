@@ -5,7 +5,7 @@ WORDS = (
     "sheep table train water wheel field green house knife lemon music piano"
 ).split()
 COLORS = "red blue pink gray".split()
-# Share of the mcqa and math demonstrations that work the answer out in a thought.
+# Share of the demonstrations that go step by step (a thought, a line a part); the others answer at once.
 WORKED = 0.5
 
 
