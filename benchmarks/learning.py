@@ -42,7 +42,7 @@ def run_seed(seed: int, args) -> dict:
     overrides = [f"cascade.run_dir={run_dir}", f"cascade.seed={seed}", *args.overrides]
     launch(args.nproc_per_node, overrides)
     manifest = read_manifest(run_dir)
-    order = list(manifest["stages"])
+    order = [name for name in manifest["stages"] if not name.startswith("control_")]
     if not args.no_control:
         controls = [override for stage in RL_STAGES for override in control_stage(run_dir, manifest, stage)]
         names = ",".join(order + [f"control_{stage}" for stage in RL_STAGES])
@@ -70,6 +70,7 @@ def control_stage(run_dir: Path, manifest: dict, stage: str) -> list[str]:
         f"{key}.data={sft}.data}}",
         f"{key}.policy.megatron_cfg.moe_router_load_balancing_type={sft}.policy.megatron_cfg.moe_router_load_balancing_type}}",
         f"{key}.policy.megatron_cfg.moe_aux_loss_coeff={sft}.policy.megatron_cfg.moe_aux_loss_coeff}}",
+        f"{key}.policy.megatron_cfg.moe_router_bias_update_rate={sft}.policy.megatron_cfg.moe_router_bias_update_rate}}",
         f"{key}.policy.megatron_cfg.optimizer="
         f"{{lr:{optimizer}.min_lr}},weight_decay:{optimizer}.weight_decay}},adam_beta2:{optimizer}.adam_beta2}}}}",
     ]
@@ -80,8 +81,7 @@ def distillation(run_dir: Path, manifest: dict) -> dict:
     mopd = manifest["stages"]["mopd"]
     table = {}
     for domain, teacher in mopd["teachers"].items():
-        name = teacher["stage"] if isinstance(teacher, dict) else teacher
-        start, target, end = (per_prompt(run_dir, stage, domain).mean() for stage in (mopd["parent"], name, "mopd"))
+        start, target, end = (per_prompt(run_dir, stage, domain).mean() for stage in (mopd["parent"], teacher, "mopd"))
         gap = target - start
         table[domain] = {"start": start, "teacher": target, "end": end, "closed": (end - start) / gap if gap > 0.01 else None}
     return table

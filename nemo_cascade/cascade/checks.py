@@ -15,6 +15,7 @@ from nemo_cascade.cascade import layout
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing
 from nemo_cascade.data import demo
 from nemo_cascade.data.rows import environment_of
+from nemo_cascade.data.tokenizer import find_tokenizer
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import CascadeConfig, Source, StageConfig
@@ -23,7 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 CHOICES = {
     "kind": ("sft", "rl"),
-    "policy.precision": ("float32", "bfloat16", "float64"),
+    "policy.precision": ("float32", "bfloat16"),
     "policy.generation.backend": ("megatron",),
     "policy.megatron_cfg.moe_router_dtype": ("fp32", "fp64"),
     "policy.megatron_cfg.moe_router_load_balancing_type": ("none", "aux_loss", "seq_aux_loss", "global_aux_loss"),
@@ -228,6 +229,11 @@ def value_problems(stage: "StageConfig", where) -> Iterator[str]:
 def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
     """Pairs of values of one stage that exclude each other."""
     policy, loss = stage.policy, stage.loss_fn
+    if not is_missing(policy.tokenizer.name):
+        try:
+            find_tokenizer(policy.tokenizer.name)
+        except ValueError as error:
+            yield f"{where('policy.tokenizer.name')}: {error}"
     optimizer = policy.megatron_cfg.optimizer
     if optimizer.min_lr > optimizer.lr:
         key = where("policy.megatron_cfg.optimizer.min_lr")
@@ -252,6 +258,18 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
         yield (
             f"{where('grpo.num_generations_per_prompt')}: a group of one always has advantage 0 with adv_estimator "
             "grpo; use at least 2"
+        )
+    if stage.kind == "rl":
+        for key, value in (("temperature", policy.generation.temperature), ("top_p", policy.generation.top_p)):
+            if 0 <= value < 1 or key == "temperature" and value > 1:
+                yield (
+                    f"{where(f'policy.generation.{key}')}: {value} is not supported in a stage of kind rl yet: the loss takes "
+                    "log-probs of the distribution at 1, so replies would be off-policy; set it to 1"
+                )
+    if stage.kind == "rl" and not loss.token_level_loss and policy.megatron_cfg.moe_aux_loss_coeff > 0:
+        yield (
+            f"{where('policy.megatron_cfg.moe_aux_loss_coeff')}: with loss_fn.token_level_loss=false the balancing loss "
+            "would be divided by responses instead of tokens; set it to 0"
         )
     if (
         stage.kind == "rl"

@@ -23,7 +23,7 @@ from nemo_cascade.cascade.strict import did_you_mean, flatten
 CONFIG_FILE = "config.yaml"
 
 # Keys that may change under a started stage: they alter where and how it computes or saves, not what it computes.
-HARMLESS = ("checkpointing.", *(f"policy.megatron_cfg.{name}" for name in layout.KEYS))
+HARMLESS = ("checkpointing.", "policy.generation.max_batch_size", *(f"policy.megatron_cfg.{name}" for name in layout.KEYS))
 
 
 class RunRefused(ValueError):

@@ -20,10 +20,14 @@ from nemo_cascade.cascade import report
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest, write_atomically
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, make_plan, write_stage_config
+from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.data import demo
+from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.engine import checkpoint, parallel
+from nemo_cascade.engine.policy import model_override_names
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
+from nemo_cascade.stages.prompts import render
 
 Loop = Callable[[StageRun], None]
 Score = Callable[[StageRun, Path, dict[str, Domain], int], dict[str, dict]]
@@ -47,7 +51,8 @@ def run(
     parallel.init(next(iter(cascade.stages.values())).policy.megatron_cfg, seed=cascade.seed)
     try:
         manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage))
-    except (RunRefused, RefusedElsewhere):
+    except Exception:
+        # Raised on every rank alike, so that every rank can leave and none is left behind with a traceback.
         parallel.shutdown()
         raise
     tell(console, *plan.notes)
@@ -73,6 +78,7 @@ def begin(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> t
     """Rank 0's part before the first stage: the manifest, the plan, the demo rows, every row of every file once."""
     manifest = Manifest.load(Path(cascade.run_dir))
     # The plan first: it refuses changed settings, and rewriting the rows of finished stages could not be undone.
+    check_model_overrides(cascade)
     plan = make_plan(cascade, manifest, only, from_stage)
     if cascade.demo_data is not None:
         write_demo_rows(cascade.demo_data)
@@ -137,7 +143,7 @@ def validation_domains(cascade: CascadeConfig, name: str) -> dict[str, Domain]:
     so_far = cascade.order[: cascade.order.index(name) + 1]
     files = {domain: file for earlier in so_far for domain, file in cascade.stages[earlier].data.validation.items()}
     domains = load_domains(dataclasses.replace(cascade.stages[name].data, validation=files), "validation", kind="rl")
-    return {domain: dataclasses.replace(entry, rows=entry.rows[:count]) for domain, entry in domains.items()}
+    return {domain: entry.first(count) for domain, entry in domains.items()}
 
 
 def stage_seed(seed: int, name: str) -> int:
@@ -157,8 +163,23 @@ def write_demo_rows(settings: DemoDataConfig) -> None:
         raise RunRefused(f"cascade.demo_data: {error}") from error
 
 
+def check_model_overrides(cascade: CascadeConfig) -> None:
+    """`model_overrides` passes through to megatron-core, whose field names are known only once it is imported."""
+    known = model_override_names()
+    for stage in cascade.stages.values():
+        for key in stage.policy.megatron_cfg.model_overrides:
+            if key not in known:
+                raise RunRefused(
+                    f"policy.megatron_cfg.model_overrides.{key}: megatron-core's TransformerConfig has no such field"
+                    f"{did_you_mean(key, known)}"
+                )
+
+
 def check_rows(cascade: CascadeConfig) -> None:
-    """Reads every row of every stage, so that a bad one stops the run before its first step, not in its tenth hour."""
+    """Reads every row of every stage and renders every prompt, so that a bad one stops the run before its first step.
+
+    Demonstrations are tokenized when their stage begins, because that takes as long as reading them again.
+    """
     seen = set()
     for stage in cascade.stages.values():
         for split, kind in (("train", stage.kind), ("validation", "rl")):
@@ -167,7 +188,11 @@ def check_rows(cascade: CascadeConfig) -> None:
                 for domain, file in getattr(stage.data, split).items()
                 if (file.data_path, kind) not in seen
             }
-            load_domains(dataclasses.replace(stage.data, **{split: files}), split, kind=kind)
+            domains = load_domains(dataclasses.replace(stage.data, **{split: files}), split, kind=kind)
+            if kind == "rl":
+                tokenizer = load_tokenizer(stage.policy.tokenizer.name)
+                for domain in domains.values():
+                    render(domain, tokenizer, stage.policy)
             seen |= {(file.data_path, kind) for file in files.values()}
 
 

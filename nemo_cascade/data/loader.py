@@ -56,12 +56,14 @@ class Mixture:
     Weihl 1995), so any n draws hold each share to within one draw a source.
     """
 
-    def __init__(self, sources: dict[str, tuple[int, float]], *, seed: int = 0):
+    def __init__(self, sources: dict[str, tuple[int, float]], *, shuffle: bool = True, seed: int = 0):
         total = sum(share for _, share in sources.values())
         if not sources or total <= 0:
             raise ValueError("a mixture needs a source with a positive share")
         self.shares = {name: share / total for name, (_, share) in sources.items()}
-        self.loaders = {name: Loader(rows, seed=seed) for name, (rows, _) in sources.items() if self.shares[name] > 0}
+        self.loaders = {
+            name: Loader(rows, shuffle=shuffle, seed=seed) for name, (rows, _) in sources.items() if self.shares[name] > 0
+        }
         self.drawn = {name: 0 for name in self.loaders}
 
     def next(self, count: int) -> list[tuple[str, int]]:

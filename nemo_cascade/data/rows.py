@@ -6,7 +6,7 @@ Unknown keys are never dropped: they are the payload a verifier gets.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,45 +29,52 @@ class DataError(ValueError):
 
 
 @dataclass
-class Skipped:
-    """What `on_bad_row="skip"` left out: one "file:row reason" each."""
+class Reading:
+    """How a file was read: the line number of every good row, and what `on_bad_row="skip"` left out ("file:row reason")."""
 
-    lines: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.lines)
+    numbers: list[int] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
 
 def load_rows(
-    path: str | Path, kind: str, on_bad_row: str = "stop", environments: Iterable[str] = ()
-) -> tuple[list[dict], Skipped]:
-    """All good rows of a JSONL file, and what was skipped.
+    path: str | Path,
+    kind: str,
+    on_bad_row: str = "stop",
+    environments: Iterable[str] = (),
+    unverifiable: Callable[[dict], str | None] = lambda row: None,
+) -> tuple[list[dict], Reading]:
+    """All good rows of a JSONL file, and how it was read.
 
-    kind "rl" wants a prompt and an environment out of `environments`, "sft" wants messages that end with the assistant's.
-    Raises DataError for a missing or empty file, for a bad row unless on_bad_row is "skip", and when no row is left.
+    kind "rl" wants a prompt, an environment out of `environments` and what that environment needs to verify a reply
+    (`unverifiable` tells what is wrong), "sft" wants messages that end with the assistant's. Raises DataError for a
+    missing or empty file, for a bad row unless on_bad_row is "skip", and when no row is left.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; check data_path, or write the demo data with python -m nemo_cascade.data.demo")
     known = set(environments)
-    rows, skipped = [], Skipped()
+    rows, reading = [], Reading()
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             row, problem = _parse(line)
-            problem = problem or (rl_problem(row, known) if kind == "rl" else sft_problem(row))
+            if kind == "rl":
+                problem = problem or rl_problem(row, known) or unverifiable(row)
+            else:
+                problem = problem or sft_problem(row)
             if not problem:
                 rows.append(row)
+                reading.numbers.append(number)
             elif on_bad_row == "skip":
-                skipped.lines.append(f"{path}:{number} {problem}")
+                reading.skipped.append(f"{path}:{number} {problem}")
             else:
                 raise DataError(f"{path}, row {number}: {problem}; mend the row or set data.on_bad_row=skip")
-    if skipped:
-        logger.warning("skipped %d rows:\n%s", len(skipped), "\n".join(skipped.lines))
+    if reading.skipped:
+        logger.warning("skipped %d rows:\n%s", len(reading.skipped), "\n".join(reading.skipped))
     if not rows:
-        raise DataError(f"{path}: no usable row in this file ({len(skipped)} skipped)")
-    return rows, skipped
+        raise DataError(f"{path}: no usable row in this file ({len(reading.skipped)} skipped)")
+    return rows, reading
 
 
 def rl_problem(row: dict, environments: set[str]) -> str | None:

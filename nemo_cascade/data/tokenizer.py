@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 SHIPPED = Path(__file__).parent / "tokenizers"
 # Both end a reply; config.json of the released model names only the first.
@@ -34,15 +33,23 @@ SPECIAL = (
 ).split()
 
 
-def load_tokenizer(name: str):
-    """A shipped tokenizer by name ("tiny"), or a Hugging Face folder. Nothing is downloaded.
-
-    Raises ValueError naming the folder and the token when a special token is missing or has another id.
-    """
+def find_tokenizer(name: str) -> Path:
+    """The folder of a shipped tokenizer or the named folder; raises ValueError when it is neither."""
     folder = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
     if not folder.is_dir():
         shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
-        raise ValueError(f"policy.tokenizer.name={name}: neither a folder nor shipped with the package ({shipped})")
+        raise ValueError(f"{name} is neither a folder nor shipped with the package ({shipped})")
+    return folder
+
+
+def load_tokenizer(name: str):
+    """A shipped tokenizer by name ("tiny"), or a Hugging Face folder. Nothing is downloaded.
+
+    Raises ValueError when there is none, and naming the folder and the token when a special token is missing or has another id.
+    """
+    from transformers import AutoTokenizer
+
+    folder = find_tokenizer(name)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     for token, number in REQUIRED.items():
         found = tokenizer.convert_tokens_to_ids(token)
@@ -53,8 +60,13 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 640) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits and the special tokens at ids 0-17; the same texts give the same tokenizer."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 640):
+    """Byte-level BPE with single digits and the special tokens at ids 0-17, as a PreTrainedTokenizerFast.
+
+    The same texts give the same tokenizer.
+    """
+    from transformers import PreTrainedTokenizerFast
+
     bpe = Tokenizer(models.BPE())
     # A digit keeps the space before it, as a word does: lists of numbers are half as long.
     digits = pre_tokenizers.Split(Regex(r" ?\p{N}"), behavior="isolated")

@@ -36,24 +36,29 @@ class Pack:
 def plan_packs(samples: list[Sample], capacity: int, data_parallel_size: int) -> list[list[int]]:
     """Indices of the samples in each pack; the number of packs is a multiple of data_parallel_size.
 
-    Raises ValueError when there are fewer samples than data-parallel ranks.
+    To make it one, the fullest packs of several samples are halved; where none is left, packs without a sample are added.
     """
-    if len(samples) < data_parallel_size:
-        raise ValueError(f"{len(samples)} samples cannot be dealt to {data_parallel_size} data-parallel ranks")
     lengths = [len(sample.tokens) - 1 for sample in samples]
     packs = pack_lengths(lengths, capacity)
     while len(packs) % data_parallel_size:
-        largest = max((pack for pack in packs if len(pack) > 1), key=lambda pack: sum(lengths[i] for i in pack))
-        packs.remove(largest)
-        packs += [largest[::2], largest[1::2]]
+        several = [pack for pack in packs if len(pack) > 1]
+        if several:
+            largest = max(several, key=lambda pack: sum(lengths[i] for i in pack))
+            packs.remove(largest)
+            packs += [largest[::2], largest[1::2]]
+        else:
+            packs.append([])
     return sorted(packs, key=lambda pack: (-sum(lengths[i] for i in pack), pack))
 
 
 def build_pack(samples: list[Sample], indices: list[int], multiple: int, device, dtype=torch.float32) -> Pack:
-    """Lays samples[indices] end to end, padded to a multiple of `multiple` tokens (a padding segment of its own)."""
+    """Lays samples[indices] end to end, padded to a multiple of `multiple` tokens (a padding segment of its own).
+
+    A pack without samples is padding alone, which keeps a rank in step with its peers.
+    """
     chosen = [samples[i] for i in indices]
     lengths = [len(sample.tokens) - 1 for sample in chosen]
-    padding = -sum(lengths) % multiple
+    padding = -sum(lengths) % multiple if chosen else multiple
     segment_lengths = lengths + ([padding] if padding else [])
 
     def row(values, fill, kind):
@@ -68,7 +73,7 @@ def build_pack(samples: list[Sample], indices: list[int], multiple: int, device,
         mask=row((s.loss_mask[1:] for s in chosen), 0, dtype),
         segments=row(([i] * n for i, n in zip(indices, lengths)), -1, torch.long),
         fields={
-            name: row((s.fields[name][1:] for s in chosen), 0.0, dtype) for name in (chosen[0].fields if chosen else ())
+            name: row((s.fields[name][1:] for s in chosen), 0.0, dtype) for name in samples[0].fields
         },
         params=PackedSeqParams(
             qkv_format="thd",

@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: written to `tmp_step_N`, verified against memory, renamed to `step_N`.
+"""Checkpoints of a stage: written to `tmp_step_N`, the weights verified against memory, renamed to `step_N`.
 
 Layout (NeMo RL's): `step_N/{training_info.json, policy/weights, policy/optimizer}`. A kill at any moment leaves either the
 old set of complete checkpoints or the new one; what begins with tmp_ is never read and is removed by the next save.

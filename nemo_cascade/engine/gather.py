@@ -15,12 +15,11 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, is_main_replica
 
 
-def sharded_state_dict(model, metadata: dict | None = None) -> dict:
+def sharded_state_dict(model) -> dict:
     """mcore's sharded state dict of an unwrapped model, without the non-tensor extras."""
     metadata = {
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
         "distrib_optim_sharding_type": "fully_reshardable",
-        **(metadata or {}),
     }
     return model.sharded_state_dict(metadata=metadata)
 

@@ -43,6 +43,11 @@ def init(config: MegatronConfig, seed: int = 0) -> None:
         expert_model_parallel_size=config.expert_model_parallel_size,
         expert_tensor_parallel_size=config.expert_tensor_parallel,
     )
+    set_seed(seed)
+
+
+def set_seed(seed: int) -> None:
+    """torch's and megatron-core's random states, the latter apart for tensor- and expert-parallel ranks."""
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
 

@@ -6,6 +6,7 @@ context parallel are not here yet.
 """
 
 import contextlib
+import dataclasses
 import math
 import queue
 from collections.abc import Callable, Iterator
@@ -27,17 +28,19 @@ from megatron.core.distributed import (  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+from megatron.core.transformer import TransformerConfig  # noqa: E402
 
 from nemo_cascade.data.sample import Sample  # noqa: E402
 from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
+from nemo_cascade.engine import parallel  # noqa: E402
 from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs  # noqa: E402
 from nemo_cascade.engine.config import PolicyConfig  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
-from nemo_cascade.models.presets import get_preset, to_transformer_config  # noqa: E402
-from nemo_cascade.models.specs import build_model  # noqa: E402
+from nemo_cascade.models.presets import get_preset  # noqa: E402
+from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Packs are padded to this at every layout, not only to what sequence parallel needs: the router sees padding too (mcore's
 # own padding mask for it fails on the expert-bias counts), so equal padding is what makes layouts agree.
@@ -46,6 +49,11 @@ PACK_ALIGNMENT = 8
 # A loss sees log-probs [T] of the pack's labels and the pack, and returns
 # (sum over the pack, what to divide the global sum by, {metric: (sum, count)}).
 Loss = Callable[[torch.Tensor, Pack], tuple[torch.Tensor, torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]]
+
+
+def model_override_names() -> list[str]:
+    """What `policy.megatron_cfg.model_overrides` may name: the fields of megatron-core's TransformerConfig."""
+    return [field.name for field in dataclasses.fields(TransformerConfig)]
 
 
 class Policy:
@@ -64,9 +72,12 @@ class Policy:
                 f"{self.preset.vocab_size} of policy.model_name={config.model_name}"
             )
         self.transformer_config = self._transformer_config()
+        # Fresh weights depend on the seed alone, not on what this process drew before.
+        parallel.set_seed(seed)
         self.model = build_model(self.preset, self.transformer_config)
         self.device = next(self.model.parameters()).device
         self._training = max_num_steps > 0
+        self._teachers: dict[Path, dict[str, torch.Tensor]] = {}
         if config.megatron_cfg.freeze_moe_router:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(not name.endswith("router.weight"))
@@ -152,8 +163,11 @@ class Policy:
         """The weights of another checkpoint in this policy's own buffers; the student comes back bit-equal at the end.
 
         Only the weights and persistent buffers (the router's expert bias) are swapped: the optimizer must not step inside.
+        A checkpoint is read once and then waits in host memory.
         """
-        teacher = self._read_weights(checkpoint)
+        if checkpoint not in self._teachers:
+            self._teachers[checkpoint] = {name: t.cpu() for name, t in self._read_weights(checkpoint).items()}
+        teacher = self._teachers[checkpoint]
         student = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
         self._copy_in(teacher)
         try:
@@ -179,7 +193,7 @@ class Policy:
         sequence_parallel = cfg.sequence_parallel and cfg.tensor_model_parallel_size > 1
         # mcore scales a pack's auxiliary loss by the tokens of one tensor rank, but divides by those of all of them.
         aux_loss_scale = cfg.tensor_model_parallel_size if sequence_parallel else 1
-        return to_transformer_config(
+        return transformer_config(
             self.preset,
             tensor_model_parallel_size=cfg.tensor_model_parallel_size,
             pipeline_model_parallel_size=cfg.pipeline_model_parallel_size,
@@ -188,6 +202,7 @@ class Policy:
             expert_tensor_parallel_size=cfg.expert_tensor_parallel,
             sequence_parallel=sequence_parallel,
             params_dtype=DTYPES[self.config.precision],
+            bf16=self.config.precision == "bfloat16",
             moe_router_dtype=cfg.moe_router_dtype,
             moe_router_load_balancing_type=cfg.moe_router_load_balancing_type,
             moe_aux_loss_coeff=cfg.moe_aux_loss_coeff * aux_loss_scale,

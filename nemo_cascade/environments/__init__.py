@@ -1,19 +1,21 @@
 """Rewards: one file a domain, one shape for all, that of a NeMo Gym `/verify` call.
 
-`get(name).verify(row, response)` returns a dict with at least `reward`. row is a Gym row, response an OpenAI Responses object. Third
-parties add environments through the entry-point group `nemo_cascade.environments` (name -> an object with `verify`).
+`get(name).verify(row, response)` returns a dict with at least `reward`. row is a Gym row, response an OpenAI Responses object. An
+environment may have `problem(row)`, which tells what keeps a row from being verified, or None. Third parties add
+environments through the entry-point group `nemo_cascade.environments` (name -> an object with `verify`).
 """
 
 import importlib
 from functools import cache
 from importlib.metadata import entry_points
 
+from nemo_cascade.data.rows import environment_of
 from nemo_cascade.environments.response import answer_of, response_of
 
 OURS = ("instruction_following", "mcqa", "math")
 GROUP = "nemo_cascade.environments"
 
-__all__ = ["answer_of", "get", "names", "response_of"]
+__all__ = ["answer_of", "get", "names", "response_of", "row_problem"]
 
 
 def names() -> list[str]:
@@ -30,6 +32,12 @@ def get(name: str):
     if name not in found:
         raise KeyError(f"no environment {name!r} is registered; known are {', '.join(names())}")
     return found[name].load()
+
+
+def row_problem(row: dict) -> str | None:
+    """What keeps the row's own environment from verifying a reply to it, None when nothing is known to."""
+    problem = getattr(get(environment_of(row)), "problem", None)
+    return problem(row) if problem is not None else None
 
 
 @cache

@@ -73,6 +73,17 @@ EXAMPLES = [
 ]
 
 
+def problem(row: dict) -> str | None:
+    """What keeps the row from being verified."""
+    names, kwargs = row.get("instruction_id_list"), row.get("kwargs")
+    if not isinstance(names, list) or not names:
+        return "no instruction_id_list (a list of instruction types)"
+    if not isinstance(kwargs, list) or len(kwargs) != len(names):
+        return f"kwargs must be a list of {len(names)} objects, one for each of instruction_id_list"
+    unknown = [name for name in names if name not in CHECKS]
+    return f"instruction type {unknown[0]!r} has no rule; known are {', '.join(CHECKS)}" if unknown else None
+
+
 def verify(row: dict, response: dict) -> dict:
     """{"reward": in [0, 1], "follow_instruction_list": [bool, ...]}. An empty answer follows nothing.
 

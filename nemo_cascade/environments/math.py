@@ -22,6 +22,12 @@ EXAMPLES = [
 ]
 
 
+def problem(row: dict) -> str | None:
+    """What keeps the row from being verified."""
+    expected = row.get("expected_answer")
+    return None if isinstance(expected, (str, int, float)) and str(expected) else "no expected_answer (a text or a number)"
+
+
 def verify(row: dict, response: dict) -> dict:
     """{"reward": 1.0 or 0.0, "extracted_answer": text or None}."""
     answer, expected = last_boxed(answer_of(response)), str(row["expected_answer"])

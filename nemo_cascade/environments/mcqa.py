@@ -14,6 +14,17 @@ EXAMPLES = [
 ]
 
 
+def problem(row: dict) -> str | None:
+    """What keeps the row from being verified."""
+    options = row.get("options")
+    if not isinstance(options, list) or not options or not all(isinstance(option, dict) for option in options):
+        return "no options (a list of {letter: text})"
+    letters = [letter.upper() for option in options for letter in option]
+    if str(row.get("expected_answer", "")).upper() not in letters:
+        return f"expected_answer {row.get('expected_answer')!r} is none of the options' letters {', '.join(letters)}"
+    return None
+
+
 def verify(row: dict, response: dict) -> dict:
     """{"reward": 1.0 or 0.0, "extracted_answer": letter or None}."""
     text = answer_of(response)

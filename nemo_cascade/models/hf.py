@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from nemo_cascade.models.presets import ModelConfig
@@ -128,11 +129,14 @@ def hf_config(preset: ModelConfig, dtype: str = "float32") -> dict:
 def export_hf(weights: Iterable[tuple[str, torch.Tensor]], preset: ModelConfig, directory: Path) -> None:
     """Writes model.safetensors, config.json and generation_config.json, which transformers and vLLM open.
 
-    weights: (`backbone.*` name, tensor) as `hf_tensors` or `Policy.hf_weights` gives them; all ranks may iterate, one writes.
+    weights: (`backbone.*` name, tensor) as `hf_tensors` or `Policy.hf_weights` gives them. Every rank calls this,
+    because gathering takes all of them; rank 0 writes.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights}
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
     dtype = str(tensors["lm_head.weight"].dtype).removeprefix("torch.")
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     # time_step_limit ends in infinity, which JSON knows only in Python's spelling; transformers writes and reads it so.

@@ -3,7 +3,6 @@
 A preset says what the network is; how it is laid out over ranks and in which precision it trains is the policy's.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 
@@ -110,15 +109,3 @@ def get_preset(name: str) -> ModelConfig:
     if name not in PRESETS:
         raise ValueError(f"policy.model_name={name}: no such preset; known are {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def to_transformer_config(preset: ModelConfig, **settings):
-    """megatron-core's TransformerConfig of a preset; `settings` (layout, precision, overrides) win over the preset's."""
-    from nemo_cascade.models.specs import transformer_config
-
-    return transformer_config(preset, **settings)
-
-
-def resized(preset: ModelConfig, **sizes) -> ModelConfig:
-    """A preset with other sizes."""
-    return dataclasses.replace(preset, **sizes)

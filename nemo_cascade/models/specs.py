@@ -129,9 +129,7 @@ def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
     return TransformerConfig(**{**family, **sizes, **settings})
 
 
-def build_model(
-    preset: ModelConfig, config: TransformerConfig, pre_process: bool = True, post_process: bool = True
-) -> MambaModel:
+def build_model(preset: ModelConfig, config: TransformerConfig) -> MambaModel:
     """mcore's MambaModel of a preset: no positions, embeddings and output weights apart."""
     return MambaModel(
         config,
@@ -140,7 +138,5 @@ def build_model(
         max_sequence_length=preset.max_sequence_length,
         hybrid_override_pattern=preset.pattern,
         position_embedding_type="none",
-        pre_process=pre_process,
-        post_process=post_process,
         share_embeddings_and_output_weights=False,
     )

@@ -64,7 +64,10 @@ class LossConfig:
 
 @dataclass
 class CheckpointingConfig:
-    """`checkpointing`: a stage always saves at its end; save_period adds one every so many steps (0: none)."""
+    """`checkpointing`: a stage always saves at its end; save_period adds one every so many steps (0: none).
+
+    keep_top_k is how many of a stage's checkpoints stay, the newest ones (0: all).
+    """
 
     save_period: int = 0
     keep_top_k: int = 1

@@ -1,5 +1,6 @@
 """The files of a stage's `data` block, read and checked: one `Domain` a name."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,18 +11,29 @@ from nemo_cascade.stages.config import DataConfig
 
 @dataclass
 class Domain:
-    """Rows of one domain and its weight in the mixture."""
+    """Rows of one domain with their line numbers in its file, and its weight in the mixture."""
 
     name: str
     path: Path
     rows: list[dict]
+    numbers: list[int]
     share: float
+
+    def first(self, count: int) -> "Domain":
+        """The same with its first `count` rows."""
+        return dataclasses.replace(self, rows=self.rows[:count], numbers=self.numbers[:count])
 
 
 def load_domains(config: DataConfig, split: str, kind: str) -> dict[str, Domain]:
     """Domains of `data.train` or `data.validation`; raises DataError naming file and row for what cannot be used."""
     domains = {}
     for name, dataset in getattr(config, split).items():
-        rows, _ = load_rows(dataset.data_path, kind=kind, on_bad_row=config.on_bad_row, environments=environments.names())
-        domains[name] = Domain(name, Path(dataset.data_path), rows, dataset.share)
+        rows, reading = load_rows(
+            dataset.data_path,
+            kind=kind,
+            on_bad_row=config.on_bad_row,
+            environments=environments.names(),
+            unverifiable=environments.row_problem,
+        )
+        domains[name] = Domain(name, Path(dataset.data_path), rows, reading.numbers, dataset.share)
     return domains

@@ -26,7 +26,8 @@ class PromptSource:
     def __init__(self, data: DataConfig, tokenizer, policy: PolicyConfig, seed: int):
         domains = load_domains(data, "train", kind="rl")
         self.prompts = {name: render(domain, tokenizer, policy) for name, domain in domains.items()}
-        self.mixture = Mixture({name: (len(d.rows), d.share) for name, d in domains.items()}, seed=seed)
+        sources = {name: (len(domain.rows), domain.share) for name, domain in domains.items()}
+        self.mixture = Mixture(sources, shuffle=data.shuffle, seed=seed)
 
     def next(self, n: int) -> list[Prompt]:
         return [self.prompts[name][index] for name, index in self.mixture.next(n)]
@@ -42,7 +43,7 @@ def render(domain: Domain, tokenizer, policy: PolicyConfig) -> list[Prompt]:
     """All prompts of a domain. Raises DataError for one that leaves no room for a reply, naming file and row."""
     room = policy.max_total_sequence_length - policy.generation.max_new_tokens
     prompts = []
-    for number, row in enumerate(domain.rows, start=1):
+    for number, row in zip(domain.numbers, domain.rows):
         tokens = render_prompt(tokenizer, messages_of(row), tools=tools_of(row), enable_thinking=thinking(row))
         if len(tokens) > room:
             raise DataError(

@@ -90,9 +90,9 @@ def add_teacher_logprobs(policy: Policy, samples: list[Sample], domains: list[st
     """
     group = len(samples) // len(domains)
     of_sample = [domain for domain in domains for _ in range(group)]
-    for domain in sorted(set(domains), key=lambda name: str(teachers[name])):
-        mine = [sample for sample, name in zip(samples, of_sample) if name == domain]
-        with policy.weights_of(teachers[domain] / "policy"):
+    for teacher in sorted({teachers[domain] for domain in domains}):
+        mine = [sample for sample, domain in zip(samples, of_sample) if teachers[domain] == teacher]
+        with policy.weights_of(teacher / "policy"):
             for sample, logprobs in zip(mine, policy.logprobs(mine)):
                 sample.fields["teacher_logprobs"] = logprobs
 

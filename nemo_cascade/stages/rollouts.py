@@ -1,9 +1,10 @@
 """One step's rollouts with their rewards: sampled and verified once, then on disk, so that a resumed run trains on the same ones."""
 
+from collections import Counter
 from pathlib import Path
 
 from nemo_cascade import environments
-from nemo_cascade.data.rows import environment_of
+from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.engine import generate_global
@@ -14,9 +15,13 @@ from nemo_cascade.stages.prompts import Prompt, thinking
 
 
 def make_engine(policy: Policy) -> MegatronEngine:
-    """The embedded engine over the policy's own weights."""
+    """The embedded engine over the policy's own weights.
+
+    It samples from all ids the model scores, those the tokenizer does not use included: leaving them out would sample
+    from another distribution than the one that is trained.
+    """
     return MegatronEngine(
-        policy.model, vocab_size=len(policy.tokenizer), max_batch_size=policy.config.generation.max_batch_size
+        policy.model, vocab_size=policy.preset.vocab_size, max_batch_size=policy.config.generation.max_batch_size
     )
 
 
@@ -29,11 +34,19 @@ class Sampler:
         self.store = RolloutStore(directory)
 
     def groups(self, step: int, prompts: list[Prompt], group_size: int) -> list[Group]:
-        """The groups of a step, replayed from disk when they are there."""
+        """The groups of a step, replayed from disk when they are there.
+
+        Raises DataError when what is there answers other prompts, because rows changed under a running stage.
+        """
         stored = self.store.load(step)
         if stored is None:
             stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=self.seed * 1_000_003 + step)
             self.store.save(step, stored)
+        elif [group.rollouts[0].prompt_id for group in stored] != [prompt.id for prompt in prompts]:
+            raise DataError(
+                f"{self.store.path(step)}: these rollouts answer other prompts than this step draws; put the rows back "
+                "that they were drawn with, or repeat the stage with --from-stage"
+            )
         return stored
 
 
@@ -43,8 +56,7 @@ def sample_groups(policy: Policy, engine, prompts: list[Prompt], group_size: int
     params = SamplingParams(
         temperature=generation.temperature, top_p=generation.top_p, max_new_tokens=generation.max_new_tokens, seed=seed
     )
-    requests = [Request(prompt.id, k, tuple(prompt.tokens)) for prompt in prompts for k in range(group_size)]
-    rollouts = generate_global(engine, requests, params)
+    rollouts = generate_global(engine, make_requests(prompts, group_size), params)
     groups = [
         Group(prompt.row, prompt.domain, rollouts[i * group_size : (i + 1) * group_size])
         for i, prompt in enumerate(prompts)
@@ -58,6 +70,18 @@ def sample_groups(policy: Policy, engine, prompts: list[Prompt], group_size: int
         for rollout, verdict in zip(group.rollouts, row):
             rollout.reward, rollout.info = verdict
     return groups
+
+
+def make_requests(prompts: list[Prompt], group_size: int) -> list[Request]:
+    """group_size requests a prompt. One that is drawn twice goes on counting its samples, because replies of one
+    (prompt, sample) are the same."""
+    drawn: Counter[str] = Counter()
+    requests = []
+    for prompt in prompts:
+        first = drawn[prompt.id]
+        drawn[prompt.id] += group_size
+        requests += [Request(prompt.id, first + k, tuple(prompt.tokens)) for k in range(group_size)]
+    return requests
 
 
 def reward(group: Group, tokenizer) -> None:

@@ -46,12 +46,15 @@ def sft_loss(logprobs, pack):
 def packed_documents(stage: StageRun, policy: Policy) -> list[list[Sample]]:
     """One epoch of the mixture as packs of at most `train_mb_tokens` tokens.
 
+    An epoch draws as many documents as there are, by `share` (equal unless told), so a domain with more than its share
+    of documents is not seen whole and a smaller one is repeated.
     Raises DataError for a document longer than `policy.max_total_sequence_length`, naming its file and row.
     """
     config = stage.config
     domains = load_domains(config.data, "train", kind="sft")
     samples = {name: documents(domain, policy) for name, domain in domains.items()}
-    mixture = Mixture({name: (len(samples[name]), domains[name].share) for name in samples}, seed=stage.seed)
+    sources = {name: (len(samples[name]), domains[name].share) for name in samples}
+    mixture = Mixture(sources, shuffle=config.data.shuffle, seed=stage.seed)
     order = mixture.next(sum(len(rows) for rows in samples.values()))
     ordered = [samples[name][index] for name, index in order]
     lengths = [len(sample.tokens) - 1 for sample in ordered]
@@ -63,7 +66,7 @@ def documents(domain: Domain, policy: Policy) -> list[Sample]:
     """All training samples of a domain's conversations."""
     limit = policy.config.max_total_sequence_length
     samples = []
-    for number, row in enumerate(domain.rows, start=1):
+    for number, row in zip(domain.numbers, domain.rows):
         for sample in conversation_to_samples(policy.tokenizer, row):
             if len(sample.tokens) > limit:
                 raise DataError(

@@ -1,5 +1,6 @@
 """The commands as a user starts them: exit codes, what is said on which stream, and that nothing was touched."""
 
+import json
 import os
 import subprocess
 import sys
@@ -52,6 +53,30 @@ def test_under_torchrun_one_rank_speaks(tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("unknown key") == 1 and "exitcode  : 2" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ('{"half": ', "row 1: not JSON"),
+        ('{"responses_create_params": {"input": "2+2"}, "agent_ref": {"name": "math"}}', "row 1: no expected_answer"),
+        (json.dumps({"responses_create_params": {"input": "2+2 " * 600}, "expected_answer": "4"}), "row 1: the prompt has"),
+    ],
+)
+def test_under_torchrun_a_bad_row_is_one_line_before_anything_is_trained(line, said, tmp_path):
+    (tmp_path / "own.jsonl").write_text(f"{line}\n")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "examples" / "cascade.py"))
+    own = "cascade.stages.math_rl.data.train.math.data_path=own.jsonl"
+    done = call(*torchrun, "--config-name=smoke", own, cwd=tmp_path, OMP_NUM_THREADS="1")
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("nemo-cascade: ")]
+    assert done.returncode != 0 and f"own.jsonl, {said}" in told and "Traceback (most" not in done.stderr
+    assert not list((tmp_path / "runs" / "smoke").glob("*sft"))
+
+
+def test_an_unknown_model_override_is_one_line(tmp_path):
+    done = cascade("--config-name=smoke", "policy.megatron_cfg.model_overrides={moe_router_topkk: 1}", cwd=tmp_path)
+    assert done.returncode == 2 and "model_overrides.moe_router_topkk" in done.stderr
+    assert "did you mean moe_router_topk?" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_world_size_of_the_launcher_is_checked(tmp_path):

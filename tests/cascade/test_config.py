@@ -222,6 +222,18 @@ CASES = {
         "policy.model_name: must be the same in every stage",
     ),
     "an unknown model": (["policy.model_name=tinny"], "policy.model_name: no model 'tinny'; did you mean tiny?"),
+    "an unknown tokenizer": (
+        ["policy.tokenizer.name=tinny"],
+        "policy.tokenizer.name: tinny is neither a folder nor shipped with the package (tiny)",
+    ),
+    "greedy sampling for RL": (
+        ["cascade.stages.if_rl.policy.generation.temperature=0"],
+        "cascade.stages.if_rl.policy.generation.temperature: 0.0 is not supported in a stage of kind rl yet",
+    ),
+    "a balancing loss divided by responses": (
+        ["cascade.stages.mopd.policy.megatron_cfg.moe_aux_loss_coeff=1e-4"],
+        "cascade.stages.mopd.policy.megatron_cfg.moe_aux_loss_coeff: with loss_fn.token_level_loss=false",
+    ),
     "a sequence longer than the model": (
         ["policy.max_total_sequence_length=100000", "policy.sequence_packing.train_mb_tokens=100000"],
         "policy.max_total_sequence_length: 100000 is more than the 8192 tokens of tiny",

@@ -80,7 +80,7 @@ def lines(path: Path) -> int:
 MOMENTS = {
     "inside SFT, after a checkpoint": lambda run: lines(run / "01-sft" / "metrics.jsonl") >= 8,
     "between a rollout and its training step": lambda run: any((run / "02-if_rl" / "rollouts").glob("step_*")),
-    "inside a rollout, after a checkpoint": lambda run: lines(run / "03-math_rl" / "metrics.jsonl") >= 1,
+    "inside a rollout, after a checkpoint": lambda run: (run / "03-math_rl" / "step_1").is_dir(),
     "inside a checkpoint write": lambda run: any((run / "04-multi_domain_rl").glob("tmp_step_*")),
     "inside distillation": lambda run: lines(run / "05-mopd" / "metrics.jsonl") >= 1,
 }
@@ -95,4 +95,6 @@ def test_a_run_killed_in_every_stage_ends_with_bit_identical_weights(tmp_path):
         manifest = json.loads((broken / "cascade_manifest.json").read_text())
         states = [stage["status"] for stage in manifest["stages"].values()]
         assert states == ["done"] * number + ["running"] + ["pending"] * (len(states) - number - 1), name
+        if "inside a rollout" in name:
+            assert not (broken / "03-math_rl" / "rollouts" / "step_2.jsonl").exists(), "it was killed after the rollout"
     assert finish(broken) == unbroken

@@ -62,6 +62,6 @@ def test_the_written_files_pass_the_loader(tmp_path):
     write(tmp_path, train_rows=20, validation_rows=10, sft_rows=30)
     for name in DOMAINS:
         for split, kind, count in (("train", "rl", 20), ("validation", "rl", 10), ("sft", "sft", 30)):
-            rows, skipped = load_rows(tmp_path / name / f"{split}.jsonl", kind, environments=environments.names())
-            assert len(rows) == count and not skipped
+            rows, reading = load_rows(tmp_path / name / f"{split}.jsonl", kind, environments=environments.names())
+            assert len(rows) == count and not reading.skipped
         assert json.loads((tmp_path / name / "train.jsonl").read_text().splitlines()[0])["domain"] == name

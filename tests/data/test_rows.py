@@ -22,8 +22,8 @@ def write(path, *lines):
 
 
 def test_good_rows_keep_every_key(tmp_path):
-    rows, skipped = load_rows(write(tmp_path / "a.jsonl", GOOD, "", GOOD), "rl", environments=KNOWN)
-    assert rows == [GOOD, GOOD] and not skipped
+    rows, reading = load_rows(write(tmp_path / "a.jsonl", GOOD, "", GOOD), "rl", environments=KNOWN)
+    assert rows == [GOOD, GOOD] and reading.numbers == [1, 3]
 
 
 BAD_RL = {
@@ -57,9 +57,9 @@ def test_a_conversation_without_an_answer_is_a_bad_row(row, tmp_path):
 
 def test_skip_counts_and_lists_what_it_left_out(tmp_path):
     path = write(tmp_path / "mixed.jsonl", GOOD, *BAD_RL.values(), GOOD)
-    rows, skipped = load_rows(path, "rl", on_bad_row="skip", environments=KNOWN)
-    assert len(rows) == 2 and len(skipped) == len(BAD_RL)
-    assert all(line.startswith(f"{path}:{number} ") for number, line in enumerate(skipped.lines, start=2))
+    rows, reading = load_rows(path, "rl", on_bad_row="skip", environments=KNOWN)
+    assert len(rows) == 2 and len(reading.skipped) == len(BAD_RL)
+    assert all(line.startswith(f"{path}:{number} ") for number, line in enumerate(reading.skipped, start=2))
 
 
 @pytest.mark.parametrize("lines", [[], [BAD_RL["not JSON"]]])

@@ -12,14 +12,19 @@ from tests.engine.cases import random_samples
 @given(count=st.integers(1, 30), seed=st.integers(0, 99), size=st.integers(1, 4))
 def test_every_sample_is_in_one_pack_and_packs_divide_by_the_ranks(count, seed, size):
     samples = random_samples(50, count=count, seed=seed)
-    if count < size:
-        with pytest.raises(ValueError, match="data-parallel ranks"):
-            plan_packs(samples, 64, size)
-        return
     packs = plan_packs(samples, 64, size)
     assert len(packs) % size == 0
     assert sorted(i for pack in packs for i in pack) == list(range(count))
     assert all(sum(len(samples[i].tokens) - 1 for i in pack) <= 64 for pack in packs)
+
+
+def test_a_pack_without_samples_is_padding_that_counts_nowhere():
+    samples = [random_samples(50, count=1, seed=seed, reward=1.0)[0] for seed in range(3)]
+    packs = plan_packs(samples, 40, 4)
+    assert sorted(map(len, packs)) == [0, 1, 1, 1]
+    empty = build_pack(samples, [], 8, "cpu")
+    assert empty.tokens.shape == (1, 8) and empty.fields["reward"].tolist() == empty.mask.tolist() == [0.0] * 8
+    assert (empty.segments == -1).all() and empty.params.cu_seqlens_q.tolist() == [0, 8]
 
 
 def test_labels_fields_and_masks_line_up_with_the_token_they_belong_to():

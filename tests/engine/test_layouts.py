@@ -16,10 +16,9 @@ LAYOUTS = {
 STEPS = 5
 
 
-def config(distributed_optimizer: bool, precision: str = "float32", **layout) -> PolicyConfig:
+def config(distributed_optimizer: bool, **layout) -> PolicyConfig:
     return PolicyConfig(
         model_name="micro",
-        precision=precision,
         sequence_packing=SequencePackingConfig(train_mb_tokens=64),
         megatron_cfg=MegatronConfig(
             moe_router_load_balancing_type="seq_aux_loss",

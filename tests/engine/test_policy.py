@@ -75,6 +75,19 @@ def test_the_student_comes_back_when_the_block_raises(tmp_path):
     assert all(run_distributed(interrupted_rotation, 1, tmp_path / "teacher", None))
 
 
+def fresh_hashes(_):
+    import torch
+
+    first = build(seed=1).weights_hash()
+    torch.rand(7)
+    return first, build(seed=1).weights_hash(), build(seed=2).weights_hash()
+
+
+def test_fresh_weights_depend_on_the_seed_alone():
+    ((first, again, other),) = run_distributed(fresh_hashes, 1, None)
+    assert first == again != other
+
+
 def resumed(directory, layout):
     from nemo_cascade.engine import checkpoint
 

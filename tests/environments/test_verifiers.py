@@ -65,6 +65,27 @@ def test_a_letter_that_is_no_option_is_no_answer():
     assert environments.get("mcqa").verify(row, response_of("</think>\\boxed{Z}"))["extracted_answer"] is None
 
 
+def test_examples_are_rows_that_can_be_verified():
+    for name in environments.OURS:
+        for row, *_ in environments.get(name).EXAMPLES:
+            assert environments.get(name).problem(row) is None
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ({"agent_ref": {"name": "math"}}, "no expected_answer"),
+        ({"agent_ref": {"name": "mcqa"}, "expected_answer": "A"}, "no options"),
+        ({"agent_ref": {"name": "mcqa"}, "options": [{"A": "x"}], "expected_answer": "B"}, "'B' is none of"),
+        ({"agent_ref": {"name": "instruction_following"}}, "no instruction_id_list"),
+        ({"instruction_id_list": ["count:count_unique"]}, "kwargs must be a list of 1"),
+        ({"instruction_id_list": ["count:sheep"], "kwargs": [{}]}, "'count:sheep' has no rule"),
+    ],
+)
+def test_a_row_without_what_its_verifier_needs_is_told(row, said):
+    assert said in environments.row_problem(row)
+
+
 INSTRUCTIONS = [
     ("length_constraints:number_words", {"num_words": 2, "relation": "at least"}, "a b c", "a"),
     ("length_constraints:number_words", {"num_words": 2, "relation": "less than", "unused": None}, "a", "a b"),

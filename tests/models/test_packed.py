@@ -16,13 +16,13 @@ def logits_and_gradients(model_name):
 
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.config import MegatronConfig
-    from nemo_cascade.models.presets import get_preset, to_transformer_config
-    from nemo_cascade.models.specs import build_model
+    from nemo_cascade.models.presets import get_preset
+    from nemo_cascade.models.specs import build_model, transformer_config
 
     parallel.init(MegatronConfig())
     preset = get_preset(model_name)
     torch.manual_seed(0)
-    model = build_model(preset, to_transformer_config(preset)).train()
+    model = build_model(preset, transformer_config(preset)).train()
     generator = torch.Generator().manual_seed(1)
     documents = [torch.randint(0, preset.vocab_size, (n,), generator=generator) for n in LENGTHS]
     targets = [torch.randn(n, preset.vocab_size, generator=generator) for n in LENGTHS]
@@ -67,12 +67,12 @@ def test_the_neighbour_would_be_seen_without_borders():
 def leaking_difference():
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.config import MegatronConfig
-    from nemo_cascade.models.presets import get_preset, to_transformer_config
-    from nemo_cascade.models.specs import build_model
+    from nemo_cascade.models.presets import get_preset
+    from nemo_cascade.models.specs import build_model, transformer_config
 
     parallel.init(MegatronConfig())
     preset = get_preset("micro")
-    model = build_model(preset, to_transformer_config(preset)).eval()
+    model = build_model(preset, transformer_config(preset)).eval()
     tokens = torch.arange(40)[None]
     with torch.no_grad():
         whole = model(tokens, torch.arange(40)[None], None)[0, 20:]

@@ -23,13 +23,12 @@ def on_meta(name):
     """(parameters, expert parameters, checkpoint key -> full shape) of a model that takes no memory."""
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.config import MegatronConfig
-    from nemo_cascade.models.presets import to_transformer_config
-    from nemo_cascade.models.specs import build_model
+    from nemo_cascade.models.specs import build_model, transformer_config
 
     parallel.init(MegatronConfig())
     preset = get_preset(name)
     with torch.device("meta"):
-        model = build_model(preset, to_transformer_config(preset, perform_initialization=False))
+        model = build_model(preset, transformer_config(preset, perform_initialization=False))
     counts = {key: parameter.numel() for key, parameter in model.named_parameters()}
     assert all(parameter.is_meta for parameter in model.parameters())
     names = [re.sub(r"experts\.local_experts\.\d+\.", "experts.experts.", key) for key in model.state_dict()]

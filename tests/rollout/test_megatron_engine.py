@@ -5,6 +5,7 @@ import random
 import pytest
 
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, SequencePackingConfig
+from nemo_cascade.rollout.config import GenerationConfig
 from nemo_cascade.rollout.types import Request, SamplingParams
 from tests.helpers import run_distributed
 
@@ -24,11 +25,12 @@ def build(model="micro", max_batch_size=256, sharpen=4.0, **layout):
 
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.policy import Policy
-    from nemo_cascade.rollout.megatron import MegatronEngine
+    from nemo_cascade.stages.rollouts import make_engine
 
     config = PolicyConfig(
         model_name=model,
         sequence_packing=SequencePackingConfig(train_mb_tokens=256),
+        generation=GenerationConfig(max_batch_size=max_batch_size),
         megatron_cfg=MegatronConfig(**layout),
     )
     parallel.init(config.megatron_cfg)
@@ -37,7 +39,7 @@ def build(model="micro", max_batch_size=256, sharpen=4.0, **layout):
         for name, parameter in policy.model.named_parameters():
             if "layer_norm" not in name and "norm" not in name:
                 parameter.mul_(sharpen)
-    return policy, MegatronEngine(policy.model, policy.preset.vocab_size, max_batch_size)
+    return policy, make_engine(policy)
 
 
 def requests(prompts=6, samples=2, shortest=1, longest=70, seed=0) -> list[Request]:

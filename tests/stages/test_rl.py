@@ -7,7 +7,8 @@ from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages.config import GRPOConfig, LossConfig
 from nemo_cascade.stages.rl import distillation_samples, make_loss, reward_samples
-from nemo_cascade.stages.rollouts import reply_text, reward, rollout_metrics
+from nemo_cascade.stages.prompts import Prompt
+from nemo_cascade.stages.rollouts import make_requests, reply_text, reward, rollout_metrics
 
 
 def rollout(k=0, response=(5, 6, 11), finish_reason="stop", reward=None) -> Rollout:
@@ -16,6 +17,12 @@ def rollout(k=0, response=(5, 6, 11), finish_reason="stop", reward=None) -> Roll
 
 def group(rewards, domain="math", **settings) -> Group:
     return Group({"expected_answer": "7"}, domain, [rollout(k, reward=r, **settings) for k, r in enumerate(rewards)])
+
+
+def test_a_prompt_drawn_twice_asks_for_other_samples():
+    prompt = Prompt("ab", "math", {}, [10, 3])
+    asked = make_requests([prompt, Prompt("cd", "math", {}, [10, 4]), prompt], 2)
+    assert [(r.prompt_id, r.sample) for r in asked] == [("ab", 0), ("ab", 1), ("cd", 0), ("cd", 1), ("ab", 2), ("ab", 3)]
 
 
 def test_every_response_token_carries_its_advantage_and_no_prompt_token_is_trained():

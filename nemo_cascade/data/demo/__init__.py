@@ -29,7 +29,7 @@ class Domain:
     demonstrate: Callable[[dict, random.Random], tuple[str, str]]
 
     def rows(self, n: int, split: str, seed: int = 0, level: str = "rl") -> list[dict]:
-        """n Gym rows of split "train" or "validation"; deterministic; validation prompts are distinct.
+        """n Gym rows of split "train" or "validation"; deterministic; prompts are distinct, but for demonstrations.
 
         Raises ValueError when there are not so many.
         """
@@ -43,8 +43,9 @@ class Domain:
                 return rows
             row = self.draw(rng, level)
             prompt = prompt_of(row)
-            wanted = is_validation(prompt) and prompt not in seen if split == "validation" else not is_validation(prompt)
-            if wanted:
+            # A prompt may be demonstrated more than once: there is more than one right answer.
+            repeated = prompt in seen and not (split == "train" and level == "demo")
+            if is_validation(prompt) == (split == "validation") and not repeated:
                 seen.add(prompt)
                 rows.append({**row, "agent_ref": agent, "domain": self.name})
         raise ValueError(f"{self.name}: found only {len(rows)} {level} {split} rows, not {n}; ask for fewer")
