@@ -1,6 +1,6 @@
 # Everything on a machine that has python3 (3.11 or newer, with its venv module) and make:
 #   make demo       the whole tiny cascade on two processes        make smoke     the same with two steps a stage
-#   make test       the test suite without the slow tests          make test-all  with them
+#   make test       the test suite
 # The environment is made once in .venv; it is renewed when requirements/cpu.txt or pyproject.toml change.
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo smoke test test-all install
+.PHONY: demo smoke test install
 
 demo: install
 	$(TORCHRUN) examples/cascade.py --config-name=tiny
@@ -21,9 +21,6 @@ smoke: install
 	$(TORCHRUN) examples/cascade.py --config-name=smoke
 
 test: install
-	$(PYTEST) -m "not slow"
-
-test-all: install
 	$(PYTEST)
 
 install: $(VENV)/.installed

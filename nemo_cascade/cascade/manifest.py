@@ -6,9 +6,10 @@ one. Holds no configuration (that is each stage's config.yaml) and decides nothi
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from nemo_cascade.data.files import write_atomically
 
 FILE = "cascade_manifest.json"
 FORMAT = 1
@@ -97,18 +98,3 @@ class Manifest:
     def reset(self, name: str) -> None:
         """Back to a stage that was never started; its folder keeps its name."""
         self.stages[name] = StageRecord(directory=self.stages[name].directory)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Temporary file in the same folder, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f"tmp_{path.name}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

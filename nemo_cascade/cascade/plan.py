@@ -17,8 +17,9 @@ import yaml
 
 from nemo_cascade.cascade import layout
 from nemo_cascade.cascade.config import BLOCKS, CascadeConfig, StageConfig
-from nemo_cascade.cascade.manifest import DONE, FILE, PENDING, Manifest, write_atomically
+from nemo_cascade.cascade.manifest import DONE, FILE, PENDING, Manifest
 from nemo_cascade.cascade.strict import did_you_mean, flatten
+from nemo_cascade.data.files import write_atomically
 
 CONFIG_FILE = "config.yaml"
 

@@ -18,10 +18,11 @@ from rich.console import Console
 
 from nemo_cascade.cascade import report
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
-from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest, write_atomically
+from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, make_plan, write_stage_config
 from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.data import demo
+from nemo_cascade.data.files import write_atomically
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.engine import checkpoint, parallel
 from nemo_cascade.engine.policy import model_override_names

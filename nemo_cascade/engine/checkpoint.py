@@ -10,6 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
+from nemo_cascade.data.files import sync_directory
 from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
 
@@ -72,12 +73,3 @@ def sync_tree(root: Path) -> None:
             with open(Path(folder) / name, "rb") as file:
                 os.fsync(file.fileno())
         sync_directory(Path(folder))
-
-
-def sync_directory(folder: Path) -> None:
-    """fsync of a folder's own entries."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -33,8 +33,10 @@ def scan_masks(seq_idx: torch.Tensor, length: int) -> tuple[torch.Tensor, ...]:
 def ssd(x, dt, A, B, C, masks) -> torch.Tensor:
     """y_t = C_t h_t with h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, within documents.
 
-    x [b, l, heads, p], dt [b, l, heads], A [heads] (negative), B and C [b, l, groups, n] -> [b, l, heads, p].
+    x [b, l, heads, p], dt [b, l, heads], A [heads] (negative), B and C [b, l, groups, n] -> [b, l, heads, p], computed
+    and returned in A's type, because decays multiplied in bfloat16 would not hold over a chunk.
     """
+    x, dt, B, C = (t.to(A.dtype) for t in (x, dt, B, C))
     b, length, h, p = x.shape
     g, n, r = B.shape[2], B.shape[3], h // B.shape[2]
     outside, keep, takes, severed = masks

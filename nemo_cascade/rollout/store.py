@@ -8,9 +8,9 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
+from nemo_cascade.data.files import write_atomically
 from nemo_cascade.engine import parallel
 from nemo_cascade.rollout.types import Group, Rollout
 
@@ -31,15 +31,7 @@ class RolloutStore:
         if parallel.rank() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             body = "".join(json.dumps(dataclasses.asdict(group)) + "\n" for group in groups)
-            temporary = self.path(step).with_name(f"tmp_{self.path(step).name}")
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(body + json.dumps({"sha256": _digest(body)}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(self.path(step))
-            handle = os.open(self.directory, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
+            write_atomically(self.path(step), body + json.dumps({"sha256": _digest(body)}) + "\n")
         parallel.barrier()
 
     def load(self, step: int) -> list[Group] | None:

@@ -7,9 +7,10 @@ here.
 
 import json
 import math
-import os
 import time
 from pathlib import Path
+
+from nemo_cascade.data.files import write_atomically
 
 
 class MetricsLog:
@@ -43,12 +44,7 @@ class MetricsLog:
         if not self.path.exists():
             return
         kept = [entry for entry in self.read() if entry["step"] <= step]
-        temporary = self.path.with_name(f"tmp_{self.path.name}")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        write_atomically(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def train_metrics(metrics: dict[str, float], seconds: float) -> dict[str, float]:

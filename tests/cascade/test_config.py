@@ -124,7 +124,7 @@ CASES = {
     "a backend": (["policy.generation.backend=vlm"], "policy.generation.backend: 'vlm' is not a choice"),
     "a precision": (
         ["policy.precision=float16"],
-        "policy.precision: 'float16' is not a choice; did you mean bfloat16?",
+        "policy.precision: 'float16' is not a choice; did you mean float32?",
     ),
     "a temperature": (["policy.generation.temperature=-0.1"], "policy.generation.temperature: must be >= 0, got -0.1"),
     "a nucleus of nothing": (["policy.generation.top_p=0"], "policy.generation.top_p: must be in (0, 1], got 0.0"),

@@ -7,13 +7,13 @@ the prompt, at both levels. `write` makes the JSONL files, so that the real file
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_cascade.data.demo import instruction_following, math, mcqa
+from nemo_cascade.data.files import write_atomically
 
 LEVELS = ("demo", "rl")
 # One prompt in so many belongs to validation.
@@ -102,9 +102,4 @@ def ensure(directory: Path, **settings) -> bool:
 
 
 def _write_lines(path: Path, rows) -> None:
-    temporary = path.with_name(f"tmp_{path.name}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
