@@ -5,7 +5,7 @@ WORDS = (
     "sheep table train water wheel field green house knife lemon music piano"
 ).split()
 COLORS = "red blue pink gray".split()
-# Share of the demonstrations that go step by step (a thought, a line a part); the others answer at once.
+# Share of the demonstrations that take the surer way (a thought, one word again and again).
 WORKED = 0.5
 
 
