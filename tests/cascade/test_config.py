@@ -28,7 +28,7 @@ def test_tiny_reads_like_the_pipeline():
     assert [name for name, stage in stages.items() if stage.teacher_only] == ["math_rl"]
     teachers = {domain: (teacher.stage, teacher.anchor) for domain, teacher in stages["mopd"].teachers.items()}
     assert teachers == {
-        "instruction_following": ("if_rl", False),
+        "instruction_following": ("multi_domain_rl", True),
         "math": ("math_rl", False),
         "mcqa": ("multi_domain_rl", True),
     }

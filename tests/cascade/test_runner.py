@@ -159,7 +159,7 @@ def test_a_stage_gets_the_checkpoints_of_its_parent_and_its_teachers(finished):
     given = json.loads((finished.run_dir / "05-mopd" / "step_2" / "training_info.json").read_text())["given"]
     assert given[2:] == [
         hashes["multi_domain_rl"],
-        f"instruction_following {hashes['if_rl']}",
+        f"instruction_following {hashes['multi_domain_rl']}",
         f"math {hashes['math_rl']}",
         f"mcqa {hashes['multi_domain_rl']}",
     ]
@@ -218,7 +218,7 @@ def test_only_needs_what_the_stage_starts_from(runs):
     runs(only="sft")
     with pytest.raises(RunRefused, match="--only multi_domain_rl: it starts from or learns from if_rl"):
         runs(only="multi_domain_rl")
-    with pytest.raises(RunRefused, match="multi_domain_rl, if_rl, math_rl"):
+    with pytest.raises(RunRefused, match="multi_domain_rl, math_rl"):
         runs(only="mopd")
 
 

@@ -316,12 +316,13 @@ def test_any_text_survives_encoding(text):
 
 
 names = st.text("abcdefghijklmnopqrstuvwxyz_0123456789", min_size=1, max_size=12)
+# Hypothesis draws words of the source as well, closing tags among them, and those are refused.
+strings = st.text().filter(lambda s: "</parameter>" not in s and "</function>" not in s and "</tool_call>" not in s)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner | st.text(), max_size=3) | st.dictionaries(st.text(max_size=6), inner | st.text(), max_size=3),
+    lambda inner: st.lists(inner | strings, max_size=3) | st.dictionaries(strings, inner | strings, max_size=3),
     max_leaves=6,
 )
-strings = st.text().filter(lambda s: "</parameter>" not in s and "</function>" not in s and "</tool_call>" not in s)
 
 
 @given(names, st.dictionaries(names, strings | json_values, max_size=4))
@@ -336,6 +337,8 @@ def test_a_call_is_read_back_as_it_was_written(name, arguments):
 def test_a_string_that_holds_the_closing_tag_is_refused_not_corrupted():
     with pytest.raises(ValueError, match="argument x of f"):
         chat.render_tool_call({"name": "f", "arguments": {"x": "a\n</parameter>\nb"}})
+    with pytest.raises(ValueError, match="argument x of f"):
+        chat.render_tool_call({"name": "f", "arguments": {"x": {"deep": ["</tool_call>"]}}})
 
 
 def test_replies_are_parsed_and_broken_calls_counted():
