@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 300
+TIMEOUT = 600
 RL_DATA = {"if_rl": ["instruction_following"], "math_rl": ["math"], "multi_domain_rl": ["mcqa", "instruction_following"]}
 
 

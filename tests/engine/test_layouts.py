@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nemo_cascade.engine.batch import plan_packs
 from nemo_cascade.engine.config import MegatronConfig, OptimizerConfig, PolicyConfig, SequencePackingConfig
 from tests.engine.cases import full_gradients, random_samples
 from tests.helpers import run_distributed
@@ -30,6 +31,14 @@ def config(distributed_optimizer: bool, **layout) -> PolicyConfig:
     )
 
 
+def samples_for(policy):
+    """As many packs as divide by two ranks. Were they cut anew, mcore's balancing loss, which is a mean over each pack, would
+    not be the same."""
+    samples = random_samples(policy.preset.vocab_size, seed=2)
+    assert len(plan_packs(samples, policy.config.sequence_packing.train_mb_tokens, 1)) % 2 == 0
+    return samples
+
+
 def loss_and_gradients(checkpoint, policy_config):
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.policy import Policy
@@ -38,7 +47,7 @@ def loss_and_gradients(checkpoint, policy_config):
     parallel.init(policy_config.megatron_cfg)
     policy = Policy(policy_config, seed=0, max_num_steps=STEPS)
     policy.load(checkpoint, optimizer=False)
-    return full_gradients(policy, random_samples(policy.preset.vocab_size), sft_loss)
+    return full_gradients(policy, samples_for(policy), sft_loss)
 
 
 def training_losses(checkpoint, policy_config):
@@ -49,7 +58,7 @@ def training_losses(checkpoint, policy_config):
     parallel.init(policy_config.megatron_cfg)
     policy = Policy(policy_config, seed=0, max_num_steps=STEPS)
     policy.load(checkpoint, optimizer=False)
-    samples = random_samples(policy.preset.vocab_size)
+    samples = samples_for(policy)
     return [policy.train_step(samples, sft_loss)["loss"] for _ in range(STEPS)]
 
 
