@@ -1,7 +1,7 @@
 """Mamba-2 in torch: the state-space dual scan, the depthwise convolution and the gated norm, with packed documents.
 
 Stand behind the names megatron-core's MambaMixer imports from mamba-ssm (`mamba_chunk_scan_combined`,
-`mamba_split_conv1d_scan_combined`, RMSNormGated). Chunked as in Dao & Gu 2024 ("Transformers are SSDs", section 6): inside a
+`mamba_split_conv1d_scan_combined`, `selective_state_update`, RMSNormGated). Chunked as in Dao & Gu 2024 ("Transformers are SSDs", section 6): inside a
 chunk by matrix products, between chunks by one product with the decays of all chunk pairs. `seq_idx` [batch, length] numbers a
 row's documents; neither convolution nor state crosses from one to the next. Any float type; the chunk here does not change results.
 """
@@ -146,6 +146,26 @@ def final_state(x, dt, A, B) -> torch.Tensor:
     b, length, h, p = x.shape
     grouped = weighted.view(b, length, B.shape[2], h // B.shape[2], p)
     return torch.einsum("blgrp,blgn->bgrpn", grouped, B).reshape(b, h, p, B.shape[3])
+
+
+def selective_state_update(
+    state, x, dt, A, B, C, D, z=None, dt_bias=None, dt_softplus=False, state_batch_indices=None
+) -> torch.Tensor:
+    """mcore's decoding path: one token x [b, h, p] through state [b, h, p, n], in place; -> y [b, h, p].
+
+    mcore hands Mamba-2's values a head over as wide as Mamba-1's kernel wants them: dt, dt_bias, A and D are the same along p
+    (and n) and only their first entries are read. Raises ValueError for arguments that decoding here has no use for.
+    """
+    if z is not None or state_batch_indices is not None:
+        raise ValueError("decoding gates in the norm that follows and keeps one state a row; z and state_batch_indices are not used")
+    dt = dt[..., 0] if dt_bias is None else dt[..., 0] + dt_bias[:, 0]
+    dt = F.softplus(dt) if dt_softplus else dt
+    b, h, p, n = state.shape
+    g = B.shape[1]
+    state.mul_((dt * A[:, 0, 0]).exp()[..., None, None])
+    state.view(b, g, h // g * p, n).addcmul_((x * dt[..., None]).view(b, g, -1, 1), B[:, :, None])
+    y = (state.view(b, g, -1, n) @ C[..., None]).view(b, h, p)
+    return y + x * D[:, :1]
 
 
 class GatedRMSNorm(torch.nn.Module):

@@ -6,7 +6,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_cascade.models.mamba import CHUNK, GatedRMSNorm, PackedConv, chunk_scan, same_document, scan_masks, ssd
+from nemo_cascade.models.mamba import (
+    CHUNK,
+    GatedRMSNorm,
+    PackedConv,
+    chunk_scan,
+    same_document,
+    scan_masks,
+    selective_state_update,
+    ssd,
+)
 
 HEADS, GROUPS, WIDTH, STATE = 4, 2, 3, 5
 
@@ -55,6 +64,23 @@ def test_prefill_hands_over_the_state_after_the_last_token(length):
     y, state = chunk_scan(x, dt, A, B, C, CHUNK, return_final_states=True)
     expected, last = recurrence(x, dt, A, B, C, torch.zeros(2, length))
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(state, last, rtol=1e-9, atol=1e-10)
+
+
+def test_decoding_goes_on_where_prefill_stopped():
+    length, more = CHUNK + 3, 4
+    x, dt, A, B, C = inputs(length + more)
+    bias, D = torch.linspace(-1, 1, HEADS).double(), torch.linspace(0, 2, HEADS).double()
+    raw = dt.expm1().log() - bias  # softplus(raw + bias) is dt again
+    expected, last = recurrence(x, dt, A, B, C, torch.zeros(2, length + more))
+    expected = expected + x * D[:, None]
+    _, state = chunk_scan(*(t[:, :length] for t in (x, dt)), A, B[:, :length], C[:, :length], CHUNK, return_final_states=True)
+    wide = [t[:, None].expand(HEADS, WIDTH) for t in (bias, D)]
+    for t in range(length, length + more):
+        step = raw[:, t, :, None].expand(-1, -1, WIDTH)
+        decays = A[:, None, None].expand(HEADS, WIDTH, STATE)
+        y = selective_state_update(state, x[:, t], step, decays, B[:, t], C[:, t], wide[1], dt_bias=wide[0], dt_softplus=True)
+        torch.testing.assert_close(y, expected[:, t], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(state, last, rtol=1e-9, atol=1e-10)
 
 
