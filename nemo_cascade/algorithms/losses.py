@@ -41,13 +41,37 @@ def policy_gradient_loss(
     trained tokens [GRPO, Eq. 1]; with "sequence" each response is averaged over its own trained tokens and the count is
     the number of responses [MOPD, section 4.4: 1/|V(y)|].
     """
-    per_token = -weights.detach() * advantages.detach() * logprobs * mask
+    return aggregated(-weights.detach() * advantages.detach() * logprobs, mask, segments, aggregate)
+
+
+def aggregated(
+    per_token: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor, aggregate: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sum, count) of a per-token loss [tokens] over trained tokens; what they mean is told at `policy_gradient_loss`."""
+    per_token = per_token * mask
     if aggregate == "token":
         return per_token.sum(), mask.sum()
     if aggregate == "sequence":
         tokens_of_response = response_lengths(mask, segments)
         return (per_token / tokens_of_response.clamp(min=1)).sum(), count_responses(mask, segments)
     raise ValueError(f"loss aggregation {aggregate!r} is not one of token, sequence")
+
+
+def kl_penalty(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, kind: str) -> torch.Tensor:
+    """Estimate of KL(policy || reference) on each sampled token, [tokens] -> [tokens], with gradient in `logprobs`.
+
+    With r = log pi_ref - log pi: "k1" -r, "k2" r^2 / 2, "k3" exp(r) - 1 - r [Schulman 2020, "Approximating KL divergence"]. As
+    losses on the policy's own samples they differ: k2 has the gradient of KL(policy || reference), k3 that of
+    KL(reference || policy), and k1 that of log pi, whose mean is 0 whatever the reference. Raises ValueError for another kind.
+    """
+    ratio = reference_logprobs.detach() - logprobs
+    if kind == "k1":
+        return -ratio
+    if kind == "k2":
+        return ratio.square() / 2
+    if kind == "k3":
+        return ratio.exp() - 1 - ratio
+    raise ValueError(f"KL estimator {kind!r} is not one of k1, k2, k3")
 
 
 def response_lengths(mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,8 @@ CHOICES = {
     "policy.megatron_cfg.scheduler.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
     "grpo.adv_estimator.name": ("grpo", "opd"),
     "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop"),
+    # k1 has a gradient of mean 0, so as a loss it would hold nothing in place.
+    "loss_fn.reference_policy_kl_type": ("k2", "k3"),
     "data.on_bad_row": ("stop", "skip"),
 }
 
@@ -52,6 +54,7 @@ AT_LEAST_ONE = (
     "grpo.max_num_steps",
     "grpo.num_prompts_per_step",
     "grpo.num_generations_per_prompt",
+    "grpo.dynamic_sampling_max_gen_batches",
 )
 NOT_NEGATIVE = (
     "policy.generation.temperature",
@@ -63,6 +66,7 @@ NOT_NEGATIVE = (
     "policy.megatron_cfg.scheduler.lr_warmup_iters",
     "policy.megatron_cfg.scheduler.lr_warmup_init",
     "loss_fn.truncated_importance_sampling_ratio_min",
+    "loss_fn.reference_policy_kl_penalty",
     "checkpointing.save_period",
     "checkpointing.keep_top_k",
 )
@@ -267,6 +271,15 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
                     f"{where(f'policy.generation.{key}')}: {value} is not supported in a stage of kind rl yet: the loss takes "
                     "log-probs of the distribution at 1, so replies would be off-policy; set it to 1"
                 )
+    if stage.kind == "rl" and loss.reference_policy_kl_penalty > 0 and stage.parent is None:
+        yield (
+            f"{where('loss_fn.reference_policy_kl_penalty')}: {loss.reference_policy_kl_penalty} needs a reference, but "
+            f"{stage.name} starts from fresh weights; set it to 0 or name a parent"
+        )
+    if stage.distils:
+        for key in ("use_dynamic_sampling", "overlong_filtering", "swe_group_threshold"):
+            if getattr(stage.grpo, key) not in (False, None):
+                yield f"{where(f'grpo.{key}')}: rewards choose nothing in distillation (adv_estimator opd); remove it"
     if stage.kind == "rl" and not loss.token_level_loss and policy.megatron_cfg.moe_aux_loss_coeff > 0:
         yield (
             f"{where('policy.megatron_cfg.moe_aux_loss_coeff')}: with loss_fn.token_level_loss=false the balancing loss "

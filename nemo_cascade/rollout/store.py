@@ -1,7 +1,8 @@
 """Rollouts on disk before they are trained on, so that a resumed run trains on the very same ones.
 
-`step_N.jsonl`: one group a line, then a line with the sha256 of all before. Floats are written by repr, which reads back to the same
-bits. Written to a temporary name, synced, renamed; a file that is cut or damaged counts as absent.
+`step_NAME.jsonl`, NAME the step (and the draw, where a step has several): one group a line, then a line with the sha256 of
+all before. Floats are written by repr, which reads back to the same bits. Written to a temporary name, synced, renamed; a
+file that is cut or damaged counts as absent.
 """
 
 import dataclasses
@@ -23,23 +24,23 @@ class RolloutStore:
     def __init__(self, directory: Path):
         self.directory = Path(directory)
 
-    def path(self, step: int) -> Path:
-        return self.directory / f"step_{step}.jsonl"
+    def path(self, name: str) -> Path:
+        return self.directory / f"step_{name}.jsonl"
 
-    def save(self, step: int, groups: list[Group]) -> None:
+    def save(self, name: str, groups: list[Group]) -> None:
         """Returns on every rank only when the file is on disk under its final name."""
         if parallel.rank() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             body = "".join(json.dumps(dataclasses.asdict(group)) + "\n" for group in groups)
-            write_atomically(self.path(step), body + json.dumps({"sha256": _digest(body)}) + "\n")
+            write_atomically(self.path(name), body + json.dumps({"sha256": _digest(body)}) + "\n")
         parallel.barrier()
 
-    def load(self, step: int) -> list[Group] | None:
-        """The groups of a step, None when there is no complete file."""
-        return parallel.broadcast(self._read(step) if parallel.rank() == 0 else None)
+    def load(self, name: str) -> list[Group] | None:
+        """The groups kept under a name, None when there is no complete file."""
+        return parallel.broadcast(self._read(name) if parallel.rank() == 0 else None)
 
-    def _read(self, step: int) -> list[Group] | None:
-        path = self.path(step)
+    def _read(self, name: str) -> list[Group] | None:
+        path = self.path(name)
         if not path.exists():
             return None
         *lines, seal = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]

@@ -37,7 +37,13 @@ class AdvantageEstimatorConfig:
 
 @dataclass
 class GRPOConfig:
-    """`grpo`: batch shape and length of an RL stage."""
+    """`grpo`: batch shape and length of an RL stage, and which rollouts it trains on.
+
+    overlong_filtering: replies cut at the length limit are left out of the loss instead of earning 0.
+    use_dynamic_sampling: prompts whose replies all earn the same are replaced by further ones until the batch is full; more
+    than dynamic_sampling_max_gen_batches batches for one step stop the run. swe_group_threshold: a group in which no
+    reply earns more is left out of the loss (null: all are trained on).
+    """
 
     num_prompts_per_step: int = 32
     num_generations_per_prompt: int = 8
@@ -45,14 +51,18 @@ class GRPOConfig:
     normalize_rewards: bool = True
     use_leave_one_out_baseline: bool = False
     overlong_filtering: bool = False
+    use_dynamic_sampling: bool = False
+    dynamic_sampling_max_gen_batches: int = 10
+    swe_group_threshold: float | None = None
     adv_estimator: AdvantageEstimatorConfig = field(default_factory=AdvantageEstimatorConfig)
 
 
 @dataclass
 class LossConfig:
-    """`loss_fn`: token mean (`token_level_loss`) or per-response mean, and the train / sampling mismatch correction.
+    """`loss_fn`: token mean (`token_level_loss`) or per-response mean, the train / sampling mismatch correction, and the KL term.
 
     truncated_importance_sampling_type: null (no correction), "tis" (clamped) or "icepop" (dropped outside the band).
+    reference_policy_kl_penalty: coefficient of the KL to where the stage began (0: none); its type "k2" or "k3".
     """
 
     token_level_loss: bool = True
@@ -60,6 +70,8 @@ class LossConfig:
     truncated_importance_sampling_type: str | None = None
     truncated_importance_sampling_ratio_min: float = 0.5
     truncated_importance_sampling_ratio: float = 2.0
+    reference_policy_kl_penalty: float = 0.0
+    reference_policy_kl_type: str = "k3"
 
 
 @dataclass

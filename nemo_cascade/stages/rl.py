@@ -1,14 +1,24 @@
 """Strictly on-policy reinforcement learning and on-policy distillation: one loop, one update per batch of fresh rollouts.
 
 With `grpo.adv_estimator.name: grpo` the advantage of a token is its rollout's group-normalised reward; with `opd` (MOPD) it is
-the teacher's log-prob minus the student's, and rewards are only reported.
+the teacher's log-prob minus the student's, and rewards are only reported. A stage with `loss_fn.reference_policy_kl_penalty`
+is held near where it began.
 """
 
 import time
+from pathlib import Path
 
 import torch
 
-from nemo_cascade.algorithms import group_advantages, importance_weights, mopd_advantages, policy_gradient_loss
+from nemo_cascade.algorithms import (
+    aggregated,
+    group_advantages,
+    importance_weights,
+    kl_penalty,
+    mopd_advantages,
+    policy_gradient_loss,
+    swe_group_mask,
+)
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine import checkpoint
 from nemo_cascade.engine.policy import Policy
@@ -17,7 +27,7 @@ from nemo_cascade.stages.config import LossConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.prompts import PromptSource
-from nemo_cascade.stages.rollouts import Sampler, rollout_metrics
+from nemo_cascade.stages.rollouts import Sampler
 from nemo_cascade.stages.start import resume_or_begin
 
 
@@ -36,12 +46,13 @@ def run(stage: StageRun) -> None:
         while policy.step < config.grpo.max_num_steps:
             started = time.perf_counter()
             step = policy.step + 1
-            batch = prompts.next(config.grpo.num_prompts_per_step)
-            groups = sampler.groups(step, batch, config.grpo.num_generations_per_prompt)
+            groups, seen = sampler.batch(step, prompts, config.grpo)
             samples = distillation_samples(groups) if distil else reward_samples(groups, config.grpo)
             if distil:
                 add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers)
-            metrics = policy.train_step(samples, loss) | rollout_metrics(groups)
+            if config.loss_fn.reference_policy_kl_penalty > 0:
+                add_logprobs(policy, samples, stage.parent, "reference_logprobs")
+            metrics = policy.train_step(samples, loss) | seen
             stage.log(train_metrics(metrics, time.perf_counter() - started), step)
             bar.advance(reward=metrics["reward"])
             if stage.should_save(step, config.grpo.max_num_steps):
@@ -51,16 +62,18 @@ def run(stage: StageRun) -> None:
 def reward_samples(groups: list[Group], config) -> list[Sample]:
     """GRPO's training samples: every token of a rollout carries the rollout's group advantage.
 
-    With `grpo.overlong_filtering` replies cut at the length limit are left out of the loss (they still count in the baseline).
+    Left out of the loss, though they count in the baseline: with `grpo.overlong_filtering` replies cut at the length limit, with
+    `grpo.swe_group_threshold` groups in which no reply earned more.
     """
     rewards_PG = torch.tensor([[r.reward for r in group.rollouts] for group in groups], dtype=torch.float64)
     advantages_PG = group_advantages(
         rewards_PG, normalize=config.normalize_rewards, leave_one_out=config.use_leave_one_out_baseline
     )
+    threshold = float("-inf") if config.swe_group_threshold is None else config.swe_group_threshold
     samples = []
-    for group, advantages in zip(groups, advantages_PG.tolist()):
+    for group, advantages, kept in zip(groups, advantages_PG.tolist(), swe_group_mask(rewards_PG, threshold).tolist()):
         for rollout, advantage in zip(group.rollouts, advantages):
-            trained = not (config.overlong_filtering and rollout.finish_reason == "length")
+            trained = kept and not (config.overlong_filtering and rollout.finish_reason == "length")
             samples.append(rollout_sample(rollout, trained, advantages=advantage))
     return samples
 
@@ -92,9 +105,14 @@ def add_teacher_logprobs(policy: Policy, samples: list[Sample], domains: list[st
     of_sample = [domain for domain in domains for _ in range(group)]
     for teacher in sorted({teachers[domain] for domain in domains}):
         mine = [sample for sample, domain in zip(samples, of_sample) if teachers[domain] == teacher]
-        with policy.weights_of(teacher / "policy"):
-            for sample, logprobs in zip(mine, policy.logprobs(mine)):
-                sample.fields["teacher_logprobs"] = logprobs
+        add_logprobs(policy, mine, teacher, "teacher_logprobs")
+
+
+def add_logprobs(policy: Policy, samples: list[Sample], checkpoint_dir: Path, field: str) -> None:
+    """Fills `field` of every sample with the log-probs of another checkpoint of the run."""
+    with policy.weights_of(checkpoint_dir / "policy"):
+        for sample, logprobs in zip(samples, policy.logprobs(samples)):
+            sample.fields[field] = logprobs
 
 
 def make_loss(config: LossConfig, distil: bool):
@@ -112,9 +130,14 @@ def make_loss(config: LossConfig, distil: bool):
         sampled = pack.fields["sampling_logprobs"]
         weights = importance_weights(current, sampled, mask, mode=mode, low=low, high=high)
         total, count = policy_gradient_loss(logprobs, advantages, weights, mask, pack.segments, aggregate=aggregate)
+        metrics = {}
+        if config.reference_policy_kl_penalty > 0:
+            kl = kl_penalty(logprobs, pack.fields["reference_logprobs"], config.reference_policy_kl_type)
+            total = total + config.reference_policy_kl_penalty * aggregated(kl, mask, pack.segments, aggregate)[0]
+            metrics["kl_penalty"] = ((kl.detach() * mask).sum(), mask.sum())
         ratio = (current - sampled).exp()
         tokens = mask.sum()
-        metrics = {
+        metrics |= {
             "token_mult_prob_error": (((current - sampled).abs().exp() * mask).sum(), tokens),
             "sampling_importance_ratio": ((ratio * mask).sum(), tokens),
             "is_oob_ratio": ((((ratio < low) | (ratio > high)) * mask).sum(), tokens),

@@ -3,7 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
+import torch
+
 from nemo_cascade import environments
+from nemo_cascade.algorithms import informative_groups
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
@@ -11,7 +14,8 @@ from nemo_cascade.rollout.engine import generate_global
 from nemo_cascade.rollout.megatron import MegatronEngine
 from nemo_cascade.rollout.store import RolloutStore
 from nemo_cascade.rollout.types import Group, Request, Rollout, SamplingParams
-from nemo_cascade.stages.prompts import Prompt, thinking
+from nemo_cascade.stages.config import GRPOConfig
+from nemo_cascade.stages.prompts import Prompt, PromptSource, thinking
 
 
 def make_engine(policy: Policy) -> MegatronEngine:
@@ -33,21 +37,54 @@ class Sampler:
         self.engine = make_engine(policy)
         self.store = RolloutStore(directory)
 
-    def groups(self, step: int, prompts: list[Prompt], group_size: int) -> list[Group]:
-        """The groups of a step, replayed from disk when they are there.
+    def batch(self, step: int, prompts: PromptSource, config: GRPOConfig) -> tuple[list[Group], dict[str, float]]:
+        """The groups of a step and its metrics over all that was sampled for it.
+
+        With `use_dynamic_sampling` only informative groups count, and further prompts are drawn until there are
+        `num_prompts_per_step` of them; what is left over is dropped. Raises RuntimeError when
+        `dynamic_sampling_max_gen_batches` batches do not give so many.
+        """
+        wanted, seen, kept = config.num_prompts_per_step, [], []
+        for draw in range(config.dynamic_sampling_max_gen_batches):
+            groups = self.groups(step, prompts.next(wanted), config.num_generations_per_prompt, draw)
+            seen += groups
+            kept += [group for group in groups if informative(group)] if config.use_dynamic_sampling else groups
+            if len(kept) >= wanted:
+                break
+        else:
+            raise RuntimeError(
+                f"step {step}: {len(seen)} prompts gave {len(kept)} groups whose replies earn differently, not {wanted}; the "
+                "prompts are too easy or too hard for the policy: change the data or raise "
+                "grpo.dynamic_sampling_max_gen_batches"
+            )
+        metrics = rollout_metrics(seen)
+        if config.use_dynamic_sampling:
+            metrics["filtered_reward"] = mean(r.reward for group in kept[:wanted] for r in group.rollouts)
+            metrics["dynamic_sampling_num_gen_batches"] = draw + 1
+        return kept[:wanted], metrics
+
+    def groups(self, step: int, prompts: list[Prompt], group_size: int, draw: int = 0) -> list[Group]:
+        """The groups of a step's draw, replayed from disk when they are there.
 
         Raises DataError when what is there answers other prompts, because rows changed under a running stage.
         """
-        stored = self.store.load(step)
+        name = f"{step}" if draw == 0 else f"{step}_{draw}"
+        stored = self.store.load(name)
         if stored is None:
-            stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=self.seed * 1_000_003 + step)
-            self.store.save(step, stored)
+            seed = self.seed * 1_000_003 + step + (draw << 52)
+            stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=seed)
+            self.store.save(name, stored)
         elif [group.rollouts[0].prompt_id for group in stored] != [prompt.id for prompt in prompts]:
             raise DataError(
-                f"{self.store.path(step)}: these rollouts answer other prompts than this step draws; put the rows back "
+                f"{self.store.path(name)}: these rollouts answer other prompts than this step draws; put the rows back "
                 "that they were drawn with, or repeat the stage with --from-stage"
             )
         return stored
+
+
+def informative(group: Group) -> bool:
+    """Whether its replies earned differently."""
+    return bool(informative_groups(torch.tensor([[rollout.reward for rollout in group.rollouts]]))[0])
 
 
 def sample_groups(policy: Policy, engine, prompts: list[Prompt], group_size: int, seed: int) -> list[Group]:
@@ -107,7 +144,7 @@ def rollout_metrics(groups: list[Group]) -> dict[str, float]:
         "reward": mean(r.reward for r in rollouts),
         "mean_gen_tokens_per_sample": mean(len(r.response) for r in rollouts),
         "truncation_rate": mean(r.finish_reason == "length" for r in rollouts),
-        "informative_groups": mean(len({r.reward for r in group.rollouts}) > 1 for group in groups),
+        "informative_groups": mean(informative(group) for group in groups),
     }
     for domain in sorted({group.domain for group in groups}):
         metrics[f"{domain}/reward"] = mean(r.reward for g in groups if g.domain == domain for r in g.rollouts)

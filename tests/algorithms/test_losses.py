@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nemo_cascade.algorithms import importance_weights, negative_log_likelihood, policy_gradient_loss
+from nemo_cascade.algorithms import importance_weights, kl_penalty, negative_log_likelihood, policy_gradient_loss
 
 SEGMENTS = torch.tensor([4, 4, 4, 9, 9, -1])
 MASK = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0, 0.0])
@@ -81,3 +81,33 @@ def test_packing_does_not_change_the_mean():
 def test_sft_loss_sees_assistant_tokens_only():
     total, count = negative_log_likelihood(torch.tensor([-5.0, -1.0, -2.0]), torch.tensor([0.0, 1.0, 1.0]))
     assert (total.item(), count.item()) == (3.0, 2.0)
+
+
+def categorical(seed: int) -> torch.Tensor:
+    return torch.randn(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["k1", "k3"])
+def test_the_mean_of_a_kl_estimate_is_the_divergence(kind):
+    policy, reference = (categorical(seed).log_softmax(-1) for seed in (1, 2))
+    divergence = (policy.exp() * (policy - reference)).sum()
+    torch.testing.assert_close((policy.exp() * kl_penalty(policy, reference, kind)).sum(), divergence)
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_the_mean_gradient_of_a_kl_estimate_is_the_one_it_says(kind):
+    logits, reference = categorical(1).requires_grad_(), categorical(2).log_softmax(-1)
+    policy = logits.log_softmax(-1)
+    expected = {
+        "k1": 0 * policy.sum(),
+        "k2": (policy.exp() * (policy - reference)).sum(),
+        "k3": (reference.exp() * (reference - policy)).sum(),
+    }[kind]
+    mean = (policy.exp().detach() * kl_penalty(policy, reference, kind)).sum()
+    gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (mean, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_an_unknown_kl_estimator_is_refused():
+    with pytest.raises(ValueError, match="k3"):
+        kl_penalty(torch.zeros(1), torch.zeros(1), "k4")

@@ -234,6 +234,18 @@ CASES = {
         ["cascade.stages.mopd.policy.megatron_cfg.moe_aux_loss_coeff=1e-4"],
         "cascade.stages.mopd.policy.megatron_cfg.moe_aux_loss_coeff: with loss_fn.token_level_loss=false",
     ),
+    "a KL term without a start to hold to": (
+        ["cascade.stages.if_rl.parent=null", "cascade.stages.if_rl.loss_fn.reference_policy_kl_penalty=0.03"],
+        "cascade.stages.if_rl.loss_fn.reference_policy_kl_penalty: 0.03 needs a reference",
+    ),
+    "a KL estimator that holds nothing": (
+        ["loss_fn.reference_policy_kl_type=k1"],
+        "loss_fn.reference_policy_kl_type: 'k1' is not a choice",
+    ),
+    "rewards that choose in distillation": (
+        ["cascade.stages.mopd.grpo.use_dynamic_sampling=true"],
+        "cascade.stages.mopd.grpo.use_dynamic_sampling: rewards choose nothing in distillation",
+    ),
     "a sequence longer than the model": (
         ["policy.max_total_sequence_length=100000", "policy.sequence_packing.train_mb_tokens=100000"],
         "policy.max_total_sequence_length: 100000 is more than the 8192 tokens of tiny",

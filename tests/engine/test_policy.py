@@ -175,6 +175,25 @@ def test_a_student_that_is_its_own_teacher_has_advantage_loss_and_gradient_exact
         assert (advantage, loss, gradient) == (0.0, 0.0, 0.0)
 
 
+def held_at_its_start(directory, layout):
+    from nemo_cascade.stages.rl import add_logprobs, make_loss
+
+    policy = build(distributed_optimizer=False, **layout)
+    policy.save(directory / "policy", optimizer=False)
+    samples = random_samples(policy.preset.vocab_size, sampling_logprobs=0.0, advantages=0.0)
+    add_logprobs(policy, samples, directory, "reference_logprobs")
+    loss = make_loss(LossConfig(reference_policy_kl_penalty=0.03), distil=False)
+    value, gradients = full_gradients(policy, samples, loss)
+    return value, max(gradient.abs().max().item() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_where_a_stage_begins_its_kl_term_and_gradient_are_exactly_zero(layout, tmp_path):
+    layout = dict(layout)
+    for result in run_distributed(held_at_its_start, layout.pop("world"), tmp_path, layout):
+        assert result == (0.0, 0.0)
+
+
 def not_finite(_):
     policy = build()
     before = [parameter.detach().clone() for parameter in policy.model.parameters()]

@@ -20,23 +20,23 @@ def groups(logprobs=(-0.1, -1e-300, -0.30000000000000004)):
 
 def test_what_was_saved_comes_back_equal(tmp_path):
     store = RolloutStore(tmp_path / "rollouts")
-    store.save(3, groups())
-    assert store.load(3) == groups()
-    assert store.load(4) is None
+    store.save("3", groups())
+    assert store.load("3") == groups()
+    assert store.load("4") is None
 
 
 @given(st.lists(st.floats(max_value=0, allow_nan=False, allow_infinity=False), min_size=1))
 def test_log_probs_come_back_to_the_same_bits(tmp_path_factory, logprobs):
     store = RolloutStore(tmp_path_factory.mktemp("rollouts"))
-    store.save(1, groups(logprobs))
-    assert [x.hex() for x in store.load(1)[0].rollouts[0].logprobs] == [x.hex() for x in logprobs]
+    store.save("1", groups(logprobs))
+    assert [x.hex() for x in store.load("1")[0].rollouts[0].logprobs] == [x.hex() for x in logprobs]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "unsealed", "empty", "swapped"])
 def test_a_damaged_file_counts_as_absent(damage, tmp_path, caplog):
     store = RolloutStore(tmp_path)
-    store.save(1, groups() + groups())
-    path = store.path(1)
+    store.save("1", groups() + groups())
+    path = store.path("1")
     text = path.read_text()
     lines = text.splitlines(keepends=True)
     changed = {
@@ -47,21 +47,21 @@ def test_a_damaged_file_counts_as_absent(damage, tmp_path, caplog):
         "swapped": "".join(lines[:1] + lines[2:]),
     }
     path.write_text(changed[damage])
-    assert store.load(1) is None
+    assert store.load("1") is None
     assert str(path) in caplog.text
 
 
 def test_a_kill_before_the_rename_leaves_nothing_to_train_on(tmp_path):
     store = RolloutStore(tmp_path)
-    store.save(1, groups())
-    store.path(1).rename(tmp_path / "tmp_step_1.jsonl")
-    assert store.load(1) is None
-    store.save(1, groups())
-    assert store.load(1) == groups() and [p.name for p in tmp_path.iterdir()] == ["step_1.jsonl"]
+    store.save("1", groups())
+    store.path("1").rename(tmp_path / "tmp_step_1.jsonl")
+    assert store.load("1") is None
+    store.save("1", groups())
+    assert store.load("1") == groups() and [p.name for p in tmp_path.iterdir()] == ["step_1.jsonl"]
 
 
 def test_the_file_is_lines_that_people_can_read(tmp_path):
     store = RolloutStore(tmp_path)
-    store.save(1, groups())
-    first, seal = store.path(1).read_text().splitlines()
+    store.save("1", groups())
+    first, seal = store.path("1").read_text().splitlines()
     assert json.loads(first)["rollouts"][1]["reward"] == 1 / 3 and "sha256" in json.loads(seal)

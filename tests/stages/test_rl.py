@@ -8,7 +8,7 @@ from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages.config import GRPOConfig, LossConfig
 from nemo_cascade.stages.rl import distillation_samples, make_loss, reward_samples
 from nemo_cascade.stages.prompts import Prompt
-from nemo_cascade.stages.rollouts import make_requests, reply_text, reward, rollout_metrics
+from nemo_cascade.stages.rollouts import Sampler, make_requests, reply_text, reward, rollout_metrics
 
 
 def rollout(k=0, response=(5, 6, 11), finish_reason="stop", reward=None) -> Rollout:
@@ -42,6 +42,58 @@ def test_overlong_filtering_trains_on_finished_replies_but_compares_with_all():
     assert [sum(sample.loss_mask) for sample in plain] == [3, 3, 3, 3]
     assert [sum(sample.loss_mask) for sample in filtered] == [3, 3, 3, 0]
     assert [s.fields["advantages"] for s in plain] == [s.fields["advantages"] for s in filtered]
+
+
+def test_a_group_without_an_acceptable_reply_is_left_out_where_the_stage_says_so():
+    settings = dict(num_generations_per_prompt=2, swe_group_threshold=0.5)
+    samples = reward_samples([group([0.5, 0.0]), group([1.0, 0.0])], GRPOConfig(**settings))
+    assert [sum(sample.loss_mask) for sample in samples] == [0, 0, 3, 3]
+
+
+class Numbers:
+    """Prompts 0, 1, 2, ..."""
+
+    def __init__(self):
+        self.drawn = 0
+
+    def next(self, n):
+        self.drawn += n
+        return list(range(self.drawn - n, self.drawn))
+
+
+class Scripted(Sampler):
+    """Answers prompt i with the i-th pair of rewards."""
+
+    def __init__(self, rewards):
+        self.rewards = rewards
+
+    def groups(self, step, prompts, group_size, draw=0):
+        assert group_size == 2
+        return [group(self.rewards[i % len(self.rewards)]) for i in prompts]
+
+
+def dynamic(**settings):
+    return GRPOConfig(num_prompts_per_step=2, num_generations_per_prompt=2, use_dynamic_sampling=True, **settings)
+
+
+def test_dynamic_sampling_draws_until_the_batch_is_full_of_informative_groups():
+    prompts = Numbers()
+    kept, metrics = Scripted([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.5], [0.0, 1.0]]).batch(1, prompts, dynamic())
+    assert [[r.reward for r in g.rollouts] for g in kept] == [[1.0, 0.0], [1.0, 0.5]]
+    assert prompts.drawn == 6 and metrics["dynamic_sampling_num_gen_batches"] == 3
+    assert metrics["reward"] == pytest.approx(5.5 / 12) and metrics["filtered_reward"] == 2.5 / 4
+
+
+def test_dynamic_sampling_stops_where_prompts_teach_nothing():
+    with pytest.raises(RuntimeError, match="6 prompts gave 0 groups .* not 2"):
+        Scripted([[1.0, 1.0]]).batch(1, Numbers(), dynamic(dynamic_sampling_max_gen_batches=3))
+
+
+def test_without_dynamic_sampling_every_group_is_trained_on():
+    prompts = Numbers()
+    config = GRPOConfig(num_prompts_per_step=2, num_generations_per_prompt=2)
+    kept, metrics = Scripted([[0.0, 0.0]]).batch(1, prompts, config)
+    assert len(kept) == prompts.drawn == 2 and "filtered_reward" not in metrics
 
 
 def test_distillation_trains_on_every_reply_whatever_its_reward():
@@ -95,6 +147,20 @@ def test_the_gradient_of_the_rl_loss_is_minus_the_advantage_by_token():
     total, count, _ = make_loss(LossConfig(), distil=False)(logprobs, pack)
     (gradient,) = torch.autograd.grad(total, logprobs)
     assert gradient.tolist() == [-2.0, -2.0, 1.0, 0.0] and count == 3
+
+
+@pytest.mark.parametrize("token_level, weight", [(True, 1.0), (False, 0.5)], ids=["by token", "by response"])
+def test_the_kl_term_pulls_towards_the_reference_in_the_losss_own_mean(token_level, weight):
+    reference = torch.tensor([-1.0, -2.0, -0.5, 9.0])
+    pack = FakePack(advantages=torch.zeros(4), sampling_logprobs=torch.full((4,), -1.0), reference_logprobs=reference)
+    logprobs = torch.full((4,), -1.0, requires_grad=True)
+    settings = LossConfig(token_level_loss=token_level, reference_policy_kl_penalty=0.1)
+    total, _, metrics = make_loss(settings, distil=False)(logprobs, pack)
+    (gradient,) = torch.autograd.grad(total, logprobs)
+    # d k3 / d log pi = 1 - pi_ref / pi; response 0 has two tokens, response 1 has one.
+    away, towards = 1 - torch.tensor(-1.0).exp().item(), 1 - torch.tensor(0.5).exp().item()
+    assert gradient.tolist() == pytest.approx([0.0, 0.1 * weight * away, 0.1 * towards, 0.0])
+    assert metrics["kl_penalty"][1] == 3
 
 
 def test_distillation_pulls_towards_the_teacher_and_drops_ratios_outside_the_band():
