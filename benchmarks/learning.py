@@ -18,10 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from nemo_cascade.cascade.gate import paired_difference
+
 ROOT = Path(__file__).parents[1]
 # The domain each stage is there to improve; what multi_domain_rl has of if_rl's domain only keeps it.
 RL_STAGES = {"if_rl": "instruction_following", "math_rl": "math", "multi_domain_rl": "mcqa"}
-RESAMPLES = 10_000
 # The bars. RL: its domain starts where there is room both ways, and gains over more SFT. MOPD: a teacher's lead worth the name
 # is closed to this share, and a domain without such a lead falls by no more than this.
 START, GAIN = (0.2, 0.8), 0.10
@@ -59,10 +60,10 @@ def run_seed(seed: int, args) -> dict:
     for stage, domain in RL_STAGES.items():
         parent = manifest["stages"][stage]["parent"]
         before, after = per_prompt(run_dir, parent, domain), per_prompt(run_dir, stage, domain)
-        row = {"before": before.mean(), "after": after.mean(), "gain": paired(before, after)}
+        row = {"before": before.mean(), "after": after.mean(), "gain": paired_difference(before, after)}
         if not args.no_control:
             control = per_prompt(run_dir, f"control_{stage}", domain)
-            row |= {"control": control.mean(), "over_control": paired(control, after)}
+            row |= {"control": control.mean(), "over_control": paired_difference(control, after)}
         gains[f"{stage}/{domain}"] = row
     return {"seed": seed, "scores": all_scores(manifest), "gains": gains, "mopd": distillation(run_dir, manifest)}
 
@@ -92,14 +93,6 @@ def distillation(run_dir: Path, manifest: dict) -> dict:
         gap = target - start
         table[domain] = {"start": start, "teacher": target, "end": end, "closed": (end - start) / gap if gap > 0.01 else None}
     return table
-
-
-def paired(before: np.ndarray, after: np.ndarray) -> list[float]:
-    """[mean difference, lower, upper] of the paired 95 % percentile bootstrap over prompts."""
-    difference = after - before
-    draws = np.random.default_rng(0).integers(0, len(difference), size=(RESAMPLES, len(difference)))
-    low, high = np.percentile(difference[draws].mean(axis=1), [2.5, 97.5])
-    return [float(difference.mean()), float(low), float(high)]
 
 
 def learned(row: dict) -> bool:

@@ -36,6 +36,7 @@ CHOICES = {
     # k1 has a gradient of mean 0, so as a loss it would hold nothing in place.
     "loss_fn.reference_policy_kl_type": ("k2", "k3"),
     "data.on_bad_row": ("stop", "skip"),
+    "gate.on_failure": ("stop", "warn", "rollback"),
 }
 
 AT_LEAST_ONE = (
@@ -94,6 +95,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
+        problems += gate_problems(cascade, stage, source)
         problems += data_problems(cascade, stage, source, where)
         problems += layout.problems(stage, where, world_size)
     problems += agreement_problems(cascade, source)
@@ -178,6 +180,24 @@ def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "So
                 f"{key}.{domain}: {teacher.stage} is where the student starts, so it has nothing to teach; name "
                 f"another stage, or write {{stage: {teacher.stage}, anchor: true}} to hold the student in place"
             )
+
+
+def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:
+    """A gate compares domains that are scored, with a parent that there is."""
+    key = source.own(stage.name, "gate.max_drop")
+    if not stage.gate.max_drop:
+        return
+    if stage.parent is None:
+        yield f"{key}: {stage.name} starts from fresh weights, so there is no score to drop from; remove its gate"
+    if stage.gate.on_failure == "rollback" and stage.teacher_only:
+        yield f"{source.own(stage.name, 'gate.on_failure')}: nothing starts from a teacher_only stage; use stop or warn"
+    before = cascade.order[: cascade.order.index(stage.parent) + 1] if stage.parent in cascade.order else []
+    scored = list(dict.fromkeys(domain for name in before for domain in cascade.stages[name].data.validation))
+    for domain, drop in stage.gate.max_drop.items():
+        if cascade.validation.num_prompts == 0 or stage.parent is not None and domain not in scored:
+            yield f"{key}.{domain}: nothing scores it for {stage.parent}{did_you_mean(domain, scored)}"
+        if drop < 0:
+            yield f"{key}.{domain}: must be >= 0 (points of score that may be lost), got {drop}"
 
 
 def agreement_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:

@@ -45,11 +45,12 @@ def run(
     quiet_logs()
     # Imported late: megatron-core takes seconds, and a typo should not have to wait for it.
     from nemo_cascade.cascade import runner
+    from nemo_cascade.cascade.gate import GateError
     from nemo_cascade.data.rows import DataError
 
     try:
         runner.run(cascade, only=only, from_stage=from_stage)
-    except (runner.RunRefused, runner.RefusedElsewhere, ManifestError, DataError) as error:
+    except (runner.RunRefused, runner.RefusedElsewhere, ManifestError, DataError, GateError) as error:
         refuse(str(error).splitlines())
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "CascadeConfig",
     "ConfigErrors",
     "DemoDataConfig",
+    "GateConfig",
     "StageConfig",
     "Teacher",
     "ValidationConfig",
@@ -67,6 +68,18 @@ class Teacher:
     anchor: bool = False
 
 
+@dataclass
+class GateConfig:
+    """`gate`: what a stage may cost. max_drop: domain -> how much of its score it may lose against the stage's parent.
+
+    on_failure: stop; warn and go on; or rollback, after which later stages start from the parent instead (the stage's
+    checkpoint may still teach).
+    """
+
+    max_drop: dict[str, float] = field(default_factory=dict)
+    on_failure: str = "stop"
+
+
 @dataclass(kw_only=True)
 class StageConfig(LoopConfig):
     """`cascade.stages.<name>`, resolved. kind is the loop (sft or rl); teacher_only keeps it off the main line."""
@@ -76,6 +89,7 @@ class StageConfig(LoopConfig):
     parent: str | None = None
     teacher_only: bool = False
     teachers: dict[str, Teacher] = field(default_factory=dict)
+    gate: GateConfig = field(default_factory=GateConfig)
 
     @property
     def max_num_steps(self) -> int:

@@ -24,7 +24,8 @@ class ManifestError(ValueError):
 class StageRecord:
     """One stage. Paths are relative to the run directory; seconds are those of the attempt that finished.
 
-    scores: domain -> {"mean": average reward in [0, 1], "n": prompts}. teachers: domain -> stage.
+    scores: domain -> {"mean": average reward in [0, 1], "n": prompts}. teachers: domain -> stage. parent: where it really
+    started, which after a rollback is not the parent its config names. gate: the verdict of `gate.judge`.
     """
 
     directory: str
@@ -37,6 +38,12 @@ class StageRecord:
     checkpoint_hash: str | None = None
     scores: dict[str, dict] = field(default_factory=dict)
     seconds: float | None = None
+    gate: dict | None = None
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether later stages start from its parent instead."""
+        return self.gate is not None and self.gate["action"] == "rollback"
 
 
 @dataclass
@@ -94,6 +101,12 @@ class Manifest:
         """The final checkpoint of a finished stage, None before."""
         relative = self.stages[name].checkpoint
         return self.run_dir / relative if relative else None
+
+    def standing(self, name: str) -> str:
+        """The stage whose checkpoint stands for `name` as a parent: itself, or what it started from when it was rolled back."""
+        while self.stages[name].rolled_back:
+            name = self.stages[name].parent
+        return name
 
     def reset(self, name: str) -> None:
         """Back to a stage that was never started; its folder keeps its name."""

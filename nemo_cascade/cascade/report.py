@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from nemo_cascade.cascade.gate import ADVANCE
 from nemo_cascade.cascade.manifest import DONE, Manifest, StageRecord
 from nemo_cascade.stages.metrics import MetricsLog
 
@@ -23,8 +24,14 @@ def rows(manifest: Manifest) -> list[list[str]]:
         label = f"{name} (side branch)" if record.teacher_only else name
         minutes = f"{record.seconds / 60:.1f}" if record.seconds is not None else ""
         parent = manifest.stages.get(record.parent) if record.parent else None
-        table.append([label, record.status, minutes, *(cell(record, parent, domain) for domain in domains(manifest))])
+        table.append([label, status_text(record), minutes, *(cell(record, parent, domain) for domain in domains(manifest))])
     return table
+
+
+def status_text(record: StageRecord) -> str:
+    """ "done", or "done, rollback" where a gate did not let it pass."""
+    passed = record.gate is None or record.gate["action"] == ADVANCE
+    return record.status if passed else f"{record.status}, {record.gate['action']}"
 
 
 def cell(record: StageRecord, parent: StageRecord | None, domain: str) -> str:
@@ -60,7 +67,7 @@ def score_table(manifest: Manifest) -> Table:
     for domain in domains(manifest):
         table.add_column(domain, justify="right")
     for row in rows(manifest):
-        table.add_row(*row, style=None if row[1] == DONE else "dim")
+        table.add_row(*row, style=None if row[1].startswith(DONE) else "dim")
     return table
 
 

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from nemo_cascade.cascade import report
+from nemo_cascade.cascade import gate, report
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
-from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest
+from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest, StageRecord
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, make_plan, write_stage_config
 from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.data import demo
@@ -64,7 +64,10 @@ def run(
         tell(console, headline(cascade, stage))
         run_stage(cascade, stage, manifest, loops[stage.kind], score)
         tell(console, f"{name} is done in {manifest.stages[name].seconds:.0f} s{scores_text(manifest, name)}")
+        tell(console, *gate.lines(name, manifest.stages[name].gate, stage.gate))
         gc.collect()  # a policy's buffers sit in reference cycles; two models at once would double the memory
+        if stopped(manifest, name):
+            break
     if all(manifest.stages[name].status == DONE for name in cascade.order):
         manifest.redo = None
     if parallel.rank() == 0:
@@ -72,6 +75,7 @@ def run(
         console.print(report.score_table(manifest))
         tell(console, *(f"written: {path}" for path in report.write(cascade.run_dir)))
     parallel.shutdown()
+    refuse_stopped(cascade, manifest)
     return manifest
 
 
@@ -81,6 +85,12 @@ def begin(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> t
     # The plan first: it refuses changed settings, and rewriting the rows of finished stages could not be undone.
     check_model_overrides(cascade)
     plan = make_plan(cascade, manifest, only, from_stage)
+    for name in cascade.order:
+        if manifest.stages[name].status == DONE:
+            manifest.stages[name].gate = gate.judge(manifest, name, cascade.stages[name].gate)
+    manifest.save()
+    if only is None:
+        refuse_stopped(cascade, manifest)
     if cascade.demo_data is not None:
         write_demo_rows(cascade.demo_data)
     check_rows(cascade)
@@ -93,8 +103,11 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
     record = manifest.stages[stage.name]
     directory = manifest.directory(stage.name)
     teachers = {domain: teacher.stage for domain, teacher in stage.teachers.items()}
+    if record.status != RUNNING:  # a stage that has begun keeps its start, whatever became of gates since
+        record.parent = manifest.standing(stage.parent) if stage.parent is not None else None
     record.status, record.config_hash = RUNNING, config_hash(cascade, stage)
-    record.parent, record.teacher_only, record.teachers = stage.parent, stage.teacher_only, teachers
+    record.teacher_only, record.teachers = stage.teacher_only, teachers
+    refuse_own_start(stage, record)
     if parallel.rank() == 0:
         manifest.save()
         directory.mkdir(parents=True, exist_ok=True)
@@ -105,7 +118,7 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
         config=stage,
         dir=directory,
         seed=stage_seed(cascade.seed, stage.name),
-        parent=manifest.checkpoint(stage.parent) if stage.parent is not None else None,
+        parent=manifest.checkpoint(record.parent) if record.parent is not None else None,
         teachers={domain: manifest.checkpoint(teacher) for domain, teacher in teachers.items()},
         rank=parallel.rank(),
     )
@@ -121,6 +134,7 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
     record.scores = {domain: {"mean": entry["mean"], "n": entry["n"]} for domain, entry in scores.items()}
     record.seconds = parallel.broadcast(round(time.monotonic() - started, 1))
     record.status = DONE
+    record.gate = on_rank_0(lambda: gate.judge(manifest, stage.name, stage.gate))
     if parallel.rank() == 0:
         manifest.save()
 
@@ -145,6 +159,33 @@ def validation_domains(cascade: CascadeConfig, name: str) -> dict[str, Domain]:
     files = {domain: file for earlier in so_far for domain, file in cascade.stages[earlier].data.validation.items()}
     domains = load_domains(dataclasses.replace(cascade.stages[name].data, validation=files), "validation", kind="rl")
     return {domain: entry.first(count) for domain, entry in domains.items()}
+
+
+def stopped(manifest: Manifest, name: str) -> bool:
+    """Whether the stage's gate ends the run."""
+    verdict = manifest.stages[name].gate
+    return verdict is not None and verdict["action"] == gate.STOP
+
+
+def refuse_stopped(cascade: CascadeConfig, manifest: Manifest) -> None:
+    """Raises RunRefused when a gate says stop, with what can be done about it."""
+    for name in cascade.order:
+        if stopped(manifest, name):
+            (line,) = gate.lines(name, manifest.stages[name].gate, cascade.stages[name].gate)
+            raise RunRefused(
+                f"{line}; change the stage and repeat it with --from-stage {name}, or go on with "
+                f"cascade.stages.{name}.gate.on_failure=rollback or =warn"
+            )
+
+
+def refuse_own_start(stage: StageConfig, record: StageRecord) -> None:
+    """After a rollback a teacher may turn out to be where the student starts; raises RunRefused unless it is an anchor."""
+    for domain, teacher in stage.teachers.items():
+        if teacher.stage == record.parent and not teacher.anchor:
+            raise RunRefused(
+                f"stage {stage.name}: {stage.parent} was rolled back, so the student starts from {teacher.stage}, which is its "
+                f"teacher of {domain} too; name another teacher or make it an anchor"
+            )
 
 
 def stage_seed(seed: int, name: str) -> int:

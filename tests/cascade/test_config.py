@@ -246,6 +246,22 @@ CASES = {
         ["cascade.stages.mopd.grpo.use_dynamic_sampling=true"],
         "cascade.stages.mopd.grpo.use_dynamic_sampling: rewards choose nothing in distillation",
     ),
+    "a gate on a stage without a parent": (
+        ["cascade.stages.sft.gate.max_drop.math=0.05"],
+        "cascade.stages.sft.gate.max_drop: sft starts from fresh weights",
+    ),
+    "a gate on a domain nobody scores": (
+        ["cascade.stages.if_rl.gate.max_drop.maths=0.05"],
+        "cascade.stages.if_rl.gate.max_drop.maths: nothing scores it for sft; did you mean math?",
+    ),
+    "a gate that asks for a gain": (
+        ["cascade.stages.if_rl.gate.max_drop.math=-0.05"],
+        "cascade.stages.if_rl.gate.max_drop.math: must be >= 0",
+    ),
+    "a rollback of a side branch": (
+        ["cascade.stages.math_rl.gate={max_drop: {math: 0.1}, on_failure: rollback}"],
+        "cascade.stages.math_rl.gate.on_failure: nothing starts from a teacher_only stage",
+    ),
     "a sequence longer than the model": (
         ["policy.max_total_sequence_length=100000", "policy.sequence_packing.train_mb_tokens=100000"],
         "policy.max_total_sequence_length: 100000 is more than the 8192 tokens of tiny",

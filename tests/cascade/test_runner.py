@@ -69,7 +69,7 @@ class Runs:
     """One run directory and the commands given to it."""
 
     def __init__(self, run_dir: Path, data: Path):
-        self.run_dir, self.data, self.loops = run_dir, data, Loops()
+        self.run_dir, self.data, self.loops, self.score = run_dir, data, Loops(), score
 
     def __call__(self, *overrides: str, **options) -> list[str]:
         """Runs once; returns the stages whose loops were called."""
@@ -77,7 +77,7 @@ class Runs:
         config = load_config(compose_config("smoke", [*places, *overrides]), world_size=1)
         self.loops.calls = []
         try:
-            run(config, loops={"sft": self.loops, "rl": self.loops}, score=score, **options)
+            run(config, loops={"sft": self.loops, "rl": self.loops}, score=self.score, **options)
         finally:
             parallel.shutdown()
         return self.loops.calls
