@@ -140,7 +140,7 @@ def _string_parameters(name: str, tools: list[dict] | None) -> set[str]:
 def _json_or_text(text: str):
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # an integer of thousands of digits is no JSONDecodeError
         return text
     return text if isinstance(value, str) else value
 

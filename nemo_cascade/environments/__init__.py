@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from nemo_cascade.data.rows import environment_of
 from nemo_cascade.environments.response import answer_of, response_of
 
-OURS = ("instruction_following", "mcqa", "math")
+OURS = ("instruction_following", "mcqa", "math", "structured_outputs", "tool_use")
 GROUP = "nemo_cascade.environments"
 
 __all__ = ["answer_of", "get", "names", "response_of", "row_problem"]

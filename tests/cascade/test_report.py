@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from nemo_cascade.cascade import report
+from nemo_cascade.cascade import pictures, report
 from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest
 from nemo_cascade.stages.metrics import MetricsLog
 
@@ -82,16 +82,38 @@ def test_a_run_without_scores_still_has_a_table(tmp_path):
     assert [path.name for path in report.write(tmp_path)] == ["scores.md"]
 
 
+def changes(plot, manifest, change) -> bool:
+    """Whether a picture has many colours and is another one after `change`."""
+    path = plot(manifest)
+    with Image.open(path) as image:
+        assert image.width > 800 and image.height > 400 and len(image.getcolors(maxcolors=1 << 20)) > 100
+    first = path.read_bytes()
+    change()
+    return plot(manifest).read_bytes() != first
+
+
 def test_reward_curves_are_drawn_for_the_stages_that_have_rewards(tmp_path):
     manifest = synthetic_run(tmp_path)
-    assert [path.name for path in report.write(tmp_path)] == ["scores.md", "rewards.png"]
-    with Image.open(tmp_path / "report" / "rewards.png") as image:
-        assert image.width > 1000 and image.height > 700 and len(image.getcolors(maxcolors=1 << 20)) > 100
-    first = (tmp_path / "report" / "rewards.png").read_bytes()
-    metrics(manifest, "mopd").append({"train/reward": 0.0, "train/math/reward": 0.0}, 4)
-    assert report.plot_rewards(tmp_path).read_bytes() != first
+    assert [path.name for path in report.write(tmp_path)] == ["scores.md", "scores.png", "rewards.png"]
+    log = metrics(manifest, "mopd")
+    assert changes(pictures.plot_rewards, manifest, lambda: log.append({"train/reward": 0.0, "train/math/reward": 0.0}, 4))
+
+
+def test_the_heat_map_shows_the_scores(tmp_path):
+    manifest = synthetic_run(tmp_path)
+    assert changes(pictures.plot_scores, manifest, lambda: manifest.stages["sft"].scores["math"].update(mean=0.9))
+
+
+@pytest.mark.parametrize("metric", [pictures.LENGTH, pictures.TEACHER_GAP, pictures.KL_TO_START])
+def test_lengths_and_divergences_are_drawn_where_there_are_any(tmp_path, metric):
+    manifest = synthetic_run(tmp_path)
+    assert pictures.plot_lengths_and_kl(manifest) is None
+    log = metrics(manifest, "mopd")
+    log.append({pictures.LENGTH: 20.0}, 4)
+    assert changes(pictures.plot_lengths_and_kl, manifest, lambda: [log.append({metric: 3.0 + n}, 5 + n) for n in range(2)])
+    assert "lengths_and_kl.png" in [path.name for path in report.write(tmp_path)]
 
 
 @pytest.mark.parametrize("window, expected", [(1, [1, 2, 6]), (2, [1, 1.5, 4]), (9, [1, 1.5, 3])])
 def test_the_running_mean_looks_back_only(window, expected):
-    assert report.running_mean([1, 2, 6], window) == expected
+    assert pictures.running_mean([1, 2, 6], window) == expected
