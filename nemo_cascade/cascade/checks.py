@@ -7,6 +7,7 @@ not the recipe is caught here, before any process group, folder or model exists.
 import json
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -279,6 +280,8 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
             f"{loss.truncated_importance_sampling_ratio_min} is above truncated_importance_sampling_ratio "
             f"{loss.truncated_importance_sampling_ratio}"
         )
+    if stage.logger.tensorboard_enabled and find_spec("tensorboard") is None:
+        yield f"{where('logger.tensorboard_enabled')}: tensorboard is not installed; pip install tensorboard, or set it to false"
     if stage.kind == "rl" and not stage.distils and stage.grpo.num_generations_per_prompt == 1:
         yield (
             f"{where('grpo.num_generations_per_prompt')}: a group of one always has advantage 0 with adv_estimator "

@@ -83,3 +83,10 @@ class CheckpointingConfig:
 
     save_period: int = 0
     keep_top_k: int = 1
+
+
+@dataclass
+class LoggerConfig:
+    """`logger`: what is written besides `metrics.jsonl`, which always is."""
+
+    tensorboard_enabled: bool = False

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_cascade.engine.config import PolicyConfig
-from nemo_cascade.stages.config import CheckpointingConfig, DataConfig, GRPOConfig, LossConfig, SFTConfig
+from nemo_cascade.stages.board import Board
+from nemo_cascade.stages.config import (
+    CheckpointingConfig,
+    DataConfig,
+    GRPOConfig,
+    LoggerConfig,
+    LossConfig,
+    SFTConfig,
+)
 from nemo_cascade.stages.metrics import MetricsLog
 from nemo_cascade.stages.progress import Progress
 
@@ -23,6 +31,7 @@ class LoopConfig:
     loss_fn: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
 
 
 @dataclass
@@ -40,16 +49,22 @@ class StageRun:
     parent: Path | None = None
     teachers: dict[str, Path] = field(default_factory=dict)
     rank: int = 0
+    board: Board | None = field(default=None, init=False, repr=False)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Appends one line to `metrics.jsonl`; step counts optimizer steps of this stage from 1."""
+        """Appends one line to `metrics.jsonl` (and to TensorBoard's files); step counts optimizer steps of this stage from 1."""
         if self.rank == 0:
             MetricsLog(self.dir / "metrics.jsonl").append(metrics, step)
+            if self.config.logger.tensorboard_enabled:
+                self.board = self.board or Board(self.dir / "tensorboard")
+                self.board.add(metrics, step)
 
     def rewind(self, step: int) -> None:
         """Forgets the metrics of all steps after `step`, because a resumed stage will write them again."""
         if self.rank == 0:
             MetricsLog(self.dir / "metrics.jsonl").rewind(step)
+            if self.config.logger.tensorboard_enabled:
+                self.board = Board(self.dir / "tensorboard", first_step=step + 1)
 
     def progress(self, total: int, description: str, done: int = 0) -> Progress:
         """A context manager whose `advance(**shown)` counts one of `total` steps; `done` of them are behind already."""

@@ -6,6 +6,7 @@ import math
 
 import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nemo_cascade.stages.context import LoopConfig, StageRun
 from nemo_cascade.stages.metrics import MetricsLog
@@ -107,3 +108,25 @@ def test_a_terminal_gets_a_bar_with_the_numbers():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_silent_progress_shows_nothing(terminal):
     assert shown(terminal, silent=True) == ""
+
+
+def on_the_board(folder) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows of a folder: metric -> step -> value."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_each_step_once_also_after_a_resume(tmp_path):
+    for run, (first, last), loss in ((stage_run(tmp_path), (1, 5), 1.0), (stage_run(tmp_path), (3, 4), 2.0)):
+        run.config.logger.tensorboard_enabled = True
+        run.rewind(first - 1)
+        for step in range(first, last + 1):
+            run.log({"train/loss": loss, "train/reward": 0.5}, step)
+    expected = {1: 1.0, 2: 1.0, 3: 2.0, 4: 2.0}
+    assert on_the_board(tmp_path / "tensorboard") == {"train/loss": expected, "train/reward": dict.fromkeys(expected, 0.5)}
+
+
+def test_without_tensorboard_nothing_of_it_is_written(tmp_path):
+    stage_run(tmp_path).log({"train/loss": 1.0}, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
