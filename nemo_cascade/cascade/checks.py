@@ -123,6 +123,12 @@ def order_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
 
 def cascade_problems(cascade: "CascadeConfig") -> Iterator[str]:
     """Counts and places under `cascade:`."""
+    pipelined = [name for name, s in cascade.stages.items() if s.policy.megatron_cfg.pipeline_model_parallel_size > 1]
+    if pipelined and cascade.validation.num_prompts > 0:
+        yield (
+            f"cascade.validation.num_prompts: {cascade.validation.num_prompts}, but validation samples, which cannot be done "
+            f"under the pipeline parallel of {', '.join(pipelined)}; set it to 0 or pipeline_model_parallel_size to 1"
+        )
     if cascade.validation.num_prompts < 0:
         yield f"cascade.validation.num_prompts: must be >= 0 (0: no validation), got {cascade.validation.num_prompts}"
     if cascade.validation.num_samples < 1:

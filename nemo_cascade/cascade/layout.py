@@ -33,6 +33,11 @@ def problems(stage: LoopConfig, where: Callable[[str], str], world_size: int | N
         yield f"{where('policy.model_name')}: no model {name!r}{did_you_mean(name, PRESETS)}"
         return
     yield from split_problems(PRESETS[name], cfg, where)
+    if stage.kind == "rl" and cfg.pipeline_model_parallel_size > 1:
+        yield (
+            f"{where('policy.megatron_cfg.pipeline_model_parallel_size')}: {cfg.pipeline_model_parallel_size}, but the embedded "
+            "rollout engine cannot decode under pipeline parallel; set it to 1 (or leave RL stages out of cascade.order)"
+        )
     if stage.policy.max_total_sequence_length > PRESETS[name].max_sequence_length:
         yield (
             f"{where('policy.max_total_sequence_length')}: {stage.policy.max_total_sequence_length} is more than the "
@@ -62,7 +67,7 @@ def batch_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
 
 
 def split_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[str], str]) -> Iterator[str]:
-    """What of the model does not divide by tensor, expert or expert-tensor parallel."""
+    """What of the model does not divide by tensor, pipeline, expert or expert-tensor parallel."""
     tp, ep, etp = cfg.tensor_model_parallel_size, cfg.expert_model_parallel_size, cfg.expert_tensor_parallel
     split = {
         "tensor_model_parallel_size": (
@@ -75,6 +80,7 @@ def split_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[st
                 "vocab_size",
             ),
         ),
+        "pipeline_model_parallel_size": (cfg.pipeline_model_parallel_size, ("num_layers",)),
         "expert_model_parallel_size": (ep, ("num_moe_experts",)),
         "expert_tensor_parallel_size": (etp, ("moe_ffn_hidden_size",)),
     }

@@ -1,4 +1,4 @@
-"""Full tensors from shards: every parameter of the model under any tensor / expert parallel layout, one at a time.
+"""Full tensors from shards: every parameter of the model under any tensor / expert / pipeline parallel layout, one at a time.
 
 megatron-core's own sharded state dict tells where each local shard lies in the whole (the same description its checkpoints are
 written from), so nothing here knows about layers. A parameter that mcore stores in pieces (Mamba's in_proj: z, x, B, C, dt)
@@ -49,9 +49,10 @@ def full_tensors(model) -> Iterator[tuple[str, torch.Tensor]]:
             parts = [entry] if isinstance(entry, ShardedTensor) else []
         for part in parts:
             shards.setdefault(part.key, []).append(part)
-    whole_name = {piece: name for name, keys in pieces.items() for piece in keys}
+    keys, pieces = _of_all_ranks(sorted(shards), pieces)
+    whole_name = {piece: name for name, parts in pieces.items() for piece in parts}
     held: dict[str, dict[str, torch.Tensor]] = {}
-    for key in _all_keys(shards):
+    for key in keys:
         tensor = _assemble(shards.get(key, []))
         if key not in whole_name:
             yield key, tensor
@@ -91,10 +92,11 @@ def _assemble(local: list[ShardedTensor]) -> torch.Tensor:
     return whole
 
 
-def _all_keys(shards: dict) -> list[str]:
+def _of_all_ranks(keys: list[str], pieces: dict[str, list[str]]) -> tuple[list[str], dict[str, list[str]]]:
+    """Keys, sorted, and pieces of all ranks: a pipeline stage knows its own layers only."""
     everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, sorted(shards))
-    return sorted(set().union(*everyone))
+    dist.all_gather_object(everyone, (keys, pieces))
+    return sorted({key for rank_keys, _ in everyone for key in rank_keys}), {n: p for _, known in everyone for n, p in known.items()}
 
 
 def _flatten(tree) -> list:

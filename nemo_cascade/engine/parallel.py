@@ -74,6 +74,23 @@ def broadcast(value):
     return box[0]
 
 
+def broadcast_from_last_stage(tensor: torch.Tensor) -> None:
+    """The last pipeline stage's values into every stage's `tensor`, in place."""
+    group = parallel_state.get_pipeline_model_parallel_group()
+    if group.size() > 1:
+        dist.broadcast(tensor, parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+
+
+def object_from_last_stage(value):
+    """The last pipeline stage's `value` on every stage (any picklable object)."""
+    group = parallel_state.get_pipeline_model_parallel_group()
+    if group.size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+    return box[0]
+
+
 def barrier() -> None:
     """Waits for every rank."""
     if dist.is_initialized():

@@ -1,8 +1,8 @@
 """`Policy`: the model being trained, behind every parallel layout.
 
 The contract of the design: `logprobs`, `train_step`, `save`, `load`, `hf_weights`, `weights_of`. Every rank passes the same global
-batch and gets the same answers; sharding, schedules, gradient reduction and the optimizer are megatron-core's own. Pipeline and
-context parallel are not here yet.
+batch and gets the same answers; sharding, schedules, gradient reduction and the optimizer are megatron-core's own. Context
+parallel is not here yet.
 """
 
 import contextlib
@@ -96,8 +96,12 @@ class Policy:
             return logprobs.sum(), torch.ones((), dtype=torch.int), {"logprobs": logprobs}
 
         results = self._run(packs, collect, forward_only=True)
-        flat = scatter_logprobs(packs, [result["logprobs"] for result in results], samples)
+        if parallel_state.is_pipeline_last_stage():
+            flat = scatter_logprobs(packs, [result["logprobs"] for result in results], samples)
+        else:
+            flat = torch.zeros(sum(len(sample.tokens) for sample in samples), device=self.device)
         dist.all_reduce(flat, group=parallel_state.get_data_parallel_group())
+        parallel.broadcast_from_last_stage(flat)
         return [row.tolist() for row in flat.split([len(sample.tokens) for sample in samples])]
 
     def train_step(self, samples: list[Sample], loss: Loss) -> dict[str, float]:
@@ -207,6 +211,8 @@ class Policy:
             moe_router_load_balancing_type=cfg.moe_router_load_balancing_type,
             moe_aux_loss_coeff=cfg.moe_aux_loss_coeff * aux_loss_scale,
             moe_router_bias_update_rate=cfg.moe_router_bias_update_rate,
+            # Packs are of different lengths, so a pipeline stage tells the next one the shape before the values.
+            variable_seq_lengths=cfg.pipeline_model_parallel_size > 1,
             # The loss returns a sum and what to divide by; mcore divides the summed gradient once, over all ranks.
             calculate_per_token_loss=True,
             **cfg.model_overrides,
@@ -282,11 +288,14 @@ class Policy:
         )
 
     def _reduce(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Global mean of every metric from this rank's (sum, count) pairs."""
-        names = sorted(results[0])
-        pairs = torch.stack([sum(result[name] for result in results) for name in names])
-        dist.all_reduce(pairs, group=parallel_state.get_data_parallel_group())
-        return {name: (pair[0] / pair[1].clamp(min=1e-12)).item() for name, pair in zip(names, pairs)}
+        """Global mean of every metric from this rank's (sum, count) pairs, which the last pipeline stage has."""
+        means = {}
+        if parallel_state.is_pipeline_last_stage():
+            names = sorted(results[0])
+            pairs = torch.stack([sum(result[name] for result in results) for name in names])
+            dist.all_reduce(pairs, group=parallel_state.get_data_parallel_group())
+            means = {name: (pair[0] / pair[1].clamp(min=1e-12)).item() for name, pair in zip(names, pairs)}
+        return parallel.object_from_last_stage(means)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """All parameters and persistent buffers of this rank, by local name (references, not copies)."""

@@ -12,7 +12,16 @@ from importlib.metadata import entry_points
 from nemo_cascade.data.rows import environment_of
 from nemo_cascade.environments.response import answer_of, response_of
 
-OURS = ("instruction_following", "mcqa", "math", "structured_outputs", "tool_use")
+OURS = (
+    "instruction_following",
+    "mcqa",
+    "math",
+    "structured_outputs",
+    "tool_use",
+    "long_context",
+    "code_gen",
+    "swe_repair",
+)
 GROUP = "nemo_cascade.environments"
 
 __all__ = ["answer_of", "get", "names", "response_of", "row_problem"]

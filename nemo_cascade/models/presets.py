@@ -65,7 +65,7 @@ PRESETS = {
         # The same with the least of everything, for tests.
         ModelConfig(
             name="micro",
-            pattern="ME*ME",
+            pattern="ME*ME*",
             vocab_size=640,
             hidden_size=32,
             num_attention_heads=4,

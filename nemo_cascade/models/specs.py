@@ -131,7 +131,7 @@ def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
 
 
 def build_model(preset: ModelConfig, config: TransformerConfig) -> MambaModel:
-    """mcore's MambaModel of a preset: no positions, embeddings and output weights apart."""
+    """mcore's MambaModel of a preset: no positions, embeddings and output weights apart; under pipeline parallel this rank's layers."""
     return MambaModel(
         config,
         nemotron_stack_spec(preset.num_moe_experts),
@@ -140,4 +140,6 @@ def build_model(preset: ModelConfig, config: TransformerConfig) -> MambaModel:
         hybrid_override_pattern=preset.pattern,
         position_embedding_type="none",
         share_embeddings_and_output_weights=False,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
     )

@@ -246,6 +246,10 @@ CASES = {
         ["cascade.stages.mopd.grpo.use_dynamic_sampling=true"],
         "cascade.stages.mopd.grpo.use_dynamic_sampling: rewards choose nothing in distillation",
     ),
+    "validation under pipeline parallel": (
+        ["cascade.order=[sft]", "policy.megatron_cfg.pipeline_model_parallel_size=2"],
+        "cascade.validation.num_prompts: 300, but validation samples",
+    ),
     "a gate on a stage without a parent": (
         ["cascade.stages.sft.gate.max_drop.math=0.05"],
         "cascade.stages.sft.gate.max_drop: sft starts from fresh weights",
@@ -337,8 +341,9 @@ IMPOSSIBLE = {
     "pipeline parallel": (
         ["pipeline_model_parallel_size=2"],
         2,
-        "pipeline_model_parallel_size=2 is not supported yet; set it to 1",
+        "2, but the embedded rollout engine cannot decode under pipeline parallel; set it to 1",
     ),
+    "layers do not divide": (["pipeline_model_parallel_size=4"], 4, "4 does not divide tiny's num_layers 6"),
     "context parallel": (["context_parallel_size=2"], 2, "context_parallel_size=2 is not supported yet; set it to 1"),
     "tensor without sequence parallel": (["tensor_model_parallel_size=2"], 2, "needs sequence_parallel=true"),
     "zero": (["tensor_model_parallel_size=0"], 2, "tensor_model_parallel_size: must be >= 1, got 0"),

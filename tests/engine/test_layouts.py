@@ -13,6 +13,8 @@ LAYOUTS = {
     "TP2": dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True),
     "EP2": dict(world=2, expert_model_parallel_size=2),
     "TP2+EP2": dict(world=2, tensor_model_parallel_size=2, expert_model_parallel_size=2, sequence_parallel=True),
+    "PP2": dict(world=2, pipeline_model_parallel_size=2),
+    "TP2+PP2": dict(world=4, tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True),
 }
 STEPS = 5
 

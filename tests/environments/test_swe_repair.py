@@ -1,0 +1,137 @@
+"""Patches earn their reward by the hidden tests that pass after they are applied, and by nothing else."""
+
+import pytest
+
+from nemo_cascade.environments import response_of, swe_repair
+from nemo_cascade.environments.swe_repair import apply, blocks_of
+
+ROW, PATCH, _ = swe_repair.EXAMPLES[0]
+BOTH = ["test_sums.py::test_add", "test_sums.py::test_one"]
+
+
+def verdict(reply, row=ROW):
+    return swe_repair.verify(row, response_of(f"</think>{reply}"))
+
+
+def replacing(body):
+    """A patch that puts other lines in place of the wrong one."""
+    return PATCH.replace("    return a + b", "".join(f"    {line}\n" for line in body.split("\n")).rstrip("\n"))
+
+
+def block(search, replace, path="a.py"):
+    return f"{path}\n<<<<<<< SEARCH\n{search}=======\n{replace}>>>>>>> REPLACE\n"
+
+
+@pytest.mark.parametrize("row, reply, reward", swe_repair.EXAMPLES)
+def test_known_replies_earn_what_they_should(row, reply, reward):
+    assert swe_repair.problem(row) is None and verdict(reply, row)["reward"] == reward
+
+
+def test_a_reply_whose_thought_never_ends_earns_nothing():
+    assert swe_repair.verify(ROW, response_of(PATCH))["reward"] == 0.0
+
+
+def test_the_file_as_it_stands_fails_and_which_tests_fail_is_told():
+    for body in ("return a - b", "raise SystemExit"):
+        assert verdict(replacing(body)) == {"reward": 0.0, "applied": True, "failed_tests": BOTH[:1]}
+
+
+def test_a_repair_that_breaks_what_passed_earns_nothing():
+    broken = PATCH + "\n" + block("    return 1\n", "    return 2\n", "sums.py")
+    assert verdict(broken) == {"reward": 0.0, "applied": True, "failed_tests": BOTH[1:]}
+
+
+def test_a_file_that_no_longer_loads_fails_every_test():
+    assert verdict(replacing("return (a + b")) == {"reward": 0.0, "applied": True, "failed_tests": BOTH}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "print('test_add PASSED', 'test_sums.py::test_add')\nimport os; os._exit(0)",
+        "import sys; sys.exit(0)",
+        "raise SystemExit",
+        "print('1 passed'); return a - b",
+        "import os; os.write(1, b'test_sums.py::test_add True\\n'); return 0",
+        "open('test_sums.py', 'w').write('def test_add(): pass'); return 0",
+        "return len(open('../program.py').read())",
+        "import atexit; atexit.register(print, 'test_sums.py::test_add'); return 0",
+        "while True: print('x' * 1000)",
+        "def deeper(): return deeper()\nreturn deeper()",
+    ],
+)
+def test_forged_verdicts_earn_nothing(body):
+    result = verdict(replacing(body))
+    assert result["applied"] and result["reward"] == 0.0 and BOTH[0] in result["failed_tests"]
+
+
+def test_the_hidden_tests_are_in_no_file():
+    hunt = """import os
+texts = [open(os.path.join(folder, name)).read() for folder, _, names in os.walk('..') for name in names]
+assert len(texts) == 1 and not any('def te' 'st_' in text for text in texts)
+return a + b"""
+    assert verdict(replacing(hunt))["reward"] == 1.0
+
+
+def test_an_endless_patch_earns_nothing(monkeypatch):
+    monkeypatch.setattr(swe_repair, "TIMEOUT", 0.5)
+    assert verdict(replacing("while True: pass"))["failed_tests"] == BOTH
+
+
+def test_blocks_are_read_with_and_without_fences_and_tags():
+    wanted = [("a.py", "x\n", "y\n"), ("sub/b.py", "\n", "")]
+    both = block("x\n", "y\n") + block("\n", "", "sub/b.py")
+    assert blocks_of(both) == wanted
+    assert blocks_of(f"So:\n```diff\n### {both}```") == wanted
+    assert blocks_of(block("draft\n", "draft\n") + f"<solution>\n```\n{both}```\n</solution> done") == wanted
+
+
+@pytest.mark.parametrize("cut", ["=======\n", ">>>>>>> REPLACE\n", "a.py\n"])
+def test_a_block_that_cannot_be_read_spoils_the_patch(cut):
+    good, bad = block("x\n", "y\n", "b.py"), block("x\n", "y\n").replace(cut, "")
+    assert blocks_of(good + "\n" + bad) == [] and blocks_of(bad + good) == []
+
+
+def test_a_patch_applies_where_its_lines_occur_exactly_once():
+    files = {"a.py": "x = 1\ny = 2\nx = 1\nz = 3"}
+    assert apply(files, [("a.py", "y = 2\nx = 1\n", "y = 4\n")]) == {"a.py": "x = 1\ny = 4\nz = 3"}
+    assert apply(files, [("a.py", "y = 2\n", "")]) == {"a.py": "x = 1\nx = 1\nz = 3"}
+    assert apply(files, [("a.py", "y = 2\n", "w\n"), ("a.py", "x = 1\nw\n", "v\n")]) == {"a.py": "v\nx = 1\nz = 3"}
+    assert files == {"a.py": "x = 1\ny = 2\nx = 1\nz = 3"}
+
+
+@pytest.mark.parametrize(
+    "path, search",
+    [("a.py", "x = 1\n"), ("a.py", "= 2\n"), ("a.py", ""), ("b.py", "y = 2\n"), ("../b.py", "\n"), ("a.py", "q\n")],
+    ids="twice part-of-a-line nothing other-file outside nowhere".split(),
+)
+def test_a_patch_that_does_not_apply_is_none(path, search):
+    assert apply({"a.py": "x = 1\ny = 2\nx = 1\n"}, [("a.py", "y = 2\n", "y = 3\n"), (path, search, "z\n")]) is None
+
+
+def test_overlapping_places_are_two_places():
+    assert apply({"a.py": "a\na\na\n"}, [("a.py", "a\na\n", "b\n")]) is None
+
+
+def without(key, **more):
+    return {**{name: value for name, value in ROW.items() if name != key}, **more}
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        (without("files"), "no files"),
+        (without("tests", tests={}), "no tests"),
+        (without("fail_to_pass", fail_to_pass=[]), "no fail_to_pass"),
+        (without("fail_to_pass", fail_to_pass=["other.py::test_add"]), "'other.py::test_add' is in none"),
+        (without("pass_to_pass", pass_to_pass=["test_sums.py::test_two"]), "path::function"),
+        (without("trusted_demo"), '"trusted_demo": true'),
+    ],
+)
+def test_a_row_that_cannot_be_tested_is_told(row, said):
+    assert said in swe_repair.problem(row)
+
+
+def test_without_the_rows_word_nothing_is_run():
+    with pytest.raises(PermissionError, match="trusted_demo"):
+        verdict(PATCH, without("trusted_demo"))
