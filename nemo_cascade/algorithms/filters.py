@@ -4,11 +4,13 @@ import torch
 
 
 def informative_groups(rewards_PG: torch.Tensor) -> torch.Tensor:
-    """[prompts] bool: the rollouts of a prompt did not all earn the same [dynamic filtering, Nemotron-Cascade 2, section 4.2]."""
+    """[prompts] bool: a prompt's rollouts did not all earn the same [dynamic filtering, Nemotron-Cascade 2, section 4.2]."""
     return (rewards_PG != rewards_PG[:, :1]).any(dim=1)
 
 
 def swe_group_mask(rewards_PG: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
-    """[prompts] bool: some rollout earned more than `threshold`; other groups hold no acceptable patch and are left out of
-    the loss [agentless SWE RL, Nemotron-Cascade 2, section 4.8.1]."""
+    """[prompts] bool: some rollout earned more than `threshold`.
+
+    Other groups hold no acceptable patch and are left out of the loss [agentless SWE RL, Nemotron-Cascade 2, section 4.8.1].
+    """
     return (rewards_PG > threshold).any(dim=1)

@@ -198,13 +198,25 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
         yield f"{key}: {stage.name} starts from fresh weights, so there is no score to drop from; remove its gate"
     if stage.gate.on_failure == "rollback" and stage.teacher_only:
         yield f"{source.own(stage.name, 'gate.on_failure')}: nothing starts from a teacher_only stage; use stop or warn"
-    before = cascade.order[: cascade.order.index(stage.parent) + 1] if stage.parent in cascade.order else []
+    start = _earliest_start(cascade, stage)
+    before = cascade.order[: cascade.order.index(start) + 1] if start in cascade.order else []
     scored = list(dict.fromkeys(domain for name in before for domain in cascade.stages[name].data.validation))
     for domain, drop in stage.gate.max_drop.items():
         if cascade.validation.num_prompts == 0 or stage.parent is not None and domain not in scored:
-            yield f"{key}.{domain}: nothing scores it for {stage.parent}{did_you_mean(domain, scored)}"
+            yield f"{key}.{domain}: nothing scores it for {start}, where {stage.name} may start{did_you_mean(domain, scored)}"
         if drop < 0:
             yield f"{key}.{domain}: must be >= 0 (points of score that may be lost), got {drop}"
+
+
+def _earliest_start(cascade: "CascadeConfig", stage: "StageConfig") -> str | None:
+    """The parent, or what rollbacks may make the parent."""
+    name = stage.parent
+    for _ in cascade.order:
+        parent = cascade.stages.get(name)
+        if parent is None or parent.parent is None or not parent.gate.max_drop or parent.gate.on_failure != "rollback":
+            break
+        name = parent.parent
+    return name
 
 
 def agreement_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:

@@ -40,7 +40,7 @@ def judge(manifest: Manifest, name: str, gate: "GateConfig") -> dict | None:
 
 
 def paired_difference(before: np.ndarray, after: np.ndarray) -> list[float]:
-    """[mean, low, high] of after - before over prompts, with the 95 % percentile bootstrap [Efron & Tibshirani 1993, section 13.3].
+    """[mean, low, high] of after - before [prompts]: the 95 % percentile bootstrap [Efron & Tibshirani 1993, section 13.3].
 
     The resampling has a fixed seed, so the same scores always give the same verdict.
     """
@@ -67,7 +67,10 @@ def per_prompt(manifest: Manifest, stage: str, domain: str) -> np.ndarray:
     try:
         scores = json.loads(path.read_text(encoding="utf-8"))[domain]["per_prompt"]
     except (OSError, ValueError, KeyError) as error:
-        raise GateError(f"{path}: no scores of {domain} ({type(error).__name__}: {error}); a gate needs them") from error
+        raise GateError(
+            f"{path}: no scores of {domain} ({type(error).__name__}: {error}); take {domain} out of the gate.max_drop of the "
+            f"stages that started from {stage}, or repeat {stage} with --from-stage {stage}"
+        ) from error
     if not scores or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in scores):
         raise GateError(f"{path}: a score of {domain} is not a finite number; repeat {stage} with --from-stage {stage}")
     return np.array(scores, dtype=float)

@@ -103,7 +103,7 @@ class Manifest:
         return self.run_dir / relative if relative else None
 
     def standing(self, name: str) -> str:
-        """The stage whose checkpoint stands for `name` as a parent: itself, or what it started from when it was rolled back."""
+        """The stage whose checkpoint stands for `name` as a parent: itself, or, rolled back, what it started from."""
         while self.stages[name].rolled_back:
             name = self.stages[name].parent
         return name

@@ -25,7 +25,14 @@ CONFIG_FILE = "config.yaml"
 
 # Keys that may change under a started stage: they alter where and how it computes or saves, not what it computes. A gate
 # judges a stage afterwards, from its scores.
-HARMLESS = ("checkpointing.", "logger.", "cascade.gate.", "policy.generation.max_batch_size", *(f"policy.megatron_cfg.{name}" for name in layout.KEYS))
+HARMLESS = (
+    "checkpointing.",
+    "logger.",
+    "cascade.gate.",
+    "grpo.dynamic_sampling_max_gen_batches",
+    "policy.generation.max_batch_size",
+    *(f"policy.megatron_cfg.{name}" for name in layout.KEYS),
+)
 
 
 class RunRefused(ValueError):

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from nemo_cascade.cascade import gate, report
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
-from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest, StageRecord
-from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, make_plan, write_stage_config
+from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, Manifest, StageRecord
+from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, dependencies, make_plan, write_stage_config
 from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.data import demo
 from nemo_cascade.data.files import write_atomically
@@ -45,8 +45,8 @@ def run(
     """Runs what is not done yet and returns the manifest.
 
     only: this stage alone. from_stage: it and all later ones once more, their old folders moved aside. loops and score
-    stand in for the training loops by kind and for validation. Raises RunRefused or DataError, on every rank, before
-    anything is trained.
+    stand in for the training loops by kind and for validation. Raises RunRefused, DataError or GateError on every rank,
+    before anything is trained but where a gate stops, or a rollback leaves a stage with no teacher.
     """
     console = Console(highlight=False, soft_wrap=True)
     parallel.init(next(iter(cascade.stages.values())).policy.megatron_cfg, seed=cascade.seed)
@@ -61,7 +61,7 @@ def run(
     score = score if score is not None else default_score()
     for name in plan.run:
         stage = cascade.stages[name]
-        tell(console, headline(cascade, stage))
+        tell(console, headline(cascade, stage, manifest))
         run_stage(cascade, stage, manifest, loops[stage.kind], score)
         tell(console, f"{name} is done in {manifest.stages[name].seconds:.0f} s{scores_text(manifest, name)}")
         tell(console, *gate.lines(name, manifest.stages[name].gate, stage.gate))
@@ -75,7 +75,7 @@ def run(
         console.print(report.score_table(manifest))
         tell(console, *(f"written: {path}" for path in report.write(cascade.run_dir)))
     parallel.shutdown()
-    refuse_stopped(cascade, manifest)
+    refuse_stopped(cascade, manifest, concerned(cascade, only))
     return manifest
 
 
@@ -85,12 +85,8 @@ def begin(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> t
     # The plan first: it refuses changed settings, and rewriting the rows of finished stages could not be undone.
     check_model_overrides(cascade)
     plan = make_plan(cascade, manifest, only, from_stage)
-    for name in cascade.order:
-        if manifest.stages[name].status == DONE:
-            manifest.stages[name].gate = gate.judge(manifest, name, cascade.stages[name].gate)
-    manifest.save()
-    if only is None:
-        refuse_stopped(cascade, manifest)
+    judge_again(cascade, manifest)
+    refuse_stopped(cascade, manifest, [name for name in concerned(cascade, only) if name != only])
     if cascade.demo_data is not None:
         write_demo_rows(cascade.demo_data)
     check_rows(cascade)
@@ -102,9 +98,12 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
     started = time.monotonic()
     record = manifest.stages[stage.name]
     directory = manifest.directory(stage.name)
-    teachers = {domain: teacher.stage for domain, teacher in stage.teachers.items()}
-    if record.status != RUNNING:  # a stage that has begun keeps its start, whatever became of gates since
-        record.parent = manifest.standing(stage.parent) if stage.parent is not None else None
+    record.parent = start_of(stage, manifest)
+    # An anchor holds the student where it starts, and after a rollback that is not the stage the config names.
+    teachers = {
+        domain: record.parent if teacher.anchor and teacher.stage == stage.parent else teacher.stage
+        for domain, teacher in stage.teachers.items()
+    }
     record.status, record.config_hash = RUNNING, config_hash(cascade, stage)
     record.teacher_only, record.teachers = stage.teacher_only, teachers
     refuse_own_start(stage, record)
@@ -134,6 +133,8 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
     record.scores = {domain: {"mean": entry["mean"], "n": entry["n"]} for domain, entry in scores.items()}
     record.seconds = parallel.broadcast(round(time.monotonic() - started, 1))
     record.status = DONE
+    if parallel.rank() == 0:
+        manifest.save()  # before the verdict, so that a gate in error costs no training
     record.gate = on_rank_0(lambda: gate.judge(manifest, stage.name, stage.gate))
     if parallel.rank() == 0:
         manifest.save()
@@ -161,15 +162,46 @@ def validation_domains(cascade: CascadeConfig, name: str) -> dict[str, Domain]:
     return {domain: entry.first(count) for domain, entry in domains.items()}
 
 
+def start_of(stage: StageConfig, manifest: Manifest) -> str | None:
+    """The stage that a stage really starts from; one that has begun keeps its start, whatever became of gates since."""
+    record = manifest.stages[stage.name]
+    if record.status != PENDING or stage.parent is None:
+        return record.parent
+    return manifest.standing(stage.parent)
+
+
+def judge_again(cascade: CascadeConfig, manifest: Manifest) -> None:
+    """Verdicts of all finished stages by the gates as they are now.
+
+    Raises RunRefused when a finished stage was built on another start than these verdicts give it.
+    """
+    done = [name for name in cascade.order if manifest.stages[name].status == DONE]
+    for name in done:
+        manifest.stages[name].gate = gate.judge(manifest, name, cascade.stages[name].gate)
+    for name in done:
+        parent, started_from = cascade.stages[name].parent, manifest.stages[name].parent
+        if parent is not None and manifest.standing(parent) != started_from:
+            raise RunRefused(
+                f"stage {name} was built from {started_from}, but with these gates it starts from {manifest.standing(parent)}; "
+                f"put the gate of {parent} back, or repeat {name} and all later stages with --from-stage {name}"
+            )
+    manifest.save()
+
+
+def concerned(cascade: CascadeConfig, only: str | None) -> list[str]:
+    """The stages whose gates a command has to respect."""
+    return cascade.order if only is None else [*dependencies(cascade.stages[only]), only]
+
+
 def stopped(manifest: Manifest, name: str) -> bool:
     """Whether the stage's gate ends the run."""
     verdict = manifest.stages[name].gate
     return verdict is not None and verdict["action"] == gate.STOP
 
 
-def refuse_stopped(cascade: CascadeConfig, manifest: Manifest) -> None:
-    """Raises RunRefused when a gate says stop, with what can be done about it."""
-    for name in cascade.order:
+def refuse_stopped(cascade: CascadeConfig, manifest: Manifest, names: list[str]) -> None:
+    """Raises RunRefused when the gate of one of these stages says stop, with what can be done about it."""
+    for name in names:
         if stopped(manifest, name):
             (line,) = gate.lines(name, manifest.stages[name].gate, cascade.stages[name].gate)
             raise RunRefused(
@@ -183,8 +215,8 @@ def refuse_own_start(stage: StageConfig, record: StageRecord) -> None:
     for domain, teacher in stage.teachers.items():
         if teacher.stage == record.parent and not teacher.anchor:
             raise RunRefused(
-                f"stage {stage.name}: {stage.parent} was rolled back, so the student starts from {teacher.stage}, which is its "
-                f"teacher of {domain} too; name another teacher or make it an anchor"
+                f"stage {stage.name}: {stage.parent} was rolled back, so the student starts from {teacher.stage}, which is "
+                f"its teacher of {domain} too; name another teacher or make it an anchor"
             )
 
 
@@ -268,9 +300,11 @@ def tell(console: Console, *lines: str) -> None:
             console.print(line, markup=False)
 
 
-def headline(cascade: CascadeConfig, stage: StageConfig) -> str:
+def headline(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest) -> str:
     """One line on a stage that begins."""
-    start = f"from {stage.parent}" if stage.parent is not None else "from fresh weights"
+    parent = start_of(stage, manifest)
+    start = f"from {parent}" if parent is not None else "from fresh weights"
+    start += f" ({stage.parent} was rolled back)" if parent != stage.parent else ""
     teachers = [f"{domain} by {teacher.stage}" for domain, teacher in stage.teachers.items()]
     taught = f", taught {', '.join(teachers)}" if teachers else ""
     place = f"stage {cascade.order.index(stage.name) + 1}/{len(cascade.order)}  {stage.name}"

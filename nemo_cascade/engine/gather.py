@@ -96,7 +96,8 @@ def _of_all_ranks(keys: list[str], pieces: dict[str, list[str]]) -> tuple[list[s
     """Keys, sorted, and pieces of all ranks: a pipeline stage knows its own layers only."""
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, (keys, pieces))
-    return sorted({key for rank_keys, _ in everyone for key in rank_keys}), {n: p for _, known in everyone for n, p in known.items()}
+    all_pieces = {name: parts for _, known in everyone for name, parts in known.items()}
+    return sorted({key for rank_keys, _ in everyone for key in rank_keys}), all_pieces
 
 
 def _flatten(tree) -> list:

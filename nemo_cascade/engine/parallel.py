@@ -47,7 +47,9 @@ def init(config: MegatronConfig, seed: int = 0) -> None:
 
 
 def set_seed(seed: int) -> None:
-    """torch's and megatron-core's random states, the latter apart for tensor- and expert-parallel ranks."""
+    """torch's and megatron-core's random states, apart for pipeline stages, the latter for tensor- and expert-parallel ranks too."""
+    # Else each stage would draw its layers from the same stream; 100 is also Megatron-LM's step.
+    seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
 
@@ -75,7 +77,7 @@ def broadcast(value):
 
 
 def broadcast_from_last_stage(tensor: torch.Tensor) -> None:
-    """The last pipeline stage's values into every stage's `tensor`, in place."""
+    """The last pipeline stage's values into every stage's `tensor` (any shape, the same on all), in place."""
     group = parallel_state.get_pipeline_model_parallel_group()
     if group.size() > 1:
         dist.broadcast(tensor, parallel_state.get_pipeline_model_parallel_last_rank(), group=group)

@@ -3,7 +3,7 @@
 The limits contain accidents: endless loops, memory, output, children left behind. They do not contain malice: the
 program has the host's user, so it can read and delete the host's files, use the network, and, as root, lift its limits
 or leave its process group with setsid() and live on. So `run_program` refuses unless the caller vouches for the program
-with trusted_demo=True; rows of our own demo data say so by `"trusted_demo": true`. RLIMIT_NPROC leaves no further
+with trusted_demo=True; rows of our own demo data say so by `"trusted_demo": true`, and the config has to say so as well. RLIMIT_NPROC leaves no further
 process or thread at all, but not where the host is root: there it does nothing, and the end of the group has to do.
 """
 

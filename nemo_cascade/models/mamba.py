@@ -157,7 +157,7 @@ def selective_state_update(
     (and n) and only their first entries are read. Raises ValueError for arguments that decoding here has no use for.
     """
     if z is not None or state_batch_indices is not None:
-        raise ValueError("decoding gates in the norm that follows and keeps one state a row; z and state_batch_indices are not used")
+        raise ValueError("decoding gates in the norm after it and has a state for every row: no z, no state_batch_indices")
     dt = dt[..., 0] if dt_bias is None else dt[..., 0] + dt_bias[:, 0]
     dt = F.softplus(dt) if dt_softplus else dt
     b, h, p, n = state.shape

@@ -131,7 +131,7 @@ def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
 
 
 def build_model(preset: ModelConfig, config: TransformerConfig) -> MambaModel:
-    """mcore's MambaModel of a preset: no positions, embeddings and output weights apart; under pipeline parallel this rank's layers."""
+    """mcore's MambaModel of a preset: no positions, embeddings and output weights apart; this pipeline stage's layers."""
     return MambaModel(
         config,
         nemotron_stack_spec(preset.num_moe_experts),

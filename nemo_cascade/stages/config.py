@@ -13,12 +13,16 @@ class DatasetConfig:
 
 @dataclass
 class DataConfig:
-    """`data`: files by domain. `on_bad_row`: stop (default) or skip, which counts and lists what it skipped."""
+    """`data`: files by domain. `on_bad_row`: stop (default) or skip, which counts and lists what it skipped.
+
+    trusted_demo: rows that ask for it may have replies run as programs without a sandbox. Only for rows of one's own.
+    """
 
     train: dict[str, DatasetConfig] = field(default_factory=dict)
     validation: dict[str, DatasetConfig] = field(default_factory=dict)
     shuffle: bool = True
     on_bad_row: str = "stop"
+    trusted_demo: bool = False
 
 
 @dataclass

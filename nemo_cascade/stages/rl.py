@@ -8,8 +8,6 @@ is held near where it began.
 import time
 from pathlib import Path
 
-import torch
-
 from nemo_cascade.algorithms import (
     aggregated,
     group_advantages,
@@ -17,7 +15,6 @@ from nemo_cascade.algorithms import (
     kl_penalty,
     mopd_advantages,
     policy_gradient_loss,
-    swe_group_mask,
 )
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine import checkpoint
@@ -27,7 +24,7 @@ from nemo_cascade.stages.config import LossConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.prompts import PromptSource
-from nemo_cascade.stages.rollouts import Sampler
+from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, rewards_PG
 from nemo_cascade.stages.start import resume_or_begin
 
 
@@ -65,13 +62,11 @@ def reward_samples(groups: list[Group], config) -> list[Sample]:
     Left out of the loss, though they count in the baseline: with `grpo.overlong_filtering` replies cut at the length limit, with
     `grpo.swe_group_threshold` groups in which no reply earned more.
     """
-    rewards_PG = torch.tensor([[r.reward for r in group.rollouts] for group in groups], dtype=torch.float64)
     advantages_PG = group_advantages(
-        rewards_PG, normalize=config.normalize_rewards, leave_one_out=config.use_leave_one_out_baseline
+        rewards_PG(groups), normalize=config.normalize_rewards, leave_one_out=config.use_leave_one_out_baseline
     )
-    threshold = float("-inf") if config.swe_group_threshold is None else config.swe_group_threshold
     samples = []
-    for group, advantages, kept in zip(groups, advantages_PG.tolist(), swe_group_mask(rewards_PG, threshold).tolist()):
+    for group, advantages, kept in zip(groups, advantages_PG.tolist(), acceptable_groups(groups, config).tolist()):
         for rollout, advantage in zip(group.rollouts, advantages):
             trained = kept and not (config.overlong_filtering and rollout.finish_reason == "length")
             samples.append(rollout_sample(rollout, trained, advantages=advantage))
@@ -109,7 +104,7 @@ def add_teacher_logprobs(policy: Policy, samples: list[Sample], domains: list[st
 
 
 def add_logprobs(policy: Policy, samples: list[Sample], checkpoint_dir: Path, field: str) -> None:
-    """Fills `field` of every sample with the log-probs of another checkpoint of the run."""
+    """Fills `field` of every sample, a value a token, with the log-probs of another checkpoint of the run."""
     with policy.weights_of(checkpoint_dir / "policy"):
         for sample, logprobs in zip(samples, policy.logprobs(samples)):
             sample.fields[field] = logprobs
@@ -132,7 +127,9 @@ def make_loss(config: LossConfig, distil: bool):
         total, count = policy_gradient_loss(logprobs, advantages, weights, mask, pack.segments, aggregate=aggregate)
         metrics = {}
         if config.reference_policy_kl_penalty > 0:
-            kl = kl_penalty(logprobs, pack.fields["reference_logprobs"], config.reference_policy_kl_type)
+            # Masked first: a padding token may be so unlikely that exp overflows, and inf * 0 is no number.
+            reference = pack.fields["reference_logprobs"] * mask
+            kl = kl_penalty(logprobs * mask, reference, config.reference_policy_kl_type)
             total = total + config.reference_policy_kl_penalty * aggregated(kl, mask, pack.segments, aggregate)[0]
             metrics["kl_penalty"] = ((kl.detach() * mask).sum(), mask.sum())
         ratio = (current - sampled).exp()

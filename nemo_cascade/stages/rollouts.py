@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from nemo_cascade import environments
-from nemo_cascade.algorithms import informative_groups
+from nemo_cascade.algorithms import informative_groups, swe_group_mask
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
@@ -40,24 +40,24 @@ class Sampler:
     def batch(self, step: int, prompts: PromptSource, config: GRPOConfig) -> tuple[list[Group], dict[str, float]]:
         """The groups of a step and its metrics over all that was sampled for it.
 
-        With `use_dynamic_sampling` only informative groups count, and further prompts are drawn until there are
-        `num_prompts_per_step` of them; what is left over is dropped. Raises RuntimeError when
-        `dynamic_sampling_max_gen_batches` batches do not give so many.
+        With `use_dynamic_sampling` only groups that teach count, and further prompts are drawn until there are
+        `num_prompts_per_step` of them; what is left over is dropped. Raises DataError when
+        `dynamic_sampling_max_gen_batches` batches do not give so many, and as `groups` does.
         """
         wanted, seen, kept = config.num_prompts_per_step, [], []
         for draw in range(config.dynamic_sampling_max_gen_batches):
             groups = self.groups(step, prompts.next(wanted), config.num_generations_per_prompt, draw)
             seen += groups
-            kept += [group for group in groups if informative(group)] if config.use_dynamic_sampling else groups
+            kept += [group for group in groups if teaches(group, config)] if config.use_dynamic_sampling else groups
             if len(kept) >= wanted:
                 break
         else:
-            raise RuntimeError(
-                f"step {step}: {len(seen)} prompts gave {len(kept)} groups whose replies earn differently, not {wanted}; the "
-                "prompts are too easy or too hard for the policy: change the data or raise "
-                "grpo.dynamic_sampling_max_gen_batches"
+            raise DataError(
+                f"step {step}: {len(seen)} prompts gave {len(kept)} groups to learn from, not {wanted}; the prompts are too "
+                "easy or too hard for the policy: change the data, or raise grpo.dynamic_sampling_max_gen_batches and go on"
             )
         metrics = rollout_metrics(seen)
+        metrics["groups_taught"] = mean(teaches(group, config) for group in kept[:wanted])
         if config.use_dynamic_sampling:
             metrics["filtered_reward"] = mean(r.reward for group in kept[:wanted] for r in group.rollouts)
             metrics["dynamic_sampling_num_gen_batches"] = draw + 1
@@ -84,7 +84,23 @@ class Sampler:
 
 def informative(group: Group) -> bool:
     """Whether its replies earned differently."""
-    return bool(informative_groups(torch.tensor([[rollout.reward for rollout in group.rollouts]]))[0])
+    return bool(informative_groups(rewards_PG([group]))[0])
+
+
+def teaches(group: Group, config: GRPOConfig) -> bool:
+    """Whether GRPO has a gradient from it: informative, and acceptable to `swe_group_threshold`."""
+    return informative(group) and bool(acceptable_groups([group], config)[0])
+
+
+def acceptable_groups(groups: list[Group], config: GRPOConfig) -> torch.Tensor:
+    """[prompts] bool: which groups `swe_group_threshold` leaves in the loss; all of them without one."""
+    threshold = float("-inf") if config.swe_group_threshold is None else config.swe_group_threshold
+    return swe_group_mask(rewards_PG(groups), threshold)
+
+
+def rewards_PG(groups: list[Group]) -> torch.Tensor:
+    """Rewards [prompts, group] in float64."""
+    return torch.tensor([[rollout.reward for rollout in group.rollouts] for group in groups], dtype=torch.float64)
 
 
 def sample_groups(policy: Policy, engine, prompts: list[Prompt], group_size: int, seed: int) -> list[Group]:

@@ -256,7 +256,16 @@ CASES = {
     ),
     "a gate on a domain nobody scores": (
         ["cascade.stages.if_rl.gate.max_drop.maths=0.05"],
-        "cascade.stages.if_rl.gate.max_drop.maths: nothing scores it for sft; did you mean math?",
+        "cascade.stages.if_rl.gate.max_drop.maths: nothing scores it for sft, where if_rl may start; did you mean math?",
+    ),
+    "a gate on a domain that is not scored where a rollback leads": (
+        [
+            "cascade.stages.if_rl.gate={max_drop: {math: 0.1}, on_failure: rollback}",
+            "~data.validation.mcqa",
+            "+cascade.stages.if_rl.data.validation.mcqa.data_path=mcqa.jsonl",
+            "cascade.stages.multi_domain_rl.gate.max_drop.mcqa=0.1",
+        ],
+        "cascade.stages.multi_domain_rl.gate.max_drop.mcqa: nothing scores it for sft, where multi_domain_rl may start",
     ),
     "a gate that asks for a gain": (
         ["cascade.stages.if_rl.gate.max_drop.math=-0.05"],

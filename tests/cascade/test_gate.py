@@ -42,7 +42,7 @@ RIGHT, WRONG = [1.0] * 50, [0.0] * 50
     ],
     ids=["the same", "better", "all lost", "a tenth for certain", "a twentieth that may be chance"],
 )
-def test_a_stage_fails_where_it_surely_lost_more_than_allowed(tmp_path, before, after, action):
+def test_a_stage_fails_where_it_lost_more_than_allowed_and_surely_lost_something(tmp_path, before, after, action):
     assert verdict(tmp_path, before, after)["action"] == action
 
 
@@ -136,6 +136,29 @@ def test_a_teacher_that_a_rollback_made_the_students_start_is_refused(runs):
     settings = [MULTI + "max_drop.math=0.05", MULTI + "on_failure=rollback", "cascade.stages.mopd.teachers.math=if_rl"]
     with pytest.raises(RunRefused, match="mopd: multi_domain_rl was rolled back, so the student starts from if_rl"):
         runs(*settings)
+
+
+def test_an_anchor_holds_the_student_where_it_really_starts(runs):
+    runs.score = fallen_in("multi_domain_rl")
+    runs(MULTI + "max_drop.math=0.05", MULTI + "on_failure=rollback")
+    mopd = runs.manifest.stages["mopd"]
+    assert mopd.parent == "if_rl" and set(mopd.teachers.values()) == {"if_rl", "math_rl"}
+
+
+def test_a_gate_changed_under_finished_stages_is_refused(runs):
+    runs.score = fallen_in("if_rl")
+    runs(IF_RL + "max_drop.math=0.05", IF_RL + "on_failure=warn")
+    with pytest.raises(RunRefused, match="multi_domain_rl was built from if_rl, but .* starts from sft; put the gate of if_rl"):
+        runs(IF_RL + "max_drop.math=0.05", IF_RL + "on_failure=rollback")
+
+
+def test_only_respects_the_gates_of_what_it_starts_from_and_no_others(runs):
+    runs.score = fallen_in("if_rl")
+    with pytest.raises(RunRefused):
+        runs(IF_RL + "max_drop.math=0.05")
+    with pytest.raises(RunRefused, match="gate of if_rl: stop"):
+        runs(IF_RL + "max_drop.math=0.05", only="multi_domain_rl")
+    assert runs(IF_RL + "max_drop.math=0.05", only="math_rl") == ["math_rl"]
 
 
 def test_a_stopped_run_goes_on_when_its_gate_is_changed_to_roll_back(runs):

@@ -26,6 +26,8 @@ def test_smoke_runs_every_stage_and_leaves_all_it_promises(tmp_path):
             assert (folder / name).is_file(), folder / name
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
         assert (folder / "rollouts").is_dir() == (folder.name != "01-sft")
+    first = json.loads((run / "02-if_rl" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["train/kl_penalty"] == 0.0, "a stage begins where its reference is"
     assert hashes[0] != hashes[-1], "distillation from a teacher that differs moves the student"
     assert (run / "report" / "scores.md").is_file() and (run / "report" / "rewards.png").is_file()
     # What a log file of a user holds besides the cascade's own lines; torchrun's remark on threads is its own.

@@ -195,6 +195,18 @@ def test_where_a_stage_begins_its_kl_term_and_gradient_are_exactly_zero(layout, 
         assert result == (0.0, 0.0)
 
 
+def first_layers(_):
+    policy = build(pipeline_model_parallel_size=2)
+    return {name: t.detach().clone() for name, t in policy.model.decoder.layers[0].named_parameters() if t.dim() > 1}
+
+
+def test_fresh_pipeline_stages_are_drawn_apart():
+    first, second = run_distributed(first_layers, 2, None)
+    assert first and first.keys() == second.keys()
+    for name, weight in first.items():
+        assert not torch.equal(weight, second[name]), name
+
+
 def not_finite(_):
     policy = build()
     before = [parameter.detach().clone() for parameter in policy.model.parameters()]

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.rollout.types import Group, Rollout
+from nemo_cascade.stages import rollouts
 from nemo_cascade.stages.config import GRPOConfig, LossConfig
 from nemo_cascade.stages.rl import distillation_samples, make_loss, reward_samples
 from nemo_cascade.stages.prompts import Prompt
@@ -85,8 +87,41 @@ def test_dynamic_sampling_draws_until_the_batch_is_full_of_informative_groups():
 
 
 def test_dynamic_sampling_stops_where_prompts_teach_nothing():
-    with pytest.raises(RuntimeError, match="6 prompts gave 0 groups .* not 2"):
+    with pytest.raises(DataError, match="6 prompts gave 0 groups .* not 2"):
         Scripted([[1.0, 1.0]]).batch(1, Numbers(), dynamic(dynamic_sampling_max_gen_batches=3))
+
+
+def test_dynamic_sampling_draws_on_where_no_reply_is_acceptable():
+    kept, metrics = Scripted([[0.5, 0.0], [1.0, 0.0]]).batch(1, Numbers(), dynamic(swe_group_threshold=0.5))
+    assert [[r.reward for r in g.rollouts] for g in kept] == [[1.0, 0.0]] * 2 and metrics["groups_taught"] == 1.0
+
+
+def test_rewards_that_differ_in_single_precision_only_are_informative():
+    assert rollout_metrics([group([1.0, 1.0 + 3e-8])])["informative_groups"] == 1.0
+
+
+def test_every_draw_of_a_step_has_noise_of_its_own_and_is_replayed_from_its_own_file(tmp_path, monkeypatch):
+    seeds = []
+
+    def sampled(policy, engine, prompts, group_size, seed):
+        seeds.append(seed)
+        # The second draw of a step teaches, the first does not.
+        return [group([1.0, float(len(seeds) % 2)]) for _ in prompts]
+
+    monkeypatch.setattr(rollouts, "make_engine", lambda policy: None)
+    monkeypatch.setattr(rollouts, "sample_groups", sampled)
+    prompt = Prompt("ab" * 32, "math", {}, [10, 3])
+
+    class Same:
+        def next(self, n):
+            return [prompt] * n
+
+    config = dynamic()
+    drawn = [Sampler(None, tmp_path, seed=3).batch(step, Same(), config)[0] for step in (1, 2)]
+    assert len(set(seeds)) == len(seeds) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{n}.jsonl" for n in ("1", "1_1", "2", "2_1")]
+    assert [Sampler(None, tmp_path, seed=3).batch(step, Same(), config)[0] for step in (1, 2)] == drawn
+    assert len(seeds) == 4, "a replayed step samples nothing"
 
 
 def test_without_dynamic_sampling_every_group_is_trained_on():
@@ -161,6 +196,15 @@ def test_the_kl_term_pulls_towards_the_reference_in_the_losss_own_mean(token_lev
     away, towards = 1 - torch.tensor(-1.0).exp().item(), 1 - torch.tensor(0.5).exp().item()
     assert gradient.tolist() == pytest.approx([0.0, 0.1 * weight * away, 0.1 * towards, 0.0])
     assert metrics["kl_penalty"][1] == 3
+
+
+def test_a_padding_token_that_is_all_but_impossible_does_not_spoil_the_kl_term():
+    zeros = torch.zeros(4)
+    pack = FakePack(advantages=zeros, sampling_logprobs=zeros, reference_logprobs=zeros)
+    logprobs = torch.tensor([0.0, 0.0, 0.0, -1000.0], requires_grad=True)
+    total, _, _ = make_loss(LossConfig(reference_policy_kl_penalty=0.1), distil=False)(logprobs, pack)
+    (gradient,) = torch.autograd.grad(total, logprobs)
+    assert total == 0.0 and gradient.tolist() == [0.0] * 4
 
 
 def test_distillation_pulls_towards_the_teacher_and_drops_ratios_outside_the_band():
