@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from nemo_cascade.engine.config import MegatronConfig, OptimizerConfig, PolicyConfig, SequencePackingConfig
 from nemo_cascade.stages.config import LossConfig
