@@ -5,6 +5,7 @@ group of its own, torn down at its end. A call that fails or hangs takes its wor
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import socket
@@ -67,6 +68,8 @@ def _serve(pipe) -> None:
 
             result = function(*args)
             parallel.shutdown()
+            # A model's reference cycles hold its groups, and each has a thread that turns and turns once its peer has gone.
+            gc.collect()
             pipe.send(("result", result))
         except BaseException:
             pipe.send(("failure", traceback.format_exc()))

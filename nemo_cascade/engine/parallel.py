@@ -5,7 +5,6 @@ Works under torchrun and in a plain process (world of one). Nothing here knows a
 
 import datetime
 import os
-import socket
 
 from nemo_cascade.engine import cpu
 
@@ -26,8 +25,9 @@ def init(config: MegatronConfig, seed: int = 0) -> None:
 
     Raises ValueError naming the keys when the layout cannot be run.
     """
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    alone = "MASTER_ADDR" not in os.environ
+    if alone:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     problems = layout_problems(config, int(os.environ["WORLD_SIZE"]))
     if problems:
         raise ValueError("\n".join(f"policy.megatron_cfg: {problem}" for problem in problems))
@@ -35,7 +35,9 @@ def init(config: MegatronConfig, seed: int = 0) -> None:
     cpu.set_threads(local_world)
     cpu.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        dist.init_process_group(cpu.distributed_backend(), timeout=TIMEOUT)
+        # A process by itself needs no address, and so cannot find its port taken.
+        world = dict(store=dist.HashStore(), rank=0, world_size=1) if alone else {}
+        dist.init_process_group(cpu.distributed_backend(), timeout=TIMEOUT, **world)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
@@ -97,9 +99,3 @@ def barrier() -> None:
     """Waits for every rank."""
     if dist.is_initialized():
         dist.barrier()
-
-
-def _free_port() -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return str(sock.getsockname()[1])

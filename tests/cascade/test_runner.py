@@ -151,7 +151,8 @@ def test_all_stages_run_in_order_and_are_done(first):
         "step_2",
         "validation.json",
     ]
-    assert sorted(path.name for path in (runs.run_dir / "report").iterdir()) == ["rewards.png", "scores.md"]
+    report = sorted(path.name for path in (runs.run_dir / "report").iterdir())
+    assert report == ["rewards.png", "scores.md", "scores.png"]
 
 
 def test_a_stage_gets_the_checkpoints_of_its_parent_and_its_teachers(finished):
