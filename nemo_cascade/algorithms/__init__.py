@@ -2,6 +2,7 @@
 
 from nemo_cascade.algorithms.advantages import group_advantages, mopd_advantages
 from nemo_cascade.algorithms.filters import informative_groups, swe_group_mask
+from nemo_cascade.algorithms.genrm import comparison_pairs, genrm_rewards
 from nemo_cascade.algorithms.losses import (
     aggregated,
     importance_weights,
@@ -12,6 +13,8 @@ from nemo_cascade.algorithms.losses import (
 
 __all__ = [
     "aggregated",
+    "comparison_pairs",
+    "genrm_rewards",
     "group_advantages",
     "importance_weights",
     "informative_groups",

@@ -19,7 +19,7 @@ from nemo_cascade.data.rows import environment_of
 from nemo_cascade.data.tokenizer import find_tokenizer
 
 if TYPE_CHECKING:
-    from nemo_cascade.cascade.config import CascadeConfig, Source, StageConfig
+    from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, Source, StageConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -33,6 +33,8 @@ CHOICES = {
     "policy.megatron_cfg.optimizer.optimizer": ("adam",),
     "policy.megatron_cfg.scheduler.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
     "grpo.adv_estimator.name": ("grpo", "opd"),
+    "grpo.overlong_reward": ("zero", "keep"),
+    "genrm.comparison_strategy": ("all_pairs", "circular"),
     "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop"),
     # k1 has a gradient of mean 0, so as a loss it would hold nothing in place.
     "loss_fn.reference_policy_kl_type": ("k2", "k3"),
@@ -57,6 +59,7 @@ AT_LEAST_ONE = (
     "grpo.num_prompts_per_step",
     "grpo.num_generations_per_prompt",
     "grpo.dynamic_sampling_max_gen_batches",
+    "genrm.judge_max_new_tokens",
 )
 NOT_NEGATIVE = (
     "policy.generation.temperature",
@@ -69,6 +72,10 @@ NOT_NEGATIVE = (
     "policy.megatron_cfg.scheduler.lr_warmup_init",
     "loss_fn.truncated_importance_sampling_ratio_min",
     "loss_fn.reference_policy_kl_penalty",
+    "genrm.group_reasoning_length_penalty_coeff",
+    "genrm.group_answer_length_penalty_coeff",
+    "genrm.reasoning_bonus",
+    "genrm.answer_bonus",
     "checkpointing.save_period",
     "checkpointing.keep_top_k",
 )
@@ -80,12 +87,12 @@ POSITIVE = (
 BELOW_ONE = ("policy.megatron_cfg.optimizer.adam_beta1", "policy.megatron_cfg.optimizer.adam_beta2")
 
 # Blocks that a loop of the other kind reads; an override of them in a stage would be silently without effect.
-UNREAD = {"sft": ("grpo", "loss_fn"), "rl": ("sft",)}
+UNREAD = {"sft": ("grpo", "loss_fn", "genrm"), "rl": ("sft",)}
 
 
 def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | None) -> list[str]:
     """Every problem of a resolved config, in reading order, each once."""
-    problems = [*order_problems(cascade, source), *cascade_problems(cascade)]
+    problems = [*order_problems(cascade, source), *cascade_problems(cascade), *judge_problems(cascade)]
     for name, stage in cascade.stages.items():
 
         def where(key: str, name: str = name) -> str:
@@ -136,9 +143,44 @@ def cascade_problems(cascade: "CascadeConfig") -> Iterator[str]:
     if cascade.run_dir == "" or Path(cascade.run_dir).is_file():
         yield f"cascade.run_dir: {cascade.run_dir!r} is not a folder; name a folder (it is made when missing)"
     if cascade.demo_data is not None:
-        for key in ("train_rows", "validation_rows", "sft_rows"):
-            if getattr(cascade.demo_data, key) < 1:
-                yield f"cascade.demo_data.{key}: must be >= 1, got {getattr(cascade.demo_data, key)}"
+        yield from demo_data_problems(cascade.demo_data)
+
+
+def judge_problems(cascade: "CascadeConfig") -> Iterator[str]:
+    """A judge is a stage off the main line whose agreement with known preferences is measured."""
+    if cascade.judge is None or is_missing(cascade.judge.stage):
+        return
+    name, least = cascade.judge.stage, cascade.judge.min_agreement
+    if not 0 <= least <= 1:
+        yield f"cascade.judge.min_agreement: a share of preferences, from 0 to 1, got {least}"
+    if name not in cascade.stages:
+        yield f"cascade.judge.stage: unknown stage {name}{did_you_mean(name, cascade.stages)}"
+        return
+    stage = cascade.stages[name]
+    if not stage.teacher_only:
+        yield f"cascade.judge.stage: {name} is on the main line; set cascade.stages.{name}.teacher_only=true"
+    if cascade.validation.num_prompts == 0:
+        yield f"cascade.validation.num_prompts: 0, but {name} may judge only once its agreement is measured"
+    for domain in stage.data.train:
+        if domain not in stage.data.validation:
+            yield f"cascade.stages.{name}.data.validation.{domain}: missing; on it the judge's agreement is measured"
+
+
+def demo_data_problems(settings: "DemoDataConfig") -> Iterator[str]:
+    """Numbers of rows, for all domains and for single ones."""
+    keys = ("train_rows", "validation_rows", "sft_rows")
+    numbers = {key: getattr(settings, key) for key in keys}
+    for domain, rows in settings.rows_of.items():
+        if domain not in demo.DOMAINS:
+            yield f"cascade.demo_data.rows_of.{domain}: not a demo domain{did_you_mean(domain, demo.DOMAINS)}"
+        for key, number in rows.items():
+            if key in keys:
+                numbers[f"rows_of.{domain}.{key}"] = number
+            else:
+                yield f"cascade.demo_data.rows_of.{domain}.{key}: unknown key{did_you_mean(key, keys)}"
+    for key, number in numbers.items():
+        if number < 1:
+            yield f"cascade.demo_data.{key}: must be >= 1, got {number}"
 
 
 def graph_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:

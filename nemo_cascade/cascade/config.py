@@ -32,6 +32,7 @@ __all__ = [
     "ConfigErrors",
     "DemoDataConfig",
     "GateConfig",
+    "JudgeConfig",
     "StageConfig",
     "Teacher",
     "ValidationConfig",
@@ -43,13 +44,17 @@ BLOCKS = tuple(block.name for block in dataclasses.fields(LoopConfig))
 
 @dataclass
 class DemoDataConfig:
-    """`cascade.demo_data`: procedural rows, written to `path` by the runner when they are missing or made otherwise."""
+    """`cascade.demo_data`: procedural rows, written to `path` by the runner when they are missing or made otherwise.
+
+    rows_of: other numbers for a domain, as {tool_use: {sft_rows: 500}}.
+    """
 
     path: str = "???"
     train_rows: int = 1000
     validation_rows: int = 300
     sft_rows: int = 1000
     seed: int = 0
+    rows_of: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,6 +63,17 @@ class ValidationConfig:
 
     num_prompts: int = 128
     num_samples: int = 1
+
+
+@dataclass
+class JudgeConfig:
+    """`cascade.judge`: the stage whose checkpoint compares replies to preference rows, for every stage after it.
+
+    min_agreement: on the judge's own validation prompts; below it no stage starts that it would judge.
+    """
+
+    stage: str = "???"
+    min_agreement: float = 0.8
 
 
 @dataclass
@@ -82,7 +98,10 @@ class GateConfig:
 
 @dataclass(kw_only=True)
 class StageConfig(LoopConfig):
-    """`cascade.stages.<name>`, resolved. kind is the loop (sft or rl); teacher_only keeps it off the main line."""
+    """`cascade.stages.<name>`, resolved. kind is the loop (sft or rl); teacher_only keeps it off the main line.
+
+    judge comes from `cascade.judge`: the stage that judges this one's replies, if that runs before.
+    """
 
     name: str = ""
     kind: str = "???"
@@ -90,6 +109,7 @@ class StageConfig(LoopConfig):
     teacher_only: bool = False
     teachers: dict[str, Teacher] = field(default_factory=dict)
     gate: GateConfig = field(default_factory=GateConfig)
+    judge: str | None = None
 
     @property
     def max_num_steps(self) -> int:
@@ -111,6 +131,7 @@ class CascadeConfig:
     order: list[str] = field(default_factory=list)
     demo_data: DemoDataConfig | None = None
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    judge: JudgeConfig | None = None
     stages: dict[str, StageConfig] = field(default_factory=dict)
 
 
@@ -190,6 +211,8 @@ def _resolve(source: Source, problems: list[str]) -> CascadeConfig:
         stage.name = name
         if "parent" not in source.overrides[name]:
             stage.parent = _default_parent(cascade)
+        if cascade.judge is not None and cascade.judge.stage in cascade.stages:
+            stage.judge = cascade.judge.stage
         values = merge(dataclasses.asdict(stage), merged)
         problems += [
             f"{source.where(name, k)}: missing value; set it" for k, v in flatten(values).items() if is_missing(v)
@@ -223,8 +246,10 @@ def _spell_out_teachers(raw: dict) -> None:
 
 
 def _refuse_names(raw: dict, problems: list[str]) -> None:
-    """A stage's name is its key in the mapping and nothing else."""
+    """A stage's name is its key in the mapping and nothing else; one judge serves the whole cascade."""
     for name, stage in _raw_stages(raw).items():
+        if stage.pop("judge", None) is not None:
+            problems.append(f"cascade.stages.{name}.judge: one judge serves all stages; set cascade.judge.stage")
         if "name" in stage:
             del stage["name"]
             problems.append(f"cascade.stages.{name}.name: unknown key; the stage is already named by its key, {name}")

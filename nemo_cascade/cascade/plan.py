@@ -80,7 +80,8 @@ def make_plan(
 def dependencies(stage: StageConfig) -> list[str]:
     """The stages whose checkpoints a stage reads."""
     parents = [stage.parent] if stage.parent is not None else []
-    return list(dict.fromkeys([*parents, *(teacher.stage for teacher in stage.teachers.values())]))
+    judges = [stage.judge] if stage.judge is not None else []
+    return list(dict.fromkeys([*parents, *(teacher.stage for teacher in stage.teachers.values()), *judges]))
 
 
 # -------------------------------------------------------------------------------- a stage's config.yaml
@@ -171,7 +172,7 @@ def _check_dependencies_done(cascade: CascadeConfig, manifest: Manifest, only: s
     unfinished = [name for name in dependencies(cascade.stages[only]) if manifest.stages[name].status != DONE]
     if unfinished:
         raise RunRefused(
-            f"--only {only}: it starts from or learns from {', '.join(unfinished)}, not finished yet; run first"
+            f"--only {only}: it starts from, learns from or is judged by {', '.join(unfinished)}, not finished yet; run first"
         )
 
 

@@ -23,9 +23,11 @@ from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, dependencie
 from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.data import demo
 from nemo_cascade.data.files import write_atomically
+from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.engine import checkpoint, parallel
 from nemo_cascade.engine.policy import model_override_names
+from nemo_cascade.stages.config import DatasetConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
 from nemo_cascade.stages.prompts import render
@@ -107,6 +109,7 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
     record.status, record.config_hash = RUNNING, config_hash(cascade, stage)
     record.teacher_only, record.teachers = stage.teacher_only, teachers
     refuse_own_start(stage, record)
+    refuse_poor_judge(cascade, stage, manifest)
     if parallel.rank() == 0:
         manifest.save()
         directory.mkdir(parents=True, exist_ok=True)
@@ -119,6 +122,7 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
         seed=stage_seed(cascade.seed, stage.name),
         parent=manifest.checkpoint(record.parent) if record.parent is not None else None,
         teachers={domain: manifest.checkpoint(teacher) for domain, teacher in teachers.items()},
+        judge=manifest.checkpoint(stage.judge) if stage.judge is not None else None,
         rank=parallel.rank(),
     )
     loop(stage_run)
@@ -152,14 +156,21 @@ def score_stage(cascade: CascadeConfig, stage_run: StageRun, final: Path, score:
 
 
 def validation_domains(cascade: CascadeConfig, name: str) -> dict[str, Domain]:
-    """The first `cascade.validation.num_prompts` rows of every domain that this stage or one before it validates."""
+    """The first `cascade.validation.num_prompts` rows of every domain that a stage is scored on."""
     count = cascade.validation.num_prompts
     if count == 0:
         return {}
-    so_far = cascade.order[: cascade.order.index(name) + 1]
-    files = {domain: file for earlier in so_far for domain, file in cascade.stages[earlier].data.validation.items()}
-    domains = load_domains(dataclasses.replace(cascade.stages[name].data, validation=files), "validation", kind="rl")
-    return {domain: entry.first(count) for domain, entry in domains.items()}
+    data = dataclasses.replace(cascade.stages[name].data, validation=validation_files(cascade, name))
+    return {domain: entry.first(count) for domain, entry in load_domains(data, "validation", kind="rl").items()}
+
+
+def validation_files(cascade: CascadeConfig, name: str) -> dict[str, DatasetConfig]:
+    """The files of every domain that this stage or one before it validates. A judge is scored on what it trains on, alone."""
+    stage, judge = cascade.stages[name], cascade.judge.stage if cascade.judge is not None else None
+    if name == judge:
+        return {domain: file for domain, file in stage.data.validation.items() if domain in stage.data.train}
+    so_far = [earlier for earlier in cascade.order[: cascade.order.index(name) + 1] if earlier != judge]
+    return {domain: file for earlier in so_far for domain, file in cascade.stages[earlier].data.validation.items()}
 
 
 def start_of(stage: StageConfig, manifest: Manifest) -> str | None:
@@ -220,6 +231,22 @@ def refuse_own_start(stage: StageConfig, record: StageRecord) -> None:
             )
 
 
+def refuse_poor_judge(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest) -> None:
+    """Raises RunRefused when the stage's judge agrees with known preferences less than it must."""
+    if stage.judge is None:
+        return
+    scores = manifest.stages[stage.judge].scores
+    if not scores:
+        raise RunRefused(f"stage {stage.name}: the agreement of its judge {stage.judge} with known preferences was not measured")
+    for domain, entry in scores.items():
+        if not entry["mean"] >= cascade.judge.min_agreement:
+            raise RunRefused(
+                f"stage {stage.name}: its judge {stage.judge} agrees with {entry['mean']:.3f} of {entry['n']} preferences of "
+                f"{domain}, less than cascade.judge.min_agreement={cascade.judge.min_agreement}; train the judge longer or "
+                f"on more pairs and repeat it with --from-stage {stage.judge}"
+            )
+
+
 def stage_seed(seed: int, name: str) -> int:
     """A stage's own seed: the same for the same (cascade.seed, stage name) whatever else the cascade holds."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
@@ -255,19 +282,27 @@ def check_rows(cascade: CascadeConfig) -> None:
     Demonstrations are tokenized when their stage begins, because that takes as long as reading them again.
     """
     seen = set()
-    for stage in cascade.stages.values():
+    for name, stage in cascade.stages.items():
         for split, kind in (("train", stage.kind), ("validation", "rl")):
-            files = {
-                domain: file
-                for domain, file in getattr(stage.data, split).items()
-                if (file.data_path, kind) not in seen
-            }
-            domains = load_domains(dataclasses.replace(stage.data, **{split: files}), split, kind=kind)
+            files = stage.data.train if split == "train" else validation_files(cascade, name)
+            new = {domain: file for domain, file in files.items() if (file.data_path, kind) not in seen}
+            domains = load_domains(dataclasses.replace(stage.data, **{split: new}), split, kind=kind)
             if kind == "rl":
                 tokenizer = load_tokenizer(stage.policy.tokenizer.name)
                 for domain in domains.values():
                     render(domain, tokenizer, stage.policy)
+                    refuse_unjudged(stage, domain)
             seen |= {(file.data_path, kind) for file in files.values()}
+
+
+def refuse_unjudged(stage: StageConfig, domain: Domain) -> None:
+    """Raises DataError for rows whose replies only a judge can compare in a stage that has none."""
+    for number, row in zip(domain.numbers, domain.rows):
+        if stage.judge is None and environment_of(row) == "genrm_compare":
+            raise DataError(
+                f"{domain.path}, row {number}: a judge has to compare replies to it, but {stage.name} has none; set "
+                "cascade.judge.stage to a stage that runs before"
+            )
 
 
 # -------------------------------------------------------------------------------- ranks and words

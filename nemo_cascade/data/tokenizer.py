@@ -4,6 +4,7 @@ The shipped `tiny` is a byte-level BPE over the demo domains' texts; `python -m 
 the same bytes. A real model brings its own tokenizer and chat template.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 640):
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 832):
     """Byte-level BPE with single digits and the special tokens at ids 0-17, as a PreTrainedTokenizerFast.
 
     The same texts give the same tokenizer.
@@ -92,18 +93,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 640):
 
 def train_shipped(rows_per_domain: int = 1500) -> None:
     """Trains `tiny` on the demo domains' prompts and demonstrations and writes it beside its chat template."""
+    from nemo_cascade.data.chat import render
     from nemo_cascade.data.demo import DOMAINS, LEVELS
 
+    folder = SHIPPED / "tiny"
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    shipped = load_tokenizer("tiny")
+    special = re.compile("|".join(map(re.escape, SPECIAL)))
     texts = []
     for domain in DOMAINS.values():
         for level in LEVELS:
             for row in domain.rows(rows_per_domain, "train", seed=0, level=level):
-                for message in domain.demonstration(row)["messages"]:
-                    texts += [message["content"], message.get("reasoning_content", "")]
-                # The chat protocol's own words stand in every conversation.
-                texts += ["system", "user", "assistant"]
-    folder = SHIPPED / "tiny"
-    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+                demonstration = domain.demonstration(row)
+                # As rendered, because the chat protocol's own words stand in every conversation.
+                whole = render(shipped, demonstration["messages"], demonstration.get("tools"))
+                texts += special.split(whole)
     tokenizer = train_tokenizer(texts)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)

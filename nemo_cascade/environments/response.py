@@ -8,14 +8,20 @@ def response_of(text: str, thinking: bool = True) -> dict:
 
     With thinking=True the prompt ended inside a thought, so a reply that never closes it has no message at all.
     """
-    thought, closed, answer = text.rpartition(END_OF_THOUGHT) if thinking else ("", "", text)
-    if thinking and not closed:
-        thought, answer = text, None
+    thought, answer = split_reply(text, thinking)
     output = [{"type": "reasoning", "summary": [{"type": "summary_text", "text": thought}]}] if thinking else []
     if answer is not None:
         content = [{"type": "output_text", "text": answer, "annotations": []}]
         output.append({"type": "message", "role": "assistant", "status": "completed", "content": content})
     return {"object": "response", "output": output}
+
+
+def split_reply(text: str, thinking: bool = True) -> tuple[str, str | None]:
+    """(thought, answer) of a sampled reply; the answer is None when a thought was begun and never closed."""
+    if not thinking:
+        return "", text
+    thought, closed, answer = text.rpartition(END_OF_THOUGHT)
+    return (thought, answer) if closed else (text, None)
 
 
 def answer_of(response: dict) -> str:

@@ -47,7 +47,7 @@ PRESETS = {
         ModelConfig(
             name="tiny",
             pattern="M*EM*E",
-            vocab_size=640,
+            vocab_size=832,
             hidden_size=128,
             num_attention_heads=4,
             num_query_groups=2,
@@ -66,7 +66,7 @@ PRESETS = {
         ModelConfig(
             name="micro",
             pattern="ME*ME*",
-            vocab_size=640,
+            vocab_size=832,
             hidden_size=32,
             num_attention_heads=4,
             num_query_groups=2,

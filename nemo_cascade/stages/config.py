@@ -43,7 +43,8 @@ class AdvantageEstimatorConfig:
 class GRPOConfig:
     """`grpo`: batch shape and length of an RL stage, and which rollouts it trains on.
 
-    overlong_filtering: replies cut at the length limit are left out of the loss instead of earning 0.
+    overlong_filtering: replies cut at the length limit are left out of the loss. overlong_reward: what such a reply earns,
+    "zero", or "keep" for what its verifier or judge gives.
     use_dynamic_sampling: prompts whose replies all earn the same are replaced by further ones until the batch is full; more
     than dynamic_sampling_max_gen_batches batches for one step stop the run. swe_group_threshold: a group in which no
     reply earns more is left out of the loss (null: all are trained on).
@@ -55,10 +56,29 @@ class GRPOConfig:
     normalize_rewards: bool = True
     use_leave_one_out_baseline: bool = False
     overlong_filtering: bool = False
+    overlong_reward: str = "zero"
     use_dynamic_sampling: bool = False
     dynamic_sampling_max_gen_batches: int = 10
     swe_group_threshold: float | None = None
     adv_estimator: AdvantageEstimatorConfig = field(default_factory=AdvantageEstimatorConfig)
+
+
+@dataclass
+class GenRMConfig:
+    """`genrm`: how a judge's comparisons become rewards, by the names of NeMo Gym's genrm_compare server.
+
+    The values are Nemotron-Cascade 2's (section 4.5); Gym's own defaults are circular and 0. judge_max_new_tokens and
+    judge_enable_thinking are the judge's own generation settings.
+    """
+
+    comparison_strategy: str = "all_pairs"
+    group_reasoning_length_penalty_coeff: float = 0.5
+    group_answer_length_penalty_coeff: float = 0.5
+    reasoning_bonus: float = 0.5
+    answer_bonus: float = 0.5
+    top_percentile: float = 0.2
+    judge_max_new_tokens: int = 32
+    judge_enable_thinking: bool = False
 
 
 @dataclass

@@ -12,6 +12,7 @@ from nemo_cascade.stages.board import Board
 from nemo_cascade.stages.config import (
     CheckpointingConfig,
     DataConfig,
+    GenRMConfig,
     GRPOConfig,
     LoggerConfig,
     LossConfig,
@@ -29,6 +30,7 @@ class LoopConfig:
     sft: SFTConfig = field(default_factory=SFTConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     loss_fn: LossConfig = field(default_factory=LossConfig)
+    genrm: GenRMConfig = field(default_factory=GenRMConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -39,7 +41,7 @@ class StageRun:
     """One stage being run by one process.
 
     dir is the stage's own folder, parent the checkpoint it starts from (None: fresh weights), teachers the checkpoint
-    that teaches each domain. Only rank 0 writes metrics and shows progress; the others may call the same methods.
+    that teaches each domain, judge the one that compares replies to preference rows. Only rank 0 writes metrics and shows progress; the others may call the same methods.
     """
 
     name: str
@@ -48,6 +50,7 @@ class StageRun:
     seed: int
     parent: Path | None = None
     teachers: dict[str, Path] = field(default_factory=dict)
+    judge: Path | None = None
     rank: int = 0
     board: Board | None = field(default=None, init=False, repr=False)
 

@@ -23,8 +23,9 @@ from nemo_cascade.rollout.types import Group
 from nemo_cascade.stages.config import LossConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
+from nemo_cascade.stages.judge import make_rewards
 from nemo_cascade.stages.prompts import PromptSource
-from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, rewards_PG
+from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
 from nemo_cascade.stages.start import resume_or_begin
 
 
@@ -35,8 +36,10 @@ def run(stage: StageRun) -> None:
     prompts = PromptSource(config.data, policy.tokenizer, config.policy, seed=stage.seed)
     info = resume_or_begin(stage, policy)
     prompts.load_state_dict(info["prompts"]) if info else None
-    sampler = Sampler(policy, stage.dir / "rollouts", seed=stage.seed)
     distil = config.grpo.adv_estimator.name == "opd"
+    engine = make_engine(policy)
+    rewards = make_rewards(stage, policy, engine, alone=distil)
+    sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed)
     loss = make_loss(config.loss_fn, distil)
 
     with stage.progress(config.grpo.max_num_steps, stage.name, done=policy.step) as bar:

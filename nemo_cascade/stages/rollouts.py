@@ -5,17 +5,16 @@ from pathlib import Path
 
 import torch
 
-from nemo_cascade import environments
 from nemo_cascade.algorithms import informative_groups, swe_group_mask
-from nemo_cascade.data.rows import DataError, environment_of
-from nemo_cascade.engine import parallel
+from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.engine import generate_global
 from nemo_cascade.rollout.megatron import MegatronEngine
 from nemo_cascade.rollout.store import RolloutStore
-from nemo_cascade.rollout.types import Group, Request, Rollout, SamplingParams
+from nemo_cascade.rollout.types import Group, Request, SamplingParams
 from nemo_cascade.stages.config import GRPOConfig
-from nemo_cascade.stages.prompts import Prompt, PromptSource, thinking
+from nemo_cascade.stages.prompts import Prompt, PromptSource
+from nemo_cascade.stages.rewards import Rewards
 
 
 def make_engine(policy: Policy) -> MegatronEngine:
@@ -30,11 +29,10 @@ def make_engine(policy: Policy) -> MegatronEngine:
 
 
 class Sampler:
-    """Draws groups with the policy's current weights and rewards them."""
+    """Draws groups with the policy's current weights and has them rewarded."""
 
-    def __init__(self, policy: Policy, directory: Path, seed: int):
-        self.policy, self.seed = policy, seed
-        self.engine = make_engine(policy)
+    def __init__(self, policy: Policy, engine: MegatronEngine, rewards: Rewards, directory: Path, seed: int):
+        self.policy, self.engine, self.rewards, self.seed = policy, engine, rewards, seed
         self.store = RolloutStore(directory)
 
     def batch(self, step: int, prompts: PromptSource, config: GRPOConfig) -> tuple[list[Group], dict[str, float]]:
@@ -73,6 +71,7 @@ class Sampler:
         if stored is None:
             seed = self.seed * 1_000_003 + step + (draw << 52)
             stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=seed)
+            self.rewards.fill(stored)
             self.store.save(name, stored)
         elif [group.rollouts[0].prompt_id for group in stored] != [prompt.id for prompt in prompts]:
             raise DataError(
@@ -104,25 +103,16 @@ def rewards_PG(groups: list[Group]) -> torch.Tensor:
 
 
 def sample_groups(policy: Policy, engine, prompts: list[Prompt], group_size: int, seed: int) -> list[Group]:
-    """group_size rollouts of every prompt with the policy's current weights, rewarded; the same on every rank."""
+    """group_size rollouts of every prompt with the policy's current weights; the same on every rank."""
     generation = policy.config.generation
     params = SamplingParams(
         temperature=generation.temperature, top_p=generation.top_p, max_new_tokens=generation.max_new_tokens, seed=seed
     )
     rollouts = generate_global(engine, make_requests(prompts, group_size), params)
-    groups = [
+    return [
         Group(prompt.row, prompt.domain, rollouts[i * group_size : (i + 1) * group_size])
         for i, prompt in enumerate(prompts)
     ]
-    # One rank asks the environments, so that a slow or random verifier cannot give ranks different rewards.
-    if parallel.rank() == 0:
-        for group in groups:
-            reward(group, policy.tokenizer)
-    verdicts = parallel.broadcast([[(r.reward, r.info) for r in group.rollouts] for group in groups])
-    for group, row in zip(groups, verdicts):
-        for rollout, verdict in zip(group.rollouts, row):
-            rollout.reward, rollout.info = verdict
-    return groups
 
 
 def make_requests(prompts: list[Prompt], group_size: int) -> list[Request]:
@@ -135,22 +125,6 @@ def make_requests(prompts: list[Prompt], group_size: int) -> list[Request]:
         drawn[prompt.id] += group_size
         requests += [Request(prompt.id, first + k, tuple(prompt.tokens)) for k in range(group_size)]
     return requests
-
-
-def reward(group: Group, tokenizer) -> None:
-    """Fills reward and info of every rollout. A reply cut at the length limit earns 0 whatever it says [paper, IF-RL]."""
-    verify = environments.get(environment_of(group.row)).verify
-    for rollout in group.rollouts:
-        text = reply_text(rollout, tokenizer)
-        verdict = verify(group.row, environments.response_of(text, thinking(group.row)))
-        rollout.info = {key: value for key, value in verdict.items() if key != "reward"}
-        rollout.reward = 0.0 if rollout.finish_reason == "length" else float(verdict["reward"])
-
-
-def reply_text(rollout: Rollout, tokenizer) -> str:
-    """What the model wrote, without its stop token; special tokens such as </think> stay, because verifiers need them."""
-    tokens = rollout.response[:-1] if rollout.finish_reason == "stop" else rollout.response
-    return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def rollout_metrics(groups: list[Group]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.stages.config import DataConfig
 from nemo_cascade.stages.context import StageRun
+from nemo_cascade.stages.judge import make_rewards
 from nemo_cascade.stages.prompts import render
 from nemo_cascade.stages.data import Domain
 from nemo_cascade.stages.rollouts import make_engine, mean, sample_groups
@@ -17,13 +18,10 @@ def score(stage: StageRun, checkpoint: Path, domains: dict[str, Domain], num_sam
     """domain -> {mean, n, per_prompt: mean reward of each prompt}, with the weights written at `checkpoint`."""
     policy = Policy(stage.config.policy, seed=stage.seed)
     policy.load(checkpoint / "policy", optimizer=False)
-    return score_policy(policy, domains, num_samples)
-
-
-def score_policy(policy: Policy, domains: dict[str, Domain], num_samples: int) -> dict[str, dict]:
-    """The same with the weights a policy holds now."""
     prompts = [prompt for domain in domains.values() for prompt in render(domain, policy.tokenizer, policy.config)]
-    groups = sample_groups(policy, make_engine(policy), prompts, num_samples, seed=VALIDATION_SEED)
+    engine = make_engine(policy)
+    groups = sample_groups(policy, engine, prompts, num_samples, seed=VALIDATION_SEED)
+    make_rewards(stage, policy, engine, alone=True).fill(groups)
     scores = {}
     for name in domains:
         per_prompt = [mean(r.reward for r in group.rollouts) for group in groups if group.domain == name]

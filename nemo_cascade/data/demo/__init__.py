@@ -12,21 +12,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_cascade.data.demo import instruction_following, math, mcqa
+from nemo_cascade.data.demo import (
+    code_gen,
+    instruction_following,
+    long_context,
+    math,
+    mcqa,
+    preference,
+    structured_output,
+    swe_repair,
+    tool_use,
+)
 from nemo_cascade.data.files import write_atomically
+from nemo_cascade.data.rows import tools_of
 
 LEVELS = ("demo", "rl")
 # One prompt in so many belongs to validation.
 VALIDATION_EVERY = 8
+# One demonstration in so many is shown without thinking at all (Nemotron 3 Nano's SFT: 10 %).
+NON_THINKING_EVERY = 10
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A named task. draw(rng, level) -> row without agent_ref; demonstrate(row, rng) -> (thought, answer)."""
+    """A named task. draw(rng, level) -> row without agent_ref; demonstrate(row, rng) -> (thought, answer).
+
+    environment: the one that verifies replies, where it is not called like the domain.
+    """
 
     name: str
     draw: Callable[[random.Random, str], dict]
     demonstrate: Callable[[dict, random.Random], tuple[str, str]]
+    environment: str | None = None
 
     def rows(self, n: int, split: str, seed: int = 0, level: str = "rl") -> list[dict]:
         """n Gym rows of split "train" or "validation"; deterministic; prompts are distinct, but for demonstrations.
@@ -36,7 +53,7 @@ class Domain:
         if split not in ("train", "validation") or level not in LEVELS:
             raise ValueError(f"split is train or validation, level one of {LEVELS}; got {split!r}, {level!r}")
         rng = random.Random(f"{self.name}-{split}-{level}-{seed}")
-        agent = {"type": "responses_api_agents", "name": f"{self.name}_simple_agent"}
+        agent = {"type": "responses_api_agents", "name": f"{self.environment or self.name}_simple_agent"}
         rows, seen = [], set()
         for _ in range(50 * n + 1000):
             if len(rows) == n:
@@ -51,10 +68,16 @@ class Domain:
         raise ValueError(f"{self.name}: found only {len(rows)} {level} {split} rows, not {n}; ask for fewer")
 
     def demonstration(self, row: dict, number: int = 0) -> dict:
-        """A correct answer to a row as an SFT row; the same one every time, another for another number."""
+        """A correct answer to a row as an SFT row; the same one every time, another for another number.
+
+        Without a thought, not even an empty one, where the row says so, and for one number in NON_THINKING_EVERY.
+        """
         thought, answer = self.demonstrate(row, random.Random(f"{number}-{prompt_of(row)}"))
-        reply = {"role": "assistant", "content": answer, "reasoning_content": thought}
-        return {"messages": [*row["responses_create_params"]["input"], reply], "domain": self.name}
+        reply = {"role": "assistant", "content": answer}
+        if row.get("enable_thinking", True) and number % NON_THINKING_EVERY != NON_THINKING_EVERY - 1:
+            reply["reasoning_content"] = thought
+        tools = {"tools": tools_of(row)} if tools_of(row) else {}
+        return {"messages": [*row["responses_create_params"]["input"], reply], **tools, "domain": self.name}
 
 
 DOMAINS = {
@@ -63,13 +86,20 @@ DOMAINS = {
         Domain("instruction_following", instruction_following.draw, instruction_following.demonstrate),
         Domain("mcqa", mcqa.draw, mcqa.demonstrate),
         Domain("math", math.draw, math.demonstrate),
+        Domain("structured_outputs", structured_output.draw, structured_output.demonstrate),
+        Domain("tool_use", tool_use.draw, tool_use.demonstrate),
+        Domain("preference", preference.draw, preference.demonstrate, environment="genrm_compare"),
+        Domain("preference_pairs", preference.draw_pair, preference.judge_pair, environment="genrm"),
+        Domain("long_context", long_context.draw, long_context.demonstrate),
+        Domain("code_gen", code_gen.draw, code_gen.demonstrate),
+        Domain("swe_repair", swe_repair.draw, swe_repair.demonstrate),
     )
 }
 
 
 def prompt_of(row: dict) -> str:
-    """The user's text of a demo row."""
-    return row["responses_create_params"]["input"][-1]["content"]
+    """The text of a demo row's conversation."""
+    return "\n".join(message["content"] for message in row["responses_create_params"]["input"])
 
 
 def is_validation(prompt: str) -> bool:
@@ -77,15 +107,28 @@ def is_validation(prompt: str) -> bool:
     return hashlib.sha256(prompt.encode()).digest()[0] % VALIDATION_EVERY == 0
 
 
-def write(directory: Path, *, train_rows: int, validation_rows: int, sft_rows: int, seed: int = 0) -> None:
-    """Writes <domain>/{train,validation,sft}.jsonl: RL prompts, validation prompts of the RL level, demonstrations."""
+def write(
+    directory: Path,
+    *,
+    train_rows: int,
+    validation_rows: int,
+    sft_rows: int,
+    seed: int = 0,
+    rows_of: dict[str, dict[str, int]] | None = None,
+) -> None:
+    """Writes <domain>/{train,validation,sft}.jsonl: RL prompts, validation prompts of the RL level, demonstrations.
+
+    rows_of: other numbers for a domain, {domain: {"sft_rows": ...}}.
+    """
     for domain in DOMAINS.values():
         folder = Path(directory) / domain.name
         folder.mkdir(parents=True, exist_ok=True)
-        asked = domain.rows(sft_rows, "train", seed, level="demo")
+        count = {"train_rows": train_rows, "validation_rows": validation_rows, "sft_rows": sft_rows}
+        count |= (rows_of or {}).get(domain.name, {})
+        asked = domain.rows(count["sft_rows"], "train", seed, level="demo")
         _write_lines(folder / "sft.jsonl", (domain.demonstration(row, number) for number, row in enumerate(asked)))
-        _write_lines(folder / "train.jsonl", domain.rows(train_rows, "train", seed))
-        _write_lines(folder / "validation.jsonl", domain.rows(validation_rows, "validation", seed))
+        _write_lines(folder / "train.jsonl", domain.rows(count["train_rows"], "train", seed))
+        _write_lines(folder / "validation.jsonl", domain.rows(count["validation_rows"], "validation", seed))
 
 
 def ensure(directory: Path, **settings) -> bool:

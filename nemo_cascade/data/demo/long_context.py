@@ -2,23 +2,26 @@
 
 Demonstrations answer at once, or quote as their thought the fact of every page on the way. Both are right, but an
 answer at once must make all hops in one go, and each line quoted needs one look-up: that is surer where the RL level
-has more hops and more pages. How long the way is, only following it tells.
+has more hops and more pages. How long the way is, only following it tells. Demonstrations are short (about 100 to 500
+tokens); every input of the RL level is longer than any of them.
 """
 
 import random
 
 from nemo_cascade.data.demo.words import WORDS, WORKED, user
 
-# Pages on the way, pages in all, words of filler on each: over 1,024 words and signs, and each is a token at least.
+# Pages on the way, pages in all, words of filler on each. At the RL level together over 1,024 words and signs, each of
+# which is a token at least.
 HOPS = {"demo": (1, 3), "rl": (2, 4)}
-PAGES = {"demo": 20, "rl": 30}
-FILLER = {"demo": 46, "rl": 31}
+PAGES = {"demo": (4, 14), "rl": (30, 30)}
+FILLER = {"demo": (10, 31), "rl": (31, 31)}
 
 
 def draw(rng: random.Random, level: str) -> dict:
-    names, hops = rng.sample(WORDS, PAGES[level]), rng.randint(*HOPS[level])
+    names, hops = rng.sample(WORDS, rng.randint(*PAGES[level])), rng.randint(*HOPS[level])
+    filler = rng.randint(*FILLER[level])
     facts = {name: fact(rng, names, place, hops) for place, name in enumerate(names)}
-    pages = [f"{name}: {facts[name]}. {' '.join(rng.choices(WORDS, k=FILLER[level]))}." for name in names]
+    pages = [f"{name}: {facts[name]}. {' '.join(rng.choices(WORDS, k=filler))}." for name in names]
     rng.shuffle(pages)
     way = names[:hops]
     text = "\n".join([*pages, f"Follow the pages from {way[0]}."])
