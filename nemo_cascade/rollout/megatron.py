@@ -21,6 +21,11 @@ from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
 # Attributes by which mcore's layers know that the sequence is split over tensor ranks; one decoded token cannot be.
 SEQUENCE_PARALLEL = ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
 
+# Prompts of a batch differ by at most so many tokens and an eighth: what is beyond the shortest is fed token by token.
+LENGTH_SLACK = 16
+# Prompt tokens that are read at once, which bounds what a forward pass holds in memory.
+MAX_PREFILL_TOKENS = 65_536
+
 
 class MegatronEngine:
     """Decodes with `model` (an unwrapped MambaModel). vocab_size: ids from there on are padding and never sampled."""
@@ -87,9 +92,15 @@ class MegatronEngine:
         """Nothing to do: the engine decodes with the policy's own tensors."""
 
     def _next_batch(self) -> "Batch":
-        """The longest-waiting request's settings choose the batch: as many with the same settings as fit."""
-        params = self.waiting[0][1]
-        rows = [request for request, other in self.waiting if other == params][: self.max_batch_size]
+        """The longest-waiting request chooses the batch: as many with its settings and about its prompt's length as fit."""
+        first, params = self.waiting[0]
+        length = len(first.prompt)
+        rows = [
+            request
+            for request, other in self.waiting
+            if other == params and abs(len(request.prompt) - length) <= LENGTH_SLACK + length // 8
+        ]
+        rows = rows[: max(1, min(self.max_batch_size, MAX_PREFILL_TOKENS // length))]
         longest = max(len(request.prompt) for request in rows) + params.max_new_tokens
         size = len(rows) * self._row_bytes(longest)
         if size > self.max_cache_bytes:
