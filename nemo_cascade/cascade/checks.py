@@ -347,13 +347,11 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
             f"{where('grpo.num_generations_per_prompt')}: a group of one always has advantage 0 with adv_estimator "
             "grpo; use at least 2"
         )
-    if stage.kind == "rl":
-        for key, value in (("temperature", policy.generation.temperature), ("top_p", policy.generation.top_p)):
-            if 0 <= value < 1 or key == "temperature" and value > 1:
-                yield (
-                    f"{where(f'policy.generation.{key}')}: {value} is not supported in a stage of kind rl yet: the loss takes "
-                    "log-probs of the distribution at 1, so replies would be off-policy; set it to 1"
-                )
+    if stage.kind == "rl" and policy.generation.temperature == 0:
+        yield (
+            f"{where('policy.generation.temperature')}: 0 takes the most likely token, so all replies of a group "
+            "would be the same and a stage of kind rl would learn nothing; set it above 0"
+        )
     if stage.kind == "rl" and loss.reference_policy_kl_penalty > 0 and stage.parent is None:
         yield (
             f"{where('loss_fn.reference_policy_kl_penalty')}: {loss.reference_policy_kl_penalty} needs a reference, but "

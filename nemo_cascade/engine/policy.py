@@ -36,6 +36,7 @@ from nemo_cascade.engine import parallel  # noqa: E402
 from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs  # noqa: E402
 from nemo_cascade.engine.config import PolicyConfig  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
+from nemo_cascade.engine.sampled import is_plain, sampled_logits  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
@@ -88,7 +89,12 @@ class Policy:
 
     @torch.no_grad()
     def logprobs(self, samples: list[Sample]) -> list[list[float]]:
-        """Log-probabilities of each sample's tokens, entry t that of token t (entry 0 is 0), on every rank."""
+        """Log-probabilities of each sample's tokens, entry t that of token t (entry 0 is 0), on every rank.
+
+        They are those of the distribution `policy.generation` samples from. A token outside the nucleus of these
+        weights, as one that a student drew may be for its teacher or reference, has probability 0 there, and no loss
+        could use -inf; it counts as the nucleus's last member instead: log p(y) - log(p(nucleus) + p(y)).
+        """
         packs = self._packs(samples)
         self.model.eval()
 
@@ -104,9 +110,11 @@ class Policy:
         parallel.broadcast_from_last_stage(flat)
         return [row.tolist() for row in flat.split([len(sample.tokens) for sample in samples])]
 
-    def train_step(self, samples: list[Sample], loss: Loss) -> dict[str, float]:
+    def train_step(self, samples: list[Sample], loss: Loss, *, as_sampled: bool = True) -> dict[str, float]:
         """One optimizer step on the global batch. Returns the loss's metrics (global means), loss, grad_norm, lr.
 
+        The loss sees log-probs as `logprobs` gives them; with as_sampled=False, for texts that were not sampled, those
+        of the plain softmax.
         Raises FloatingPointError, before the weights are touched, when the gradient is not finite.
         """
         packs = self._packs(samples)
@@ -119,7 +127,7 @@ class Policy:
             pair = {"loss": (total.detach(), count), **metrics}
             return total, count.int(), {name: torch.stack([a.double(), b.double()]) for name, (a, b) in pair.items()}
 
-        results = self._run(packs, with_loss_metric, forward_only=False)
+        results = self._run(packs, with_loss_metric, forward_only=False, as_sampled=as_sampled)
         metrics = self._reduce(results)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         # mcore's fp32 optimizer would step on a NaN, so the norm is looked at before it may.
@@ -268,13 +276,19 @@ class Policy:
         multiple = math.lcm(PACK_ALIGNMENT, self.config.megatron_cfg.tensor_model_parallel_size)
         return [build_pack(samples, indices, multiple, self.device) for indices in plan[rank::size]]
 
-    def _run(self, packs: list[Pack], loss: Callable, forward_only: bool) -> list[dict]:
+    def _run(self, packs: list[Pack], loss: Callable, forward_only: bool, as_sampled: bool = True) -> list[dict]:
         """megatron-core's schedule over the packs; returns what `loss` put last, a pack each."""
+        plain = not as_sampled or is_plain(self.config.generation)
 
         def forward_step(iterator, model):
             pack = next(iterator)
-            nll = model(pack.tokens, pack.position_ids, None, labels=pack.labels, packed_seq_params=pack.params)
-            return nll, lambda nll: loss(-nll[0], pack)
+            labels = pack.labels if plain else None
+            output = model(pack.tokens, pack.position_ids, None, labels=labels, packed_seq_params=pack.params)
+            if not plain and parallel_state.is_pipeline_last_stage():
+                # Logits [1, T, vocab / tp], as there were no labels; the loss takes tokens first.
+                logits = sampled_logits(output.transpose(0, 1), pack.labels.transpose(0, 1), self.config.generation)
+                output = self.model.compute_language_model_loss(pack.labels, logits)
+            return output, lambda nll: loss(-nll[0], pack)
 
         model = self.model if forward_only else self.wrapped
         return get_forward_backward_func()(

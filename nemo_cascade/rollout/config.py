@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 @dataclass
 class GenerationConfig:
-    """`policy.generation`. `max_batch_size` bounds the rows one rank decodes at once (cache memory)."""
+    """`policy.generation`. `max_batch_size` bounds the rows one rank decodes at once (cache memory).
+
+    RL trains, and takes the log-probs of teachers and reference under, the temperature and top_p it samples with; SFT
+    trains at 1.
+    """
 
     backend: str = "megatron"
     max_new_tokens: int = 64

@@ -4,14 +4,15 @@ import torch
 
 
 def distribution(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """Log-probs [rows, vocab] in float64 after temperature and top-p; -inf outside the nucleus.
+    """Log-probs [.., vocab] in float64 after temperature and top-p; -inf outside the nucleus.
 
-    The nucleus is the smallest set of most likely tokens whose mass reaches top_p (Holtzman et al. 2020, section 3.1).
+    The nucleus is the smallest set of most likely tokens whose mass reaches top_p (Holtzman et al. 2020, section 3.1);
+    of equally likely ones the lower ids come first, so that sampler and trainer choose the same.
     """
     logprobs = (logits.double() / temperature).log_softmax(-1)
     if top_p >= 1:
         return logprobs
-    ordered, order = logprobs.sort(-1, descending=True)
+    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
     mass_before = ordered.exp().cumsum(-1) - ordered.exp()
     dropped = torch.zeros_like(mass_before, dtype=torch.bool).scatter(-1, order, mass_before >= top_p)
     return logprobs.masked_fill(dropped, -torch.inf).log_softmax(-1)

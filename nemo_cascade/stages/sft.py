@@ -29,7 +29,7 @@ def run(stage: StageRun) -> None:
         while policy.step < config.sft.max_num_steps:
             started = time.perf_counter()
             batch = [sample for index in loader.next() for sample in packs[index]]
-            metrics = policy.train_step(batch, sft_loss)
+            metrics = policy.train_step(batch, sft_loss, as_sampled=False)
             metrics["tokens"] = sum(len(sample.tokens) - 1 for sample in batch)
             stage.log(train_metrics(metrics, time.perf_counter() - started), policy.step)
             bar.advance(loss=metrics["loss"])

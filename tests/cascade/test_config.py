@@ -228,7 +228,7 @@ CASES = {
     ),
     "greedy sampling for RL": (
         ["cascade.stages.if_rl.policy.generation.temperature=0"],
-        "cascade.stages.if_rl.policy.generation.temperature: 0.0 is not supported in a stage of kind rl yet",
+        "cascade.stages.if_rl.policy.generation.temperature: 0 takes the most likely token",
     ),
     "a balancing loss divided by responses": (
         ["cascade.stages.mopd.policy.megatron_cfg.moe_aux_loss_coeff=1e-4"],

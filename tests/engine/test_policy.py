@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nemo_cascade.engine.config import MegatronConfig, OptimizerConfig, PolicyConfig, SequencePackingConfig
+from nemo_cascade.rollout.config import GenerationConfig
 from nemo_cascade.stages.config import LossConfig
 from tests.engine.cases import full_gradients, random_samples
 from tests.helpers import run_distributed
@@ -14,7 +15,7 @@ LAYOUTS = [dict(world=1), dict(world=2), dict(world=2, tensor_model_parallel_siz
 LAYOUTS += [dict(world=2, expert_model_parallel_size=2), dict(world=2, pipeline_model_parallel_size=2)]
 
 
-def build(max_num_steps=4, seed=0, distributed_optimizer=True, **layout):
+def build(max_num_steps=4, seed=0, distributed_optimizer=True, top_p=1.0, **layout):
     import torch.distributed as dist
 
     from nemo_cascade.engine import parallel
@@ -23,6 +24,7 @@ def build(max_num_steps=4, seed=0, distributed_optimizer=True, **layout):
     config = PolicyConfig(
         model_name="micro",
         sequence_packing=SequencePackingConfig(train_mb_tokens=64),
+        generation=GenerationConfig(top_p=top_p),
         megatron_cfg=MegatronConfig(
             moe_router_bias_update_rate=1e-2,
             optimizer=OptimizerConfig(lr=1e-2, use_distributed_optimizer=distributed_optimizer),
@@ -170,7 +172,7 @@ def own_teacher(directory, layout):
     return max(seen, default=0.0), loss, max(gradient.abs().max().item() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, dict(world=2, pipeline_model_parallel_size=2, top_p=0.95)], ids=str)
 def test_a_student_that_is_its_own_teacher_has_advantage_loss_and_gradient_exactly_zero(layout, tmp_path):
     layout = dict(layout)
     for advantage, loss, gradient in run_distributed(own_teacher, layout.pop("world"), tmp_path, layout):
@@ -189,7 +191,7 @@ def held_at_its_start(directory, layout):
     return value, max(gradient.abs().max().item() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, dict(world=1, top_p=0.95)], ids=str)
 def test_where_a_stage_begins_its_kl_term_and_gradient_are_exactly_zero(layout, tmp_path):
     layout = dict(layout)
     for result in run_distributed(held_at_its_start, layout.pop("world"), tmp_path, layout):

@@ -1,5 +1,6 @@
 """The embedded engine samples from the model that is trained: log-probs, layouts, batches, limits."""
 
+import dataclasses
 import random
 
 import pytest
@@ -19,7 +20,7 @@ LAYOUTS = {
 PARAMS = SamplingParams(max_new_tokens=24, seed=5)
 
 
-def build(model="micro", max_batch_size=256, sharpen=4.0, **layout):
+def build(model="micro", max_batch_size=256, sharpen=4.0, temperature=1.0, top_p=1.0, **layout):
     """A policy whose logits are far from uniform, with its engine."""
     import torch
 
@@ -30,7 +31,7 @@ def build(model="micro", max_batch_size=256, sharpen=4.0, **layout):
     config = PolicyConfig(
         model_name=model,
         sequence_packing=SequencePackingConfig(train_mb_tokens=256),
-        generation=GenerationConfig(max_batch_size=max_batch_size),
+        generation=GenerationConfig(max_batch_size=max_batch_size, temperature=temperature, top_p=top_p),
         megatron_cfg=MegatronConfig(**layout),
     )
     parallel.init(config.megatron_cfg)
@@ -51,13 +52,14 @@ def requests(prompts=6, samples=2, shortest=1, longest=70, seed=0) -> list[Reque
     return made
 
 
-def incremental_error(model, layout):
+def incremental_error(model, layout, sampling=None):
     """Largest difference between the log-probs of sampled tokens and the training forward's."""
     from nemo_cascade.rollout.engine import generate_global
     from nemo_cascade.stages.rl import rollout_sample
 
-    policy, engine = build(model, **layout)
-    rollouts = generate_global(engine, requests(), PARAMS)
+    sampling = sampling or {}
+    policy, engine = build(model, **sampling, **layout)
+    rollouts = generate_global(engine, requests(), dataclasses.replace(PARAMS, **sampling))
     trained = policy.logprobs([rollout_sample(rollout, True) for rollout in rollouts])
     difference = 0.0
     for rollout, logprobs in zip(rollouts, trained):
@@ -73,6 +75,13 @@ def test_incremental_logprobs_equal_the_training_forward(model, layout):
     for error, responses, spread in run_distributed(incremental_error, layout.pop("world"), model, layout):
         assert error < 1e-5
         assert spread > 1.0 and len({tuple(response) for response in responses}) > 6, "a flat model would hide errors"
+
+
+@pytest.mark.parametrize("layout", ["TP1", "TP2", "EP2"])
+def test_logprobs_after_temperature_and_nucleus_equal_the_training_forward(layout):
+    layout, sampling = dict(LAYOUTS[layout]), dict(temperature=0.8, top_p=0.95)
+    for error, _, spread in run_distributed(incremental_error, layout.pop("world"), "micro", layout, sampling):
+        assert error < 1e-5 and spread > 1.0
 
 
 def write_weights(directory):
