@@ -4,6 +4,7 @@ import pytest
 
 from nemo_cascade.data import chat
 from nemo_cascade.data.demo import DOMAINS
+from nemo_cascade.data.rows import messages_of, tools_of
 from nemo_cascade.data.tokenizer import SPECIAL, load_tokenizer, train_tokenizer
 
 TOKENIZER = load_tokenizer("tiny")
@@ -70,8 +71,10 @@ def test_all_replies_of_a_tool_loop_are_trained_on_and_results_are_not():
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_prompt_tokens_of_a_sample_are_those_sampling_starts_from(domain):
     for number, row in enumerate(DOMAINS[domain].rows(50, "train", level="demo")):
-        sample = chat.conversation_to_samples(TOKENIZER, DOMAINS[domain].demonstration(row, number))[0]
-        prompt = chat.render_prompt(TOKENIZER, row["responses_create_params"]["input"])
+        demonstration = DOMAINS[domain].demonstration(row, number)
+        (sample,) = chat.conversation_to_samples(TOKENIZER, demonstration)
+        thinks = "reasoning_content" in demonstration["messages"][-1]
+        prompt = chat.render_prompt(TOKENIZER, messages_of(row), tools_of(row), enable_thinking=thinks)
         assert sample.tokens[: len(prompt)] == prompt
         assert sample.loss_mask == [0] * len(prompt) + [1] * (len(sample.tokens) - len(prompt))
 

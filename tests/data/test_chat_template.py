@@ -309,7 +309,7 @@ def test_stop_ids_are_eos_and_end_of_message():
 
 
 @given(st.text())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_survives_encoding(text):
     ids = chat.encode(TOKENIZER, text)
     assert TOKENIZER.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) == text
@@ -326,7 +326,7 @@ json_values = st.recursive(
 
 
 @given(names, st.dictionaries(names, strings | json_values, max_size=4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_call_is_read_back_as_it_was_written(name, arguments):
     schema = {key: {"type": "string"} for key, value in arguments.items() if isinstance(value, str)}
     tools = [{"name": name, "parameters": {"properties": schema}}]

@@ -49,7 +49,7 @@ def documents(lengths):
     return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None].int()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.one_of(st.just(1), st.just(CHUNK), st.integers(1, 3 * CHUNK)), min_size=1, max_size=6))
 def test_the_chunked_scan_is_the_recurrence_in_every_document(lengths):
     x, dt, A, B, C = inputs(sum(lengths), rows=1)
