@@ -1,11 +1,12 @@
-"""Does the cascade learn? Seeds of `tiny`, each RL stage against SFT continued for the same seconds, MOPD against its teachers.
+"""Does the cascade learn? Seeds of `tiny`: RL stages against SFT continued for the same seconds, MOPD against teachers and GRPO.
 
     python benchmarks/learning.py --seeds 1 2 3 --out runs/learning
 
 For every seed it runs the cascade, then one control a RL stage: the same parent checkpoint, more SFT on the (clean)
-demonstrations, for as many optimizer steps as fit into the seconds the RL stage trained. Gains are paired by validation prompt,
-with a 95 % bootstrap interval. Prints a table with a verdict on the bars below after every seed and writes results.json beside the runs; the same command
-again goes on where it was stopped.
+demonstrations, for as many optimizer steps as fit into the seconds the RL stage trained. Beside MOPD stands GRPO from the same
+start on the same prompts: with as many rollouts, and with as many as MOPD and its teachers took together. Gains are paired by
+validation prompt, with a 95 % bootstrap interval. Prints a table with a verdict on the bars below after every seed and writes
+results.json beside the runs; the same command again goes on where it was stopped.
 """
 
 import argparse
@@ -15,18 +16,32 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from nemo_cascade.cascade.gate import paired_difference
 
 ROOT = Path(__file__).parents[1]
-# The domain each stage is there to improve; what multi_domain_rl has of if_rl's domain only keeps it.
-RL_STAGES = {"if_rl": "instruction_following", "math_rl": "math", "multi_domain_rl": "mcqa"}
+# The domains each stage is there to improve; what multi_domain_rl has of if_rl's domain only keeps it.
+RL_STAGES = {
+    "if_rl": ["instruction_following"],
+    "multi_domain_rl": ["mcqa", "structured_outputs", "tool_use"],
+    "math_rl": ["math"],
+    "preference_rl": ["preference"],
+    "rlhf": ["preference"],
+    "long_context_rl": ["long_context"],
+    "code_rl": ["code_gen"],
+    "swe_rl": ["swe_repair"],
+}
+FIRST, LAST = "sft", "swe_rl"
 # The bars. RL: its domain starts where there is room both ways, and gains over more SFT. MOPD: a teacher's lead worth the name
 # is closed to this share, and a domain without such a lead falls by no more than this.
 START, GAIN = (0.2, 0.8), 0.10
 LEAD, CLOSED, FALL = 0.10, 0.80, 0.03
+# And the mean over all domains ends so much above SFT.
+MEAN_GAIN = 0.15
+GRPO_GROUP = 8
 
 
 def main() -> None:
@@ -50,14 +65,15 @@ def run_seed(seed: int, args) -> dict:
     overrides = [f"cascade.run_dir={run_dir}", f"cascade.seed={seed}", *args.overrides]
     launch(args.nproc_per_node, overrides)
     manifest = read_manifest(run_dir)
-    order = [name for name in manifest["stages"] if not name.startswith("control_")]
+    order = [name for name in manifest["stages"] if not name.startswith(("control_", "grpo_"))]
     if not args.no_control:
-        controls = [override for stage in RL_STAGES for override in control_stage(run_dir, manifest, stage)]
-        names = ",".join(order + [f"control_{stage}" for stage in RL_STAGES])
-        launch(args.nproc_per_node, [*overrides, *controls, f"cascade.order=[{names}]"])
+        controls = {f"control_{stage}": control_stage(run_dir, manifest, stage) for stage in RL_STAGES}
+        controls |= grpo_stages(run_dir, manifest)
+        added = [override for stage in controls.values() for override in stage]
+        launch(args.nproc_per_node, [*overrides, *added, f"cascade.order=[{','.join([*order, *controls])}]"])
     manifest = read_manifest(run_dir)
     gains = {}
-    for stage, domain in RL_STAGES.items():
+    for stage, domain in ((stage, domain) for stage, domains in RL_STAGES.items() for domain in domains):
         parent = manifest["stages"][stage]["parent"]
         before, after = per_prompt(run_dir, parent, domain), per_prompt(run_dir, stage, domain)
         row = {"before": before.mean(), "after": after.mean(), "gain": paired_difference(before, after)}
@@ -65,7 +81,10 @@ def run_seed(seed: int, args) -> dict:
             control = per_prompt(run_dir, f"control_{stage}", domain)
             row |= {"control": control.mean(), "over_control": paired_difference(control, after)}
         gains[f"{stage}/{domain}"] = row
-    return {"seed": seed, "scores": all_scores(manifest), "gains": gains, "mopd": distillation(run_dir, manifest)}
+    scores = all_scores(manifest)
+    means = {stage: float(np.mean(list(scores[stage].values()))) for stage in (FIRST, LAST)}
+    mopd = distillation(run_dir, manifest)
+    return {"seed": seed, "scores": scores, "gains": gains, "means": means, "mopd": mopd}
 
 
 def control_stage(run_dir: Path, manifest: dict, stage: str) -> list[str]:
@@ -84,14 +103,52 @@ def control_stage(run_dir: Path, manifest: dict, stage: str) -> list[str]:
     ]
 
 
+def grpo_stages(run_dir: Path, manifest: dict) -> dict[str, list[str]]:
+    """GRPO beside MOPD: as many rollouts as MOPD drew, and from there on as many as the side branches that teach drew."""
+    mopd = manifest["stages"]["mopd"]
+    teachers = {name for name in mopd["teachers"].values() if manifest["stages"][name]["teacher_only"]}
+    size = rollouts(run_dir, "mopd") // len(step_times(run_dir, "mopd"))
+    stages = {}
+    for name, parent, count in (
+        ("grpo_same", mopd["parent"], rollouts(run_dir, "mopd")),
+        ("grpo_counted", "grpo_same", sum(rollouts(run_dir, teacher) for teacher in teachers)),
+    ):
+        key, mine = f"+cascade.stages.{name}", "${cascade.stages.mopd"
+        grpo = f"{{max_num_steps:{count // size},num_prompts_per_step:{size // GRPO_GROUP},num_generations_per_prompt:{GRPO_GROUP}}}"
+        cfg = f"{key}.policy.megatron_cfg"
+        stages[name] = [
+            f"{key}={{kind:rl,parent:{parent},teacher_only:true,grpo:{grpo}}}",
+            f"{key}.data={mine}.data}}",
+            f"{cfg}.moe_router_load_balancing_type={mine}.policy.megatron_cfg.moe_router_load_balancing_type}}",
+            f"{cfg}.moe_aux_loss_coeff={mine}.policy.megatron_cfg.moe_aux_loss_coeff}}",
+            f"{cfg}.moe_router_bias_update_rate={mine}.policy.megatron_cfg.moe_router_bias_update_rate}}",
+            f"{cfg}.optimizer.adam_beta2={mine}.policy.megatron_cfg.optimizer.adam_beta2}}",
+        ]
+    return stages
+
+
+def rollouts(run_dir: Path, stage: str) -> int:
+    """How many replies a stage trained on."""
+    grpo = yaml.safe_load((stage_dir(run_dir, stage) / "config.yaml").read_text())["grpo"]
+    return grpo["max_num_steps"] * grpo["num_prompts_per_step"] * grpo["num_generations_per_prompt"]
+
+
 def distillation(run_dir: Path, manifest: dict) -> dict:
-    """domain -> student at the start, teacher, student at the end, share of the gap closed (None when there is none)."""
+    """domain -> scores of the student at the start, its teacher, the student at the end, GRPO; share of the gap closed.
+
+    Domains that are not distilled have no teacher; the share is None where there is no gap.
+    """
     mopd = manifest["stages"]["mopd"]
     table = {}
-    for domain, teacher in mopd["teachers"].items():
-        start, target, end = (per_prompt(run_dir, stage, domain).mean() for stage in (mopd["parent"], teacher, "mopd"))
-        gap = target - start
-        table[domain] = {"start": start, "teacher": target, "end": end, "closed": (end - start) / gap if gap > 0.01 else None}
+    for domain in mopd["scores"]:
+        teacher = mopd["teachers"].get(domain)
+        names = {"start": mopd["parent"], "teacher": teacher, "end": "mopd", "grpo": "grpo_same", "counted": "grpo_counted"}
+        row = {
+            key: per_prompt(run_dir, stage, domain).mean() if stage in manifest["stages"] else None
+            for key, stage in names.items()
+        }
+        gap = row["teacher"] - row["start"] if teacher else 0.0
+        table[domain] = row | {"closed": (row["end"] - row["start"]) / gap if gap > 0.01 else None}
     return table
 
 
@@ -103,7 +160,7 @@ def learned(row: dict) -> bool:
 
 def distilled(row: dict) -> bool:
     """Whether MOPD closed the domain's gap, or held the domain where its teacher had no lead."""
-    if row["teacher"] - row["start"] >= LEAD:
+    if row["teacher"] is not None and row["teacher"] - row["start"] >= LEAD:
         return row["closed"] >= CLOSED
     return row["end"] - row["start"] >= -FALL
 
@@ -142,7 +199,10 @@ def show(results: list[dict]) -> None:
         return f"{value[0]:+.3f} [{value[1]:+.3f}, {value[2]:+.3f}]" if value else "-"
 
     gains = Table("seed", "stage/domain", "before", "after", "gain [95 %]", "control", "over control [95 %]", "holds", title="RL")
-    mopd = Table("seed", "domain", "student", "teacher", "after MOPD", "gap closed", "holds", title="MOPD")
+    mopd = Table(
+        *("seed", "domain", "student", "teacher", "after MOPD", "gap closed", "GRPO, same rollouts", "GRPO, teachers' too", "holds"),
+        title="MOPD",
+    )
     for result in results:
         for name, row in result["gains"].items():
             control = f"{row['control']:.3f}" if "control" in row else "-"
@@ -150,10 +210,15 @@ def show(results: list[dict]) -> None:
             gains.add_row(str(result["seed"]), name, *values, interval(row.get("over_control")), str(learned(row)))
         for domain, row in result["mopd"].items():
             closed = "-" if row["closed"] is None else f"{row['closed']:.0%}"
-            mopd.add_row(str(result["seed"]), domain, *(f"{row[k]:.3f}" for k in ("start", "teacher", "end")), closed, str(distilled(row)))
+            cells = {key: "-" if row[key] is None else f"{row[key]:.3f}" for key in row if key != "closed"}
+            first = [cells[key] for key in ("start", "teacher", "end")]
+            mopd.add_row(str(result["seed"]), domain, *first, closed, cells["grpo"], cells["counted"], str(distilled(row)))
     console = Console(width=150)
     console.print(gains)
     console.print(mopd)
+    for result in results:
+        first, last = result["means"][FIRST], result["means"][LAST]
+        console.print(f"seed {result['seed']}: mean over all domains {first:.3f} -> {last:.3f}, holds: {last - first >= MEAN_GAIN}")
 
 
 if __name__ == "__main__":
