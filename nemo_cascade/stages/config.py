@@ -77,8 +77,8 @@ class GenRMConfig:
     reasoning_bonus: float = 0.5
     answer_bonus: float = 0.5
     top_percentile: float = 0.2
-    judge_max_new_tokens: int = 32
-    judge_enable_thinking: bool = False
+    judge_max_new_tokens: int = 64
+    judge_enable_thinking: bool = True
 
 
 @dataclass

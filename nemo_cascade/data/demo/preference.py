@@ -33,7 +33,7 @@ def demonstrate(row: dict, rng: random.Random) -> tuple[str, str]:
 
 
 def draw_pair(rng: random.Random, level: str) -> dict:
-    """A request with two letters, and what is right to say about them. A judge writes no thought.
+    """A request with two letters, and what is right to say about them.
 
     At the RL level one letter is better: whether a judge agrees can be asked only where there is a preference.
     """
@@ -45,11 +45,14 @@ def draw_pair(rng: random.Random, level: str) -> dict:
             break
     messages = judge_messages(row, first, second)
     expected = {"score_1": scores[0], "score_2": scores[1], "ranking": ranking(*scores, len(first) <= len(second))}
-    return {"responses_create_params": {"input": messages}, "expected_scores": expected, "enable_thinking": False}
+    return {"responses_create_params": {"input": messages}, "expected_scores": expected, "asked": row["asked"]}
 
 
 def judge_pair(row: dict, rng: random.Random) -> tuple[str, str]:
-    return "", json.dumps(row["expected_scores"])
+    """The parts that each letter has right, then the scores."""
+    letters = [message["content"] for message in row["responses_create_params"]["input"][-2:]]
+    found = [" ".join([str(number), *right_parts(row["asked"], text)]) for number, text in enumerate(letters, start=1)]
+    return "\n".join(found), json.dumps(row["expected_scores"])
 
 
 def some(rng: random.Random, share: float) -> tuple[bool, ...]:
@@ -76,11 +79,16 @@ def pair_letter(asked: tuple[str, str, str], rng: random.Random) -> str:
     return letter(said, tuple(rng.random() < rng.choice((PARTS, REFERENCE_PARTS, 1)) for _ in range(4)))
 
 
-def helpfulness(asked: tuple[str, str, str], text: str) -> int:
-    """1 and a point for each part that is there and right, from 1 to 5."""
+def right_parts(asked: tuple[str, str, str], text: str) -> list[str]:
+    """The names of the parts that are there and right, in the order of a letter."""
     words = text.replace(",", " ").replace(".", " ").split()
-    right = sum(value in words for value in asked)
-    return 1 + right + ("please" in words)
+    wanted = {"name": asked[0], "please": "please", "place": asked[1], "hour": asked[2]}
+    return [part for part, word in wanted.items() if word in words]
+
+
+def helpfulness(asked: tuple[str, str, str], text: str) -> int:
+    """1 and a point for each right part, from 1 to 5."""
+    return 1 + len(right_parts(asked, text))
 
 
 def ranking(first: int, second: int, first_is_shorter: bool) -> int:
