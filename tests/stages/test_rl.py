@@ -1,16 +1,15 @@
-"""From rollouts to training samples: who is rewarded, who is trained on, which teacher speaks."""
+"""From rollouts to training samples: which groups make a batch, who is trained on, which teacher speaks."""
 
 import pytest
 import torch
 
 from nemo_cascade.data.rows import DataError
-from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rollouts
 from nemo_cascade.stages.config import GRPOConfig, LossConfig
 from nemo_cascade.stages.rl import distillation_samples, make_loss, reward_samples
 from nemo_cascade.stages.prompts import Prompt
-from nemo_cascade.stages.rollouts import Sampler, make_requests, reply_text, reward, rollout_metrics
+from nemo_cascade.stages.rollouts import Sampler, make_requests, rollout_metrics
 
 
 def rollout(k=0, response=(5, 6, 11), finish_reason="stop", reward=None) -> Rollout:
@@ -100,28 +99,31 @@ def test_rewards_that_differ_in_single_precision_only_are_informative():
     assert rollout_metrics([group([1.0, 1.0 + 3e-8])])["informative_groups"] == 1.0
 
 
-def test_every_draw_of_a_step_has_noise_of_its_own_and_is_replayed_from_its_own_file(tmp_path, monkeypatch):
-    seeds = []
+def test_every_draw_of_a_step_has_noise_of_its_own_and_is_replayed_with_its_rewards_from_its_own_file(tmp_path, monkeypatch):
+    seeds, rewarded = [], []
 
     def sampled(policy, engine, prompts, group_size, seed):
         seeds.append(seed)
-        # The second draw of a step teaches, the first does not.
-        return [group([1.0, float(len(seeds) % 2)]) for _ in prompts]
+        return [group([None, None]) for _ in prompts]
 
-    monkeypatch.setattr(rollouts, "make_engine", lambda policy: None)
-    monkeypatch.setattr(rollouts, "sample_groups", sampled)
-    prompt = Prompt("ab" * 32, "math", {}, [10, 3])
+    class TeachesAtTheSecondDraw:
+        def fill(self, groups):
+            rewarded.append(len(groups))
+            for g in groups:
+                g.rollouts[0].reward, g.rollouts[1].reward = 1.0, float(len(rewarded) % 2)
 
     class Same:
         def next(self, n):
-            return [prompt] * n
+            return [Prompt("ab" * 32, "math", {}, [10, 3])] * n
 
-    config = dynamic()
-    drawn = [Sampler(None, tmp_path, seed=3).batch(step, Same(), config)[0] for step in (1, 2)]
+    monkeypatch.setattr(rollouts, "sample_groups", sampled)
+    config, rewards = dynamic(), TeachesAtTheSecondDraw()
+    drawn = [Sampler(None, None, rewards, tmp_path, seed=3).batch(step, Same(), config)[0] for step in (1, 2)]
     assert len(set(seeds)) == len(seeds) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{n}.jsonl" for n in ("1", "1_1", "2", "2_1")]
-    assert [Sampler(None, tmp_path, seed=3).batch(step, Same(), config)[0] for step in (1, 2)] == drawn
-    assert len(seeds) == 4, "a replayed step samples nothing"
+    again = [Sampler(None, None, rewards, tmp_path, seed=3).batch(step, Same(), config)[0] for step in (1, 2)]
+    assert again == drawn and [r.reward for r in again[0][0].rollouts] == [1.0, 0.0]
+    assert len(seeds) == 4 and rewarded == [2] * 4, "a replayed step samples and verifies nothing"
 
 
 def test_without_dynamic_sampling_every_group_is_trained_on():
@@ -134,33 +136,6 @@ def test_without_dynamic_sampling_every_group_is_trained_on():
 def test_distillation_trains_on_every_reply_whatever_its_reward():
     samples = distillation_samples([group([0.0, 0.0]), group([1.0, None])])
     assert len(samples) == 4 and all(sum(sample.loss_mask) == 3 for sample in samples)
-
-
-def encoded(text, finish_reason="stop") -> Rollout:
-    tokens = load_tokenizer("tiny").encode(text, add_special_tokens=False)
-    return rollout(response=[*tokens, 11] if finish_reason == "stop" else tokens, finish_reason=finish_reason)
-
-
-def test_a_reply_is_verified_without_its_stop_token_and_with_its_special_ones():
-    tokenizer = load_tokenizer("tiny")
-    assert reply_text(encoded("3 and 4</think>\\boxed{7}"), tokenizer) == "3 and 4</think>\\boxed{7}"
-
-
-@pytest.mark.parametrize(
-    ("text", "finish_reason", "expected"),
-    [
-        ("3 and 4</think>\\boxed{7}", "stop", 1.0),
-        ("3 and 4</think>\\boxed{8}", "stop", 0.0),
-        ("\\boxed{7}", "stop", 0.0),
-        ("3 and 4</think>\\boxed{7}", "length", 0.0),
-    ],
-    ids=["right", "wrong", "never out of its thought", "cut at the limit"],
-)
-def test_rewards(text, finish_reason, expected):
-    row = {"question": "Add 3 4", "expected_answer": "7", "agent_ref": {"name": "math_simple_agent"}}
-    asked = Group(row, "math", [encoded(text, finish_reason)])
-    reward(asked, load_tokenizer("tiny"))
-    assert asked.rollouts[0].reward == expected
 
 
 def test_metrics_are_means_over_rollouts_and_by_domain():

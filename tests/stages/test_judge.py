@@ -1,0 +1,242 @@
+"""A judge in the policy's own buffers: it answers as itself, leaves no trace, favours no place, and its words become rewards."""
+
+import hashlib
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+
+from nemo_cascade.algorithms import comparison_pairs, genrm_rewards
+from nemo_cascade.data.demo import DOMAINS
+from nemo_cascade.data.rows import prompt_id
+from nemo_cascade.data.tokenizer import load_tokenizer
+from nemo_cascade.environments.genrm_compare import Comparison, judge_messages
+from nemo_cascade.rollout.types import Group, Rollout, SamplingParams
+from nemo_cascade.stages.config import GenRMConfig
+from tests.helpers import run_distributed
+
+TOKENIZER = load_tokenizer("tiny")
+ROWS = DOMAINS["preference"].rows(6, "train")
+CONFIG = GenRMConfig(judge_max_new_tokens=12)
+ALL = ("Hello, come.", "Dear Anna, please come.", "Hello, please come at noon.")
+
+
+def rollout(row, text, k=0) -> Rollout:
+    tokens = [*TOKENIZER.encode(text, add_special_tokens=False), 11]
+    return Rollout(prompt_id(row), k, [10, 3], tokens, [-0.5] * len(tokens), "stop")
+
+
+def group(row, *texts) -> Group:
+    return Group(row, "preference", [rollout(row, text, k) for k, text in enumerate(texts)])
+
+
+# -------------------------------------------------------------------------------- with two real models
+
+
+def build(seed, **layout):
+    """A policy whose logits are far from uniform, with its engine."""
+    import torch.distributed as dist
+
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, SequencePackingConfig
+    from nemo_cascade.engine.policy import Policy
+    from nemo_cascade.stages.rollouts import make_engine
+
+    packing = SequencePackingConfig(train_mb_tokens=256)
+    config = PolicyConfig(model_name="micro", sequence_packing=packing, megatron_cfg=MegatronConfig(**layout))
+    if not dist.is_initialized():
+        parallel.init(config.megatron_cfg)
+    policy = Policy(config, seed=seed, max_num_steps=1)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(4.0)
+    return policy, make_engine(policy)
+
+
+def write_judge(checkpoint):
+    policy, _ = build(seed=1)
+    policy.save(checkpoint / "policy", optimizer=False)
+
+
+def texts_of(policy, engine, asked) -> list[str]:
+    """What a policy itself says, greedily, to the questions that a judge is asked."""
+    from nemo_cascade.data.chat import render_prompt
+    from nemo_cascade.rollout.engine import generate_global
+    from nemo_cascade.rollout.types import Request
+    from nemo_cascade.stages.rewards import reply_text
+
+    prompts = [render_prompt(TOKENIZER, judge_messages(*question), enable_thinking=False) for question in asked]
+    requests = [Request(f"{number:064x}", 0, tuple(prompt)) for number, prompt in enumerate(prompts)]
+    params = SamplingParams(temperature=0.0, max_new_tokens=CONFIG.judge_max_new_tokens)
+    return [reply_text(rollout, TOKENIZER) for rollout in generate_global(engine, requests, params)]
+
+
+def answers(checkpoint, layout):
+    """(what the judge's own model says, what the student says, what a judge in the student's buffers says)."""
+    from nemo_cascade.stages.judge import Judge
+
+    asked = [(row, first, second) for row in ROWS for first in ALL for second in ALL[:2]]
+    own, engine = build(seed=0, **layout)
+    own.load(checkpoint / "policy", optimizer=False)
+    expected = texts_of(own, engine, asked)
+    student, engine = build(seed=2, **layout)
+    before, students_own = student.weights_hash(), texts_of(student, engine, asked)
+    # As the texts they are: what an untrained model says cannot be read.
+    with mock.patch("nemo_cascade.stages.judge.parse", str):
+        heard = Judge(student, engine, checkpoint, CONFIG).compare(asked)
+    assert student.weights_hash() == before, "the student came back changed"
+    assert texts_of(student, engine, asked) == students_own, "something of the judge is left in the engine"
+    return expected, students_own, heard
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judge")
+    run_distributed(write_judge, 1, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [dict(world=1), dict(world=2), dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True)],
+    ids=str,
+)
+def test_a_judge_answers_as_its_own_model_does_and_leaves_the_student_as_it_was(layout, checkpoint):
+    layout = dict(layout)
+    found = run_distributed(answers, layout.pop("world"), checkpoint, layout)
+    assert all(result == found[0] for result in found)
+    expected, students_own, heard = found[0]
+    assert heard == expected != students_own
+    assert len(set(heard)) > len(ROWS), "a model that says one thing would hide errors"
+
+
+def questions(checkpoint, _):
+    from nemo_cascade.stages.judge import Judge
+
+    student, engine = build(seed=2)
+    a, b = ROWS[:2]
+    asked = [(a, *ALL[:2]), (b, *ALL[:2]), (a, *ALL[:2]), (a, ALL[1], ALL[0]), (b, *ALL[:2])]
+    judge = Judge(student, engine, checkpoint, CONFIG)
+    with mock.patch("nemo_cascade.stages.judge.parse", str), mock.patch.object(engine, "add", wraps=engine.add) as add:
+        together = judge.compare(asked)
+        sent = [request for call in add.call_args_list for request in call.args[0]]
+        alone = [judge.compare([question])[0] for question in asked]
+    return len(sent), together == alone, judge.compare([])
+
+
+def test_equal_comparisons_are_asked_once_and_all_are_answered_in_order(checkpoint):
+    assert run_distributed(questions, 1, checkpoint, None) == [(3, True, [])]
+
+
+def rewarded(checkpoint):
+    """Rewards of groups whose replies are compared in training and, alone, with a reference."""
+    from nemo_cascade.stages.judge import Judge
+    from nemo_cascade.stages.rewards import Rewards
+
+    student, engine = build(seed=2)
+    judge = Judge(student, engine, checkpoint, CONFIG)
+    found = []
+    # Not all the same, so that replies earn differently.
+    with mock.patch("nemo_cascade.stages.judge.parse", by_hash):
+        for alone in (False, True):
+            groups = [group(row, *(f"hm</think>{text}" for text in ALL)) for row in ROWS]
+            Rewards(TOKENIZER, judge, alone=alone).fill(groups)
+            found.append([[r.reward for r in group.rollouts] for group in groups])
+    return found
+
+
+def by_hash(text: str) -> Comparison:
+    """A readable answer that depends on every sign of a text."""
+    first, second, third = hashlib.sha256(text.encode()).digest()[:3]
+    return Comparison(1 + first % 5, 1 + second % 5, 1 + third % 6)
+
+
+def test_all_ranks_give_the_rewards_that_one_alone_gives(checkpoint):
+    (one,) = run_distributed(rewarded, 1, checkpoint)
+    assert run_distributed(rewarded, 2, checkpoint) == [one, one]
+    in_groups, alone = one
+    assert len({reward for rewards in in_groups for reward in rewards}) > len(ROWS)
+    assert {reward for rewards in alone for reward in rewards} == {0.0, 1.0}
+
+
+# -------------------------------------------------------------------------------- from words to rewards
+
+
+def judge_that_says(comparison, **settings):
+    """A judge whose answer to (row, first, second) is scripted."""
+    from nemo_cascade.stages.judge import Judge
+
+    class Scripted(Judge):
+        def compare(self, asked):
+            return [comparison(*question) for question in asked]
+
+    return Scripted(SimpleNamespace(tokenizer=TOKENIZER), None, None, GenRMConfig(**settings))
+
+
+def longer(row, first, second) -> Comparison:
+    """Prefers the longer reply."""
+    order = (len(first) > len(second)) - (len(first) < len(second))
+    return Comparison(3 + order, 3 - order, 3.5)
+
+
+@pytest.mark.parametrize("text, reward", [("long and longer", 1.0), ("short", 0.0), ("as long as", 0.5)])
+def test_a_reply_alone_earns_its_win_over_the_reference_whatever_its_place(text, reward):
+    rows = [{**row, "reference_reply": "0123456789"} for row in DOMAINS["preference"].rows(20, "train")]
+    groups = [group(row, f"a thought\n</think>\n{text}") for row in rows]
+    judge_that_says(longer).reward_by_reference(groups)
+    assert [group.rollouts[0].reward for group in groups] == [reward] * 20
+    assert groups[0].rollouts[0].info == {"judge_readable": True}
+
+
+def test_an_answer_that_cannot_be_read_is_a_draw_and_told():
+    asked = group(ROWS[0], "</think>a")
+    judge_that_says(lambda *_: Comparison(readable=False)).reward_by_reference([asked])
+    assert (asked.rollouts[0].reward, asked.rollouts[0].info) == (0.5, {"judge_readable": False})
+
+
+def test_a_judge_that_loves_a_place_gives_half_of_the_prompts_a_win_and_each_prompt_always_the_same():
+    groups = [group(row, "</think>a", "</think>b") for row in DOMAINS["preference"].rows(400, "train")]
+    judge_that_says(lambda *_: Comparison(5, 1, 1)).reward_by_reference(groups)
+    wins = [[rollout.reward for rollout in group.rollouts] for group in groups]
+    assert all(first == second for first, second in wins)
+    assert 160 < sum(first for first, _ in wins) < 240
+
+
+@pytest.mark.parametrize("strategy", ["all_pairs", "circular"])
+def test_a_groups_rewards_are_those_of_its_comparisons_and_of_the_lengths_of_its_texts(strategy):
+    said = [("", "abc"), ("a long thought", "abcdef"), ("hm", "ab"), ("never closed", "")]
+    replies = [f" {thought}\n</think>\n{answer} " for thought, answer in said[:3]] + ["never closed\n"]
+    groups = [group(ROWS[0], *replies), group(ROWS[1], *replies[:2])]
+    settings = dict(group_reasoning_length_penalty_coeff=0.3, group_answer_length_penalty_coeff=0.2, reasoning_bonus=0.7)
+    settings |= dict(answer_bonus=0.4, top_percentile=0.5, comparison_strategy=strategy)
+
+    def scripted(row, first, second):
+        assert first.strip() == first and second.strip() == second
+        return by_hash(f"{prompt_id(row)} {first} {second}")
+
+    judge_that_says(scripted, **settings).reward_groups(groups)
+    for row, one in zip(ROWS, groups):
+        texts = said[: len(one.rollouts)]
+        pairs = comparison_pairs(len(texts), strategy)
+        heard = [scripted(row, texts[i][1], texts[j][1]) for i, j in pairs]
+        expected = genrm_rewards(
+            torch.tensor(pairs),
+            torch.tensor([[c.score_1, c.score_2] for c in heard]),
+            torch.tensor([c.ranking for c in heard]),
+            torch.tensor([len(thought) for thought, _ in texts]),
+            torch.tensor([len(answer) for _, answer in texts]),
+            reasoning_coeff=0.3,
+            answer_coeff=0.2,
+            reasoning_bonus=0.7,
+            answer_bonus=0.4,
+            top_percentile=0.5,
+        )
+        assert [rollout.reward for rollout in one.rollouts] == expected.tolist()
+
+
+def test_the_share_of_readable_answers_is_told_with_every_reply_of_a_group():
+    asked = group(ROWS[0], "</think>a", "</think>b", "</think>c")
+    judge_that_says(lambda row, first, second: Comparison(readable=first == "a")).reward_groups([asked])
+    assert [rollout.info for rollout in asked.rollouts] == [{"judge_readable": 2 / 3}] * 3

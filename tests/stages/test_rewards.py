@@ -1,0 +1,143 @@
+"""Who gives a reply its reward: its verifier, side by side where that waits for processes, or a judge; and what a cut one earns."""
+
+import pytest
+
+from nemo_cascade import environments
+from nemo_cascade.data.demo import DOMAINS
+from nemo_cascade.data.rows import DataError
+from nemo_cascade.data.tokenizer import load_tokenizer
+from nemo_cascade.rollout.types import Group, Rollout
+from nemo_cascade.stages.rewards import Rewards, reply_text, verify, verify_all
+from tests.helpers import run_distributed
+
+TOKENIZER = load_tokenizer("tiny")
+SUM = {"question": "Add 3 4", "expected_answer": "7", "agent_ref": {"name": "math_simple_agent"}}
+LETTER = {"reference_reply": "Hello, come.", "agent_ref": {"name": "genrm_compare_simple_agent"}}
+RIGHT, WRONG = "3 and 4</think>\\boxed{7}", "3 and 4</think>\\boxed{8}"
+
+
+def encoded(text, finish_reason="stop", k=0) -> Rollout:
+    tokens = TOKENIZER.encode(text, add_special_tokens=False)
+    tokens = [*tokens, 11] if finish_reason == "stop" else tokens
+    return Rollout("ab" * 32, k, [10, 3], tokens, [-0.5] * len(tokens), finish_reason)
+
+
+def group(row, *texts, finish_reason="stop") -> Group:
+    return Group(row, "a_domain", [encoded(text, finish_reason, k) for k, text in enumerate(texts)])
+
+
+def earned(groups) -> list[list[float]]:
+    return [[rollout.reward for rollout in group.rollouts] for group in groups]
+
+
+class Judge:
+    """Says how it was asked."""
+
+    def reward_groups(self, groups):
+        self._say(groups, 3.5)
+
+    def reward_by_reference(self, groups):
+        self._say(groups, 0.5)
+
+    def _say(self, groups, reward):
+        for rollout in (rollout for group in groups for rollout in group.rollouts):
+            rollout.reward, rollout.info = reward, {"judge_readable": True}
+
+
+def test_a_reply_is_verified_without_its_stop_token_and_with_its_special_ones():
+    assert reply_text(encoded(RIGHT), TOKENIZER) == RIGHT
+    assert reply_text(encoded(RIGHT, "length"), TOKENIZER) == RIGHT
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "expected"),
+    [(RIGHT, "stop", 1.0), (WRONG, "stop", 0.0), ("\\boxed{7}", "stop", 0.0), (RIGHT, "length", 0.0)],
+    ids=["right", "wrong", "never out of its thought", "cut at the limit"],
+)
+def test_a_verifier_rewards_whole_replies(text, finish_reason, expected):
+    asked = group(SUM, text, finish_reason=finish_reason)
+    Rewards(TOKENIZER).fill([asked])
+    assert asked.rollouts[0].reward == expected
+
+
+def test_a_reply_that_may_not_think_is_all_answer():
+    asked = group({**SUM, "enable_thinking": False}, "\\boxed{7}", "\\boxed{8}")
+    Rewards(TOKENIZER).fill([asked])
+    assert earned([asked]) == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "overlong_reward, verified, judged", [("zero", [0.0, 0.0], [0.0, 0.0]), ("keep", [1.0, 0.0], [3.5, 3.5])]
+)
+def test_a_cut_reply_earns_nothing_or_keeps_what_it_was_given(overlong_reward, verified, judged):
+    cut = [group(row, RIGHT, WRONG, finish_reason="length") for row in (SUM, LETTER)]
+    whole = [group(row, RIGHT, WRONG) for row in (SUM, LETTER)]
+    Rewards(TOKENIZER, Judge(), overlong_reward=overlong_reward).fill(cut + whole)
+    assert earned(cut) == [verified, judged]
+    assert earned(whole) == [[1.0, 0.0], [3.5, 3.5]]
+
+
+@pytest.mark.parametrize("alone, reward", [(False, 3.5), (True, 0.5)], ids=["in a group", "alone"])
+def test_only_rows_that_need_a_judge_go_to_it(alone, reward):
+    groups = [group(SUM, RIGHT, WRONG), group(LETTER, "a", "b"), group(SUM, WRONG, RIGHT)]
+    Rewards(TOKENIZER, Judge(), alone=alone).fill(groups)
+    assert earned(groups) == [[1.0, 0.0], [reward] * 2, [0.0, 1.0]]
+    assert groups[1].rollouts[0].info == {"judge_readable": True} and "judge_readable" not in groups[0].rollouts[0].info
+
+
+def test_rows_that_need_a_judge_are_refused_without_one():
+    with pytest.raises(DataError, match="a_domain: its replies are compared by a judge; set cascade.judge.stage"):
+        Rewards(TOKENIZER).fill([group(SUM, RIGHT), group(LETTER, "a", "b")])
+
+
+def programs() -> list[Group]:
+    """Right programs, wrong ones, broken ones and one that never ends, between sums."""
+    domain, groups = DOMAINS["code_gen"], []
+    for row in domain.rows(3, "train"):
+        right = domain.demonstration(row)["messages"][-1]["content"]
+        texts = [f"</think>{text}" for text in (right, right.replace("print(", "print(1 + "), "print(", right)]
+        groups += [group(row, *texts), group(SUM, RIGHT, WRONG)]
+    groups[0].rollouts.append(encoded("</think>while True: pass"))
+    return groups
+
+
+def test_programs_verified_side_by_side_get_the_verdicts_they_get_one_after_another():
+    together, in_turn = programs(), programs()
+    verify_all(together, TOKENIZER)
+    for asked in in_turn:
+        for rollout in asked.rollouts:
+            verify(asked.row, rollout, TOKENIZER)
+    assert together == in_turn
+    assert earned(together[::2]) == [[1.0, 0.0, 0.0, 1.0, 0.0]] + [[1.0, 0.0, 0.0, 1.0]] * 2
+    assert earned(together[1::2]) == [[1.0, 0.0]] * 3
+
+
+def test_a_verifier_that_fails_in_a_thread_is_heard(monkeypatch):
+    def broken(row, response):
+        raise OSError("no process")
+
+    monkeypatch.setattr(environments.get("code_gen"), "verify", broken)
+    with pytest.raises(OSError, match="no process"):
+        verify_all(programs()[:1], TOKENIZER)
+
+
+def on_a_rank(_):
+    import torch.distributed as dist
+
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.config import MegatronConfig
+
+    parallel.init(MegatronConfig())
+    asked = [group(SUM, RIGHT, WRONG), group(LETTER, "a", "b")]
+    answers, real = [], environments.get("math").verify
+    environments.get("math").verify = lambda row, response: answers.append(dist.get_rank()) or real(row, response)
+    try:
+        Rewards(TOKENIZER, Judge()).fill(asked)
+    finally:
+        environments.get("math").verify = real
+    return earned(asked), answers
+
+
+def test_one_rank_asks_the_verifiers_and_all_hear_the_same():
+    (first, asked), (second, none) = run_distributed(on_a_rank, 2, None)
+    assert first == second == [[1.0, 0.0], [3.5, 3.5]] and asked == [0, 0] and none == []
