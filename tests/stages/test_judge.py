@@ -35,7 +35,7 @@ def group(row, *texts) -> Group:
 
 
 def build(seed, **layout):
-    """A policy whose logits are far from uniform, with its engine."""
+    """A policy whose words depend on what it was asked, with its engine."""
     import torch.distributed as dist
 
     from nemo_cascade.engine import parallel
@@ -51,7 +51,7 @@ def build(seed, **layout):
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
             if "norm" not in name:
-                parameter.mul_(4.0)
+                parameter.mul_(9.0)
     return policy, make_engine(policy)
 
 
