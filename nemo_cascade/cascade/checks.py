@@ -241,7 +241,10 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
     if stage.gate.on_failure == "rollback" and stage.teacher_only:
         yield f"{source.own(stage.name, 'gate.on_failure')}: nothing starts from a teacher_only stage; use stop or warn"
     start = _earliest_start(cascade, stage)
+    # A judge is scored on what it judges only, and nobody else on that.
+    judge = cascade.judge.stage if cascade.judge is not None else None
     before = cascade.order[: cascade.order.index(start) + 1] if start in cascade.order else []
+    before = [name for name in before if name != judge]
     scored = list(dict.fromkeys(domain for name in before for domain in cascade.stages[name].data.validation))
     for domain, drop in stage.gate.max_drop.items():
         if cascade.validation.num_prompts == 0 or stage.parent is not None and domain not in scored:
@@ -304,6 +307,7 @@ def value_problems(stage: "StageConfig", where) -> Iterator[str]:
         (POSITIVE, lambda value: value > 0, "> 0"),
         (BELOW_ONE, lambda value: 0 <= value < 1, "in [0, 1)"),
         (("policy.generation.top_p",), lambda value: 0 < value <= 1, "in (0, 1]"),
+        (("genrm.top_percentile",), lambda value: 0 <= value <= 1, "in [0, 1]"),
     )
     for keys, holds, text in rules:
         for key in keys:

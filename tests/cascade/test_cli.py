@@ -72,7 +72,7 @@ def test_under_torchrun_a_bad_row_is_one_line_before_anything_is_trained(line, s
     assert done.returncode != 0 and f"own.jsonl, {said}" in told
     # torchrun shows a traceback of its own; none of a rank's may stand beside it.
     assert "nemo_cascade/" not in done.stderr, done.stderr
-    assert not list((tmp_path / "runs" / "smoke").glob("*sft"))
+    assert not list((tmp_path / "runs" / "smoke").glob("[0-9]*"))
 
 
 def test_an_unknown_model_override_is_one_line(tmp_path):
@@ -103,7 +103,9 @@ def test_every_spelling_of_a_config_is_accepted(arguments, tmp_path):
     (tmp_path / "own" / "mine.yaml").write_text("defaults: [tiny, _self_]\n")
     done = module("check", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "4  multi_domain_rl: rl on mcqa, instruction_following, from if_rl" in done.stdout and "ok: 5 stages" in done.stdout
+    domains = "mcqa, tool_use, structured_outputs, instruction_following"
+    assert f"4  multi_domain_rl: rl on {domains}, from if_rl" in done.stdout
+    assert "1  genrm: sft on preference_pairs, from fresh weights" in done.stdout and "ok: 11 stages" in done.stdout
 
 
 def test_check_lists_all_problems(tmp_path):

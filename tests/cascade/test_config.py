@@ -2,8 +2,10 @@
 
 import pytest
 
+from nemo_cascade.cascade.checks import get
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
+from nemo_cascade.data.demo import DOMAINS
 
 
 def load(*overrides: str, name: str = "tiny", world_size: int | None = 2) -> CascadeConfig:
@@ -19,20 +21,58 @@ def problems(*overrides: str, **settings) -> list[str]:
 # -------------------------------------------------------------------------------- what a config becomes
 
 
+ORDER = "genrm sft if_rl multi_domain_rl math_rl preference_rl mopd rlhf long_context_rl code_rl swe_rl".split()
+
+
+def differing(key: str, stages) -> dict:
+    """The stages of kind rl that have another value at a key than math_rl, the plainest of them."""
+    usual = get(stages["math_rl"], key)
+    return {name: get(s, key) for name, s in stages.items() if s.kind == "rl" and get(s, key) != usual}
+
+
 def test_tiny_reads_like_the_pipeline():
-    cascade = load()
-    stages = cascade.stages
-    assert list(stages) == ["sft", "if_rl", "math_rl", "multi_domain_rl", "mopd"]
-    assert [stage.kind for stage in stages.values()] == ["sft", "rl", "rl", "rl", "rl"]
-    assert [stage.parent for stage in stages.values()] == [None, "sft", "sft", "if_rl", "multi_domain_rl"]
-    assert [name for name, stage in stages.items() if stage.teacher_only] == ["math_rl"]
-    teachers = {domain: (teacher.stage, teacher.anchor) for domain, teacher in stages["mopd"].teachers.items()}
-    assert teachers == {
-        "instruction_following": ("multi_domain_rl", True),
-        "math": ("math_rl", False),
-        "mcqa": ("multi_domain_rl", True),
-    }
+    stages = load().stages
+    assert list(stages) == ORDER
+    assert [name for name, stage in stages.items() if stage.kind == "sft"] == ["genrm", "sft"]
+    assert [name for name, stage in stages.items() if stage.teacher_only] == ["genrm", "math_rl", "preference_rl"]
+    assert [name for name, stage in stages.items() if stage.parent is None] == ["genrm", "sft"]
+    main_line = ["swe_rl"]
+    while stages[main_line[0]].parent is not None:
+        main_line.insert(0, stages[main_line[0]].parent)
+    assert main_line == [name for name in ORDER if not stages[name].teacher_only]
+    assert stages["math_rl"].parent == stages["preference_rl"].parent == "sft"
     assert [name for name, stage in stages.items() if stage.distils] == ["mopd"]
+
+
+def test_every_domain_is_taught_by_the_stage_that_trained_on_it_or_the_student_is_held_there():
+    stages = load().stages
+    teachers = stages["mopd"].teachers
+    assert list(teachers) == list(stages["mopd"].data.train)
+    for domain, teacher in teachers.items():
+        assert domain in stages[teacher.stage].data.train
+        assert teacher.anchor == (teacher.stage == stages["mopd"].parent)
+    assert {teacher.stage for teacher in teachers.values() if not teacher.anchor} == {"math_rl", "preference_rl"}
+
+
+def test_one_judge_serves_every_stage_after_it():
+    cascade = load()
+    assert [stage.judge for stage in cascade.stages.values()] == [None] + ["genrm"] * (len(ORDER) - 1)
+    assert list(cascade.stages["genrm"].data.train) == ["preference_pairs"]
+    late = load("cascade.order=[sft,if_rl,genrm,math_rl]").stages
+    assert [stage.judge for stage in late.values()] == [None, None, None, "genrm"]
+    assert {stage.judge for stage in load("~cascade.judge").stages.values()} == {None}
+
+
+def test_every_demo_domain_is_trained_on_by_sft_or_the_judge_by_rl_and_scored():
+    stages = load().stages
+    rl = {domain for stage in stages.values() if stage.kind == "rl" for domain in stage.data.train}
+    assert rl == set(stages["sft"].data.train) == set(stages["swe_rl"].data.validation)
+    assert rl | set(stages["genrm"].data.train) == set(DOMAINS)
+
+
+def test_the_demos_rows_may_differ_by_domain():
+    settings = load("cascade.demo_data.rows_of={math: {sft_rows: 5}}").demo_data
+    assert settings.rows_of["math"] == {"sft_rows": 5} and set(settings.rows_of) == {"math", "tool_use", "long_context"}
 
 
 def test_tiny_holds_the_recipes_constants():
@@ -41,24 +81,47 @@ def test_tiny_holds_the_recipes_constants():
         assert stages[name].policy.megatron_cfg.optimizer.adam_beta2 == beta2
     assert stages["sft"].policy.megatron_cfg.scheduler.lr_decay_style == "cosine"
     assert stages["sft"].policy.megatron_cfg.moe_router_load_balancing_type == "seq_aux_loss"
-    for name in ("if_rl", "math_rl", "multi_domain_rl", "mopd"):
-        router = stages[name].policy.megatron_cfg
+    for stage in (stage for stage in stages.values() if stage.kind == "rl"):
+        router = stage.policy.megatron_cfg
         assert (router.moe_router_load_balancing_type, router.moe_router_bias_update_rate) == ("none", 0.0)
     loss = stages["mopd"].loss_fn
     assert (loss.token_level_loss, loss.truncated_importance_sampling_type) == (False, "icepop")
     assert (loss.truncated_importance_sampling_ratio_min, loss.truncated_importance_sampling_ratio) == (0.5, 2.0)
     shares = {domain: file.share for domain, file in stages["multi_domain_rl"].data.train.items()}
-    assert max(shares, key=shares.get) == "mcqa" and sum(shares.values()) == 1.0
+    assert max(shares, key=shares.get) == "mcqa" and sum(shares.values()) == pytest.approx(1.0)
+
+
+def test_stages_differ_in_what_the_recipe_says_and_in_nothing_else():
+    stages = load().stages
+    for key, expected in {
+        "grpo.use_dynamic_sampling": {"if_rl": True},
+        "grpo.overlong_filtering": dict.fromkeys(
+            ["multi_domain_rl", "preference_rl", "rlhf", "long_context_rl", "code_rl"], True
+        ),
+        "grpo.overlong_reward": {"preference_rl": "keep", "rlhf": "keep"},
+        "grpo.swe_group_threshold": {"swe_rl": 0.5},
+        "loss_fn.reference_policy_kl_penalty": {"preference_rl": 0.03, "rlhf": 0.03},
+        "policy.generation.top_p": {"code_rl": 0.95},
+        "policy.generation.temperature": {},
+        "grpo.normalize_rewards": {},
+    }.items():
+        assert differing(key, stages) == expected, key
+    judged = stages["rlhf"].genrm
+    assert judged == stages["preference_rl"].genrm and judged.comparison_strategy == "all_pairs"
+    length_terms = (judged.group_reasoning_length_penalty_coeff, judged.group_answer_length_penalty_coeff)
+    assert {*length_terms, judged.reasoning_bonus, judged.answer_bonus} == {0.5} and judged.top_percentile == 0.2
 
 
 def test_smoke_is_tiny_with_two_steps_a_stage():
-    assert [stage.max_num_steps for stage in load(name="smoke").stages.values()] == [2] * 5
+    smoke = load(name="smoke").stages
+    assert {name: stage.max_num_steps for name, stage in smoke.items()} == dict.fromkeys(ORDER, 2)
+    assert [stage.parent for stage in smoke.values()] == [stage.parent for stage in load().stages.values()]
 
 
 def test_a_stage_overrides_the_top_level_blocks_and_nothing_else():
     cascade = load("policy.max_grad_norm=0.5", "cascade.stages.if_rl.policy.max_grad_norm=2")
     norms = {name: stage.policy.max_grad_norm for name, stage in cascade.stages.items()}
-    assert norms == {"sft": 0.5, "if_rl": 2.0, "math_rl": 0.5, "multi_domain_rl": 0.5, "mopd": 0.5}
+    assert norms == dict.fromkeys(ORDER, 0.5) | {"if_rl": 2.0}
 
 
 def test_a_key_the_file_does_not_spell_out_can_be_set_on_the_command_line():
@@ -75,7 +138,7 @@ def test_parent_null_means_fresh_weights():
 
 
 def test_a_shorter_order_leaves_stages_out():
-    assert list(load("cascade.order=[sft,if_rl]").stages) == ["sft", "if_rl"]
+    assert list(load("cascade.order=[genrm,sft,if_rl]").stages) == ["genrm", "sft", "if_rl"]
 
 
 # -------------------------------------------------------------------------------- one problem, one line
@@ -139,8 +202,8 @@ CASES = {
         "cascade.stages.sft.policy.megatron_cfg.optimizer.min_lr: 1.0 is above lr",
     ),
     "no room for a prompt": (
-        ["policy.generation.max_new_tokens=512"],
-        "policy.generation.max_new_tokens: 512 leaves no room",
+        ["policy.generation.max_new_tokens=1280"],
+        "policy.generation.max_new_tokens: 1280 leaves no room",
     ),
     "a pack too short": (
         ["policy.sequence_packing.train_mb_tokens=100"],
@@ -210,8 +273,8 @@ CASES = {
         "math/trian.jsonl is not one of the demo files of cascade.demo_data; did you mean math/train.jsonl?",
     ),
     "a share of nothing": (
-        ["cascade.stages.multi_domain_rl.data.train.math.share=0"],
-        "cascade.stages.multi_domain_rl.data.train.math.share: must be > 0, got 0.0",
+        ["cascade.stages.multi_domain_rl.data.train.mcqa.share=0"],
+        "cascade.stages.multi_domain_rl.data.train.mcqa.share: must be > 0, got 0.0",
     ),
     "a domain nothing scores": (
         ["~data.validation.math"],
@@ -274,6 +337,77 @@ CASES = {
     "a rollback of a side branch": (
         ["cascade.stages.math_rl.gate={max_drop: {math: 0.1}, on_failure: rollback}"],
         "cascade.stages.math_rl.gate.on_failure: nothing starts from a teacher_only stage",
+    ),
+    "a gate on what only the judge is scored on": (
+        ["cascade.stages.if_rl.gate.max_drop.preference_pairs=0.05"],
+        "cascade.stages.if_rl.gate.max_drop.preference_pairs: nothing scores it for sft, where if_rl may start",
+    ),
+    "a judge that is no stage": (
+        ["cascade.judge.stage=genrn"],
+        "cascade.judge.stage: unknown stage genrn; did you mean genrm?",
+    ),
+    "a judge that is left out": (["cascade.order=[sft,if_rl]"], "cascade.judge.stage: unknown stage genrm"),
+    "a judge without a name": (["cascade.judge.stage=???"], "cascade.judge.stage: missing value; set it"),
+    "a judge on the main line": (
+        ["cascade.stages.genrm.teacher_only=false"],
+        "cascade.judge.stage: genrm is on the main line; set cascade.stages.genrm.teacher_only=true",
+    ),
+    "a judge as a parent": (
+        ["cascade.stages.sft.parent=genrm"],
+        "cascade.stages.sft.parent: genrm is teacher_only",
+    ),
+    "an agreement that is no share": (
+        ["cascade.judge.min_agreement=80"],
+        "cascade.judge.min_agreement: a share of preferences, from 0 to 1, got 80.0",
+    ),
+    "a judge whose agreement is not measured": (
+        ["cascade.validation.num_prompts=0"],
+        "cascade.validation.num_prompts: 0, but genrm may judge only once its agreement is measured",
+    ),
+    "a judge without preferences to agree with": (
+        ["~cascade.stages.genrm.data.validation"],
+        "cascade.stages.genrm.data.validation.preference_pairs: missing; on it the judge's agreement is measured",
+    ),
+    "a judge of a stage's own": (
+        ["cascade.stages.rlhf.judge=sft"],
+        "cascade.stages.rlhf.judge: one judge serves all stages; set cascade.judge.stage",
+    ),
+    "comparisons of another kind": (
+        ["cascade.stages.rlhf.genrm.comparison_strategy=circle"],
+        "cascade.stages.rlhf.genrm.comparison_strategy: 'circle' is not a choice; did you mean circular?",
+    ),
+    "comparisons where nothing is rewarded": (
+        ["cascade.stages.sft.genrm.answer_bonus=0.5"],
+        "cascade.stages.sft.genrm: a stage of kind sft never reads this block",
+    ),
+    "a judge that may not speak": (
+        ["cascade.stages.rlhf.genrm.judge_max_new_tokens=0"],
+        "cascade.stages.rlhf.genrm.judge_max_new_tokens: must be >= 1, got 0",
+    ),
+    "a bonus that punishes": (
+        ["cascade.stages.rlhf.genrm.answer_bonus=-0.5"],
+        "cascade.stages.rlhf.genrm.answer_bonus: must be >= 0, got -0.5",
+    ),
+    "a share of the best that is none": (
+        ["cascade.stages.rlhf.genrm.top_percentile=20"],
+        "cascade.stages.rlhf.genrm.top_percentile: must be in [0, 1], got 20.0",
+    ),
+    "a reward for cut replies": (
+        ["cascade.stages.rlhf.grpo.overlong_reward=kept"],
+        "cascade.stages.rlhf.grpo.overlong_reward: 'kept' is not a choice; did you mean keep?",
+    ),
+    "no rows": (["cascade.demo_data.sft_rows=0"], "cascade.demo_data.sft_rows: must be >= 1, got 0"),
+    "rows of no domain": (
+        ["cascade.demo_data.rows_of.maths={sft_rows: 5}"],
+        "cascade.demo_data.rows_of.maths: not a demo domain; did you mean math?",
+    ),
+    "rows of no kind": (
+        ["cascade.demo_data.rows_of.math={sft_row: 5}"],
+        "cascade.demo_data.rows_of.math.sft_row: unknown key; did you mean sft_rows?",
+    ),
+    "no rows of a domain": (
+        ["cascade.demo_data.rows_of.math={train_rows: 0}"],
+        "cascade.demo_data.rows_of.math.train_rows: must be >= 1, got 0",
     ),
     "a sequence longer than the model": (
         ["policy.max_total_sequence_length=100000", "policy.sequence_packing.train_mb_tokens=100000"],
@@ -418,7 +552,7 @@ def test_yaml_that_does_not_parse_names_file_and_line(tmp_path):
 def test_an_own_config_inherits_from_the_packages(tmp_path):
     (tmp_path / "mine.yaml").write_text("defaults: [tiny, _self_]\ncascade:\n  run_dir: elsewhere\n")
     cascade = load_config(compose_config("mine", ["cascade.seed=5"], directory=tmp_path))
-    assert (cascade.run_dir, cascade.seed, len(cascade.stages)) == ("elsewhere", 5, 5)
+    assert (cascade.run_dir, cascade.seed, list(cascade.stages)) == ("elsewhere", 5, ORDER)
     assert cascade.demo_data.path == "elsewhere/data"
 
 

@@ -95,9 +95,14 @@ def fallen_in(*stages):
 IF_RL, MULTI = "cascade.stages.if_rl.gate.", "cascade.stages.multi_domain_rl.gate."
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("gated") / "data"
+
+
 @pytest.fixture
-def runs(tmp_path):
-    return Runs(tmp_path / "run", tmp_path / "data")
+def runs(tmp_path, data):
+    return Runs(tmp_path / "run", data)
 
 
 def test_a_run_stops_at_its_gate_and_stays_stopped_until_told_otherwise(runs):
@@ -105,9 +110,9 @@ def test_a_run_stops_at_its_gate_and_stays_stopped_until_told_otherwise(runs):
     for _ in range(2):
         with pytest.raises(RunRefused, match="gate of if_rl: stop; math -1.000 .* --from-stage if_rl"):
             runs(IF_RL + "max_drop.math=0.05")
-    assert runs.statuses()[:3] == ["done", "done", "pending"] and "done, stop" in markdown(runs.manifest)
+    assert runs.statuses()[:4] == ["done", "done", "done", "pending"] and "done, stop" in markdown(runs.manifest)
     runs.score = fallen_in()
-    assert runs(IF_RL + "max_drop.math=0.05", from_stage="if_rl") == ORDER[1:]
+    assert runs(IF_RL + "max_drop.math=0.05", from_stage="if_rl") == ORDER[2:]
 
 
 def test_a_warning_goes_on_from_the_stage_itself(runs):
@@ -142,7 +147,7 @@ def test_an_anchor_holds_the_student_where_it_really_starts(runs):
     runs.score = fallen_in("multi_domain_rl")
     runs(MULTI + "max_drop.math=0.05", MULTI + "on_failure=rollback")
     mopd = runs.manifest.stages["mopd"]
-    assert mopd.parent == "if_rl" and set(mopd.teachers.values()) == {"if_rl", "math_rl"}
+    assert mopd.parent == "if_rl" and set(mopd.teachers.values()) == {"if_rl", "math_rl", "preference_rl"}
 
 
 def test_a_gate_changed_under_finished_stages_is_refused(runs):
@@ -165,7 +170,7 @@ def test_a_stopped_run_goes_on_when_its_gate_is_changed_to_roll_back(runs):
     runs.score = fallen_in("if_rl")
     with pytest.raises(RunRefused):
         runs(IF_RL + "max_drop.math=0.05")
-    assert runs(IF_RL + "max_drop.math=0.05", IF_RL + "on_failure=rollback") == ORDER[2:]
+    assert runs(IF_RL + "max_drop.math=0.05", IF_RL + "on_failure=rollback") == ORDER[3:]
     assert runs.manifest.stages["multi_domain_rl"].parent == "sft"
 
 

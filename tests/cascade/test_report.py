@@ -74,6 +74,20 @@ def test_markdown_is_the_same_table(tmp_path):
     assert lines[6] == "| mopd | running |  | - | - | - |"
 
 
+def test_a_judges_row_has_its_agreement_and_no_other_row_has_one(tmp_path):
+    manifest = Manifest(tmp_path)
+    for name, scores in (("genrm", {"preference_pairs": 0.93}), ("sft", {"math": 0.52, "preference": 0.41})):
+        record = manifest.add(name)
+        record.status, record.seconds, record.teacher_only = DONE, 60.0, name == "genrm"
+        record.scores = {domain: {"mean": mean, "n": 300} for domain, mean in scores.items()}
+    lines = report.markdown(manifest).splitlines()
+    assert lines[0] == "| stage | status | min | preference_pairs | math | preference |"
+    assert lines[2] == "| genrm (side branch) | done | 1.0 | 0.930 | - | - |"
+    assert lines[3] == "| sft | done | 1.0 | - | 0.520 | 0.410 |"
+    manifest.save()
+    assert (tmp_path / "report" / "scores.png") in report.write(tmp_path)
+
+
 def test_a_run_without_scores_still_has_a_table(tmp_path):
     manifest = Manifest(tmp_path)
     manifest.add("sft")

@@ -10,27 +10,56 @@ from pathlib import Path
 
 import psutil
 
+from nemo_cascade.data.demo import DOMAINS
+
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 600
-RL_DATA = {"if_rl": ["instruction_following"], "math_rl": ["math"], "multi_domain_rl": ["mcqa", "instruction_following"]}
+# Only so that a run that hangs ends.
+TIMEOUT = 1800
+# Every main kind of stage once, the judge's included.
+ORDER = ["genrm", "sft", "multi_domain_rl", "math_rl", "preference_rl", "mopd", "rlhf", "code_rl"]
+ROWS = {
+    "multi_domain_rl": {"mcqa": "letters", "instruction_following": "letters"},
+    "math_rl": {"math": "letters"},
+    "preference_rl": {"preference": "judged"},
+    "rlhf": {"preference": "judged"},
+    "code_rl": {"code_gen": "programs"},
+}
 
 
 def start(run_dir: Path) -> subprocess.Popen:
     """`smoke` with enough SFT steps that replies end, and RL rows that a babbling model answers well about half the time."""
-    rows = run_dir.parent / "rows.jsonl"
-    rows.write_text("".join(json.dumps(row(letter)) + "\n" for letter in "aeiorstn"))
-    paths = [
-        f"cascade.stages.{stage}.data.train.{domain}.data_path={rows}" for stage, domains in RL_DATA.items() for domain in domains
-    ]
+    paths = write_rows(run_dir.parent)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
         *("--rdzv-endpoint=localhost:0", "examples/cascade.py", "--config-name=smoke", f"cascade.run_dir={run_dir}"),
+        *(f"cascade.order=[{','.join(ORDER)}]", "cascade.validation.num_prompts=1", "~cascade.demo_data.rows_of"),
+        *(f"cascade.demo_data.{kind}={n}" for kind, n in (("train_rows", 8), ("validation_rows", 1), ("sft_rows", 64))),
         *("cascade.stages.sft.sft.max_num_steps=16", "cascade.stages.sft.policy.megatron_cfg.scheduler.lr_warmup_iters=2"),
+        *("cascade.stages.genrm.sft.max_num_steps=6", "+cascade.stages.genrm.checkpointing.save_period=3"),
         *("+cascade.stages.sft.checkpointing.save_period=5", "+cascade.stages.math_rl.checkpointing.save_period=1"),
-        *paths,
+        *(
+            f"cascade.stages.{stage}.data.train.{domain}.data_path={paths[kind]}"
+            for stage, domains in ROWS.items()
+            for domain, kind in domains.items()
+        ),
     ]
     log = open(run_dir.with_suffix(".log"), "a")
     return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def write_rows(folder: Path) -> dict[str, Path]:
+    """Files of rows that earn something: verified, compared by the judge, and with programs to be run among them."""
+    letters = [row(letter) for letter in "aeiorstn"]
+    agent = {"type": "responses_api_agents", "name": "genrm_compare_simple_agent"}
+    kinds = {
+        "letters": letters,
+        "judged": [{**row, "agent_ref": agent, "reference_reply": "Hello"} for row in letters],
+        "programs": [*letters[:6], *DOMAINS["code_gen"].rows(2, "train")],
+    }
+    paths = {kind: folder / f"{kind}.jsonl" for kind in kinds}
+    for kind, rows in kinds.items():
+        paths[kind].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return paths
 
 
 def row(letter: str) -> dict:
@@ -76,25 +105,35 @@ def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-# Each moment lies in another stage, so that one run can be killed at all of them in turn.
+def rolled_out(folder: Path) -> bool:
+    """Whether rollouts with their rewards are on disk."""
+    return any((folder / "rollouts").glob("step_*.jsonl"))
+
+
+# stage -> (what is interrupted, whether the stage's folder shows that it is going on)
 MOMENTS = {
-    "inside SFT, after a checkpoint": lambda run: lines(run / "01-sft" / "metrics.jsonl") >= 8,
-    "between a rollout and its training step": lambda run: any((run / "02-if_rl" / "rollouts").glob("step_*")),
-    "inside a rollout, after a checkpoint": lambda run: (run / "03-math_rl" / "step_1").is_dir(),
-    "inside a checkpoint write": lambda run: any((run / "04-multi_domain_rl").glob("tmp_step_*")),
-    "inside distillation": lambda run: lines(run / "05-mopd" / "metrics.jsonl") >= 1,
+    "genrm": ("the judge's training, after a checkpoint", lambda folder: lines(folder / "metrics.jsonl") >= 4),
+    "sft": ("SFT, after a checkpoint", lambda folder: lines(folder / "metrics.jsonl") >= 8),
+    "multi_domain_rl": ("the write of a checkpoint", lambda folder: any(folder.glob("tmp_step_*"))),
+    "math_rl": ("a rollout, after a checkpoint", lambda folder: (folder / "step_1").is_dir()),
+    "preference_rl": ("a step, after its rollout was judged", rolled_out),
+    "mopd": ("distillation", lambda folder: lines(folder / "metrics.jsonl") >= 1),
+    "rlhf": ("the second of two judged steps", lambda folder: lines(folder / "metrics.jsonl") >= 1),
+    "code_rl": ("a step, after programs were run", rolled_out),
 }
 
 
 def test_a_run_killed_in_every_stage_ends_with_bit_identical_weights(tmp_path):
+    assert list(MOMENTS) == ORDER, "one run is killed at all moments in turn"
     unbroken = finish(tmp_path / "unbroken")
     assert len(set(unbroken.values())) == len(unbroken), "a stage that learns nothing cannot show that it resumes"
     broken = tmp_path / "broken"
-    for number, (name, moment) in enumerate(MOMENTS.items()):
-        kill_when(broken, lambda: moment(broken))
+    for number, (stage, (interrupted, moment)) in enumerate(MOMENTS.items()):
+        folder = broken / f"{number + 1:02d}-{stage}"
+        kill_when(broken, lambda: moment(folder))
         manifest = json.loads((broken / "cascade_manifest.json").read_text())
-        states = [stage["status"] for stage in manifest["stages"].values()]
-        assert states == ["done"] * number + ["running"] + ["pending"] * (len(states) - number - 1), name
-        if "inside a rollout" in name:
-            assert not (broken / "03-math_rl" / "rollouts" / "step_2.jsonl").exists(), "it was killed after the rollout"
+        states = [record["status"] for record in manifest["stages"].values()]
+        assert states == ["done"] * number + ["running"] + ["pending"] * (len(states) - number - 1), interrupted
+        if stage == "math_rl":
+            assert not (folder / "rollouts" / "step_2.jsonl").exists(), "it was killed after the rollout"
     assert finish(broken) == unbroken

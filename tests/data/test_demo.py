@@ -43,7 +43,8 @@ def some_rows(domain, level="rl"):
     """
     slow = getattr(environments.get(domain.environment or domain.name), "IN_THREADS", False)
     rows = enumerate(domain.rows(30 if slow else 300, "train", level=level))
-    return [(number, row) for number, row in rows if domain.name != "preference_pairs" or not environments.row_problem(row)]
+    pairs = domain.name == "preference_pairs"
+    return [(number, row) for number, row in rows if not pairs or environments.row_problem(row) is None]
 
 
 @every(VERIFIED)

@@ -19,7 +19,7 @@ def reward(row, answer):
 def ways(domain, row):
     """The different (thought, answer) that a row is demonstrated by."""
     messages = [domain.demonstration(row, number)["messages"][-1] for number in range(20)]
-    return {(message["reasoning_content"], message["content"]) for message in messages if "reasoning_content" in message}
+    return {(m["reasoning_content"], m["content"]) for m in messages if "reasoning_content" in m}
 
 
 @pytest.mark.parametrize("name", ["code_gen", "swe_repair", "long_context"])

@@ -1,4 +1,4 @@
-"""A judge in the policy's own buffers: it answers as itself, leaves no trace, favours no place, and its words become rewards."""
+"""A judge in the policy's own buffers answers as itself, leaves no trace, favours no place, and its words become rewards."""
 
 import hashlib
 from types import SimpleNamespace
@@ -209,8 +209,8 @@ def test_a_groups_rewards_are_those_of_its_comparisons_and_of_the_lengths_of_its
     said = [("", "abc"), ("a long thought", "abcdef"), ("hm", "ab"), ("never closed", "")]
     replies = [f" {thought}\n</think>\n{answer} " for thought, answer in said[:3]] + ["never closed\n"]
     groups = [group(ROWS[0], *replies), group(ROWS[1], *replies[:2])]
-    settings = dict(group_reasoning_length_penalty_coeff=0.3, group_answer_length_penalty_coeff=0.2, reasoning_bonus=0.7)
-    settings |= dict(answer_bonus=0.4, top_percentile=0.5, comparison_strategy=strategy)
+    settings = dict(group_reasoning_length_penalty_coeff=0.3, group_answer_length_penalty_coeff=0.2, top_percentile=0.5)
+    settings |= dict(reasoning_bonus=0.7, answer_bonus=0.4, comparison_strategy=strategy)
 
     def scripted(row, first, second):
         assert first.strip() == first and second.strip() == second

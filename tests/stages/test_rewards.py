@@ -1,4 +1,4 @@
-"""Who gives a reply its reward: its verifier, side by side where that waits for processes, or a judge; and what a cut one earns."""
+"""What a reply earns, whole or cut, and from whom: its verifier, side by side where that waits for processes, or a judge."""
 
 import pytest
 

@@ -99,7 +99,7 @@ def test_rewards_that_differ_in_single_precision_only_are_informative():
     assert rollout_metrics([group([1.0, 1.0 + 3e-8])])["informative_groups"] == 1.0
 
 
-def test_every_draw_of_a_step_has_noise_of_its_own_and_is_replayed_with_its_rewards_from_its_own_file(tmp_path, monkeypatch):
+def test_every_draw_has_noise_of_its_own_and_is_replayed_with_its_rewards_from_its_own_file(tmp_path, monkeypatch):
     seeds, rewarded = [], []
 
     def sampled(policy, engine, prompts, group_size, seed):
