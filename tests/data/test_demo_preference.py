@@ -55,7 +55,7 @@ def test_what_is_said_of_a_pair_follows_from_the_two_letters_alone(level):
         assert [right.score_1, right.score_2] == scores
         assert right.ranking == ranking(*scores, len(first) <= len(second))
         roles = [message["role"] for message in row["responses_create_params"]["input"]]
-        assert roles == ["user", "response_1", "response_2"] and row["enable_thinking"] is False
+        assert roles == ["user", "response_1", "response_2"] and set(row["asked"]) == set(asked_by(row))
 
 
 @EVERY_LEVEL
@@ -103,11 +103,19 @@ def test_a_demonstration_and_a_reference_have_no_wrong_part_and_lack_some(level)
     assert lacking["demonstration"] > lacking["reference"] > len(rows) / 2
 
 
-def test_a_judges_demonstration_is_what_is_right_to_say():
+def test_a_judge_is_shown_to_find_the_right_parts_of_each_letter_before_it_scores_them():
     domain = DOMAINS["preference_pairs"]
-    for row, *_, right in pairs("rl", 20):
-        said = domain.demonstration(row)["messages"][-1]["content"]
-        assert genrm_compare.parse(said) == right and json.loads(said) == row["expected_scores"]
+    for row, first, second, right in pairs("rl", 50):
+        message = domain.demonstration(row)["messages"][-1]
+        said = json.loads(message["content"])
+        assert genrm_compare.parse(message["content"]) == right and said == row["expected_scores"]
+        name, place, hour = asked_by(row)
+        words = {"name": name, "please": "please", "place": place, "hour": hour}
+        for line, number, text, score in zip(
+            message["reasoning_content"].split("\n"), "12", (first, second), (right.score_1, right.score_2), strict=True
+        ):
+            assert line.split() == [number, *(part for part, word in words.items() if word in words_of(text))]
+            assert len(line.split()) == score
 
 
 def test_letters_have_no_verifier_but_something_to_be_compared_with():

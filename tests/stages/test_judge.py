@@ -1,6 +1,8 @@
-"""A judge in the policy's own buffers answers as itself, leaves no trace, favours no place, and its words become rewards."""
+"""A judge in the policy's own buffers answers as itself, leaves no trace and favours no place; its words become rewards."""
 
+import contextlib
 import hashlib
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -18,7 +20,8 @@ from tests.helpers import run_distributed
 
 TOKENIZER = load_tokenizer("tiny")
 ROWS = DOMAINS["preference"].rows(6, "train")
-CONFIG = GenRMConfig(judge_max_new_tokens=12)
+# Without a thought, because an untrained model never ends one.
+CONFIG = GenRMConfig(judge_max_new_tokens=12, judge_enable_thinking=False)
 ALL = ("Hello, come.", "Dear Anna, please come.", "Hello, please come at noon.")
 
 
@@ -162,6 +165,35 @@ def test_all_ranks_give_the_rewards_that_one_alone_gives(checkpoint):
 
 
 # -------------------------------------------------------------------------------- from words to rewards
+
+
+SAID = '{"score_1": 4, "score_2": 2, "ranking": 1}'
+
+
+@pytest.mark.parametrize(
+    "thinks, said, heard",
+    [
+        (True, f"1 name\n2\n</think>\n{SAID}", Comparison(4, 2, 1)),
+        (True, f"{SAID}, so it seems", Comparison(readable=False)),
+        (True, f"{SAID}</think>the first", Comparison(readable=False)),
+        (False, SAID, Comparison(4, 2, 1)),
+    ],
+    ids=["after its thought", "inside a thought that never ends", "inside its thought", "without a thought"],
+)
+def test_what_a_judge_says_is_read_after_its_thought(thinks, said, heard):
+    from nemo_cascade.stages.judge import Judge
+
+    asked = []
+
+    def generate(engine, requests, params):
+        asked.extend(TOKENIZER.decode(request.prompt) for request in requests)
+        return [Rollout(r.prompt_id, 0, list(r.prompt), rollout(ROWS[0], said).response, [], "stop") for r in requests]
+
+    policy = SimpleNamespace(tokenizer=TOKENIZER, weights_of=lambda checkpoint: contextlib.nullcontext())
+    with mock.patch("nemo_cascade.stages.judge.generate_global", generate):
+        judge = Judge(policy, None, Path("genrm"), GenRMConfig(judge_enable_thinking=thinks))
+        assert judge.compare([(ROWS[0], *ALL[:2])]) == [heard]
+    assert asked[0].endswith("<think>\n" if thinks else "<think></think>") and ALL[0] in asked[0]
 
 
 def judge_that_says(comparison, **settings):
