@@ -8,12 +8,12 @@ tokens); every input of the RL level is longer than any of them.
 
 import random
 
-from nemo_cascade.data.demo.words import WORDS, WORKED, user
+from nemo_cascade.data.demo.words import COLORS, HOURS, WORDS, WORKED, user
 
 # Pages on the way, pages in all, words of filler on each. At the RL level together over 1,024 words and signs, each of
 # which is a token at least.
-HOPS = {"demo": (1, 3), "rl": (2, 4)}
-PAGES = {"demo": (4, 14), "rl": (30, 30)}
+HOPS = {"demo": (1, 3), "rl": (1, 4)}
+PAGES = {"demo": (4, 16), "rl": (30, 30)}
 FILLER = {"demo": (10, 31), "rl": (31, 31)}
 
 
@@ -21,7 +21,7 @@ def draw(rng: random.Random, level: str) -> dict:
     names, hops = rng.sample(WORDS, rng.randint(*PAGES[level])), rng.randint(*HOPS[level])
     filler = rng.randint(*FILLER[level])
     facts = {name: fact(rng, names, place, hops) for place, name in enumerate(names)}
-    pages = [f"{name}: {facts[name]}. {' '.join(rng.choices(WORDS, k=filler))}." for name in names]
+    pages = [f"{name}: {facts[name]}. {' '.join(rng.choices(COLORS + HOURS, k=filler))}." for name in names]
     rng.shuffle(pages)
     way = names[:hops]
     text = "\n".join([*pages, f"Follow the pages from {way[0]}."])

@@ -9,11 +9,10 @@ ranking from 1 (the first is much better) to 6. From such pairs the demo's judge
 import json
 import random
 
-from nemo_cascade.data.demo.words import WORDS, user
+from nemo_cascade.data.demo.words import HOURS, WORDS, user
 from nemo_cascade.environments.genrm_compare import judge_messages
 
 NAMES = "Anna Ben Carl Dora Emil Fay Gus Hana Ivo Jane Kim Liv Max Nora Otto Pam Rosa Sam Tina Ugo Vera Will Yara Zoe".split()
-HOURS = "one two three four five six seven eight nine ten eleven noon".split()
 # Share of the parts in a demonstration, in a letter to be compared with, and of wrong ones among a pair's parts.
 PARTS, REFERENCE_PARTS, WRONG = 0.5, 0.75, 0.15
 

@@ -10,7 +10,7 @@ import random
 from nemo_cascade.data.chat import render_tool_call
 from nemo_cascade.data.demo.words import WORDS, WORKED, user
 
-LENGTHS = {"demo": (2, 5), "rl": (4, 8)}
+LENGTHS = {"demo": (2, 4), "rl": (3, 6)}
 PARAMETERS = {"add": ("item", "string"), "remove": ("item", "string"), "remove_at": ("place", "integer")}
 
 

@@ -5,6 +5,7 @@ WORDS = (
     "sheep table train water wheel field green house knife lemon music piano"
 ).split()
 COLORS = "red blue pink gray".split()
+HOURS = "one two three four five six seven eight nine ten eleven noon".split()
 # Share of the demonstrations that take the surer way (a thought, one word again and again).
 WORKED = 0.5
 
