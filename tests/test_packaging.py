@@ -63,7 +63,7 @@ def test_the_installed_package_checks_its_own_config(installed, command, tmp_pat
     )
     program = command if command[0] == "-m" else (str(installed / command[0]),)
     told = run(sys.executable, *program, "check", "--config-name", "tiny", cwd=tmp_path, PYTHONPATH=str(installed))
-    assert "ok: 5 stages" in told
+    assert "ok: 11 stages" in told
 
 
 def test_the_package_has_its_data_files(installed):

@@ -20,8 +20,8 @@ LAYOUTS = {
 PARAMS = SamplingParams(max_new_tokens=24, seed=5)
 
 
-def build(model="micro", max_batch_size=256, sharpen=4.0, temperature=1.0, top_p=1.0, **layout):
-    """A policy whose logits are far from uniform, with its engine."""
+def build(model="micro", max_batch_size=256, std=0.08, temperature=1.0, top_p=1.0, **layout):
+    """A policy whose weights have this standard deviation, so that logits are far from uniform, with its engine."""
     import torch
 
     from nemo_cascade.engine import parallel
@@ -39,7 +39,7 @@ def build(model="micro", max_batch_size=256, sharpen=4.0, temperature=1.0, top_p
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
             if "layer_norm" not in name and "norm" not in name:
-                parameter.mul_(sharpen)
+                parameter.mul_(std / policy.preset.init_method_std)
     return policy, make_engine(policy)
 
 
