@@ -157,7 +157,7 @@ def test_greedy_decoding_is_the_argmax_of_the_full_forward():
 def limits(_):
     from nemo_cascade.rollout.engine import generate
 
-    _, engine = build(sharpen=1.0)
+    _, engine = build(std=0.02)
     asked = requests(prompts=40, samples=2)
     everything = tuple(range(0, 640, 8))
     rollouts = generate(engine, asked, SamplingParams(max_new_tokens=6, stop_ids=everything))
