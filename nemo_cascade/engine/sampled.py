@@ -28,7 +28,8 @@ def sampled_logits(logits: torch.Tensor, labels: torch.Tensor, generation: Gener
     """This rank's logits [tokens, batch, vocab / tp] as logits of q, differentiable; labels [tokens, batch].
 
     N is chosen without gradient and joined by the label: a token that was drawn must have a finite log-prob where
-    rounding puts it outside, and so must one that another model drew.
+    rounding puts it outside, and so must one that another model drew. Where rounding moves another token across the edge,
+    p(N) and so log q differ from the sampler's by that token's share.
     """
     scaled = logits / generation.temperature
     if generation.top_p >= 1:
