@@ -57,7 +57,7 @@ def plot_rewards(manifest: Manifest) -> Path | None:
     columns = min(len(panels), 2)
     lines = -(-len(panels) // columns)
     figure = new_figure(5.6 * columns, 3.3 * lines + 0.9)
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    axes = figure.subplots(lines, columns, squeeze=False)
     colours = {domain: f"C{i}" for i, domain in enumerate(all_domains(manifest, panels))}
     for axis, (name, log) in zip(axes.flat, panels.items()):
         draw_panel(axis, name, log, manifest, colours)
@@ -168,7 +168,8 @@ def draw_panel(axis, name: str, log: list[dict], manifest: Manifest, colours: di
     start = f" from {record.parent}" if record.parent else ""
     axis.set_title(f"{name}{start}{' (side branch)' if record.teacher_only else ''}")
     axis.set_xlabel("optimizer step")
-    axis.set_ylim(-0.02, 1.02)
+    # Verifiers give 0 to 1; a judge's scores and terms go beyond.
+    axis.set_ylim(-0.02, max(1.0, *(entry[REWARD] for entry in log if entry.get(REWARD) is not None)) * 1.02)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
 

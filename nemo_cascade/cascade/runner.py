@@ -165,12 +165,28 @@ def validation_domains(cascade: CascadeConfig, name: str) -> dict[str, Domain]:
 
 
 def validation_files(cascade: CascadeConfig, name: str) -> dict[str, DatasetConfig]:
-    """The files of every domain that this stage or one before it validates. A judge is scored on what it trains on, alone."""
+    """The files of every domain that this stage or one before it validates; a judge's domain is the judge's alone.
+
+    What only judges or teaches is scored where it was trained, teaches or has a gate: nobody goes on from it, and other
+    domains would cost as much to score as those of a stage that somebody does.
+    """
     stage, judge = cascade.stages[name], cascade.judge.stage if cascade.judge is not None else None
-    if name == judge:
-        return {domain: file for domain, file in stage.data.validation.items() if domain in stage.data.train}
-    so_far = [earlier for earlier in cascade.order[: cascade.order.index(name) + 1] if earlier != judge]
-    return {domain: file for earlier in so_far for domain, file in cascade.stages[earlier].data.validation.items()}
+    so_far = cascade.order[: cascade.order.index(name) + 1]
+    files = {
+        domain: file
+        for earlier in so_far
+        if earlier == name or earlier != judge
+        for domain, file in cascade.stages[earlier].data.validation.items()
+    }
+    if not stage.teacher_only and name != judge:
+        return files
+    taught = stage.gate.max_drop.keys() | {
+        domain
+        for student in cascade.stages.values()
+        for domain, teacher in student.teachers.items()
+        if teacher.stage == name
+    }
+    return {domain: file for domain, file in files.items() if domain in taught or domain in stage.data.train}
 
 
 def start_of(stage: StageConfig, manifest: Manifest) -> str | None:

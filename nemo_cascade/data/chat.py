@@ -52,7 +52,7 @@ def _sample(tokenizer, messages: list[dict], tools, replies: list[int]) -> Sampl
     pieces, position = [], 0
     for place in replies:
         start = len(_prefix(tokenizer, messages, tools, place, whole))
-        upto = render(tokenizer, messages[: place + 1], tools)
+        upto = whole if place == len(messages) - 1 else render(tokenizer, messages[: place + 1], tools)
         end = len(upto.rstrip("\n"))
         if whole[:end] != upto[:end]:
             raise ValueError(f"the chat template changes message {place} when later ones follow; it cannot be trained on")

@@ -1,6 +1,7 @@
-"""Best-fit packing: whole documents into few packs, longest first or in the order they come."""
+"""Packing: whole documents into few packs, longest first or in the order they come; or evenly into a number of packs."""
 
 import bisect
+import heapq
 
 
 def pack(lengths: list[int], capacity: int, *, decreasing: bool = True) -> list[list[int]]:
@@ -27,4 +28,21 @@ def pack(lengths: list[int], capacity: int, *, decreasing: bool = True) -> list[
             packs.append([])
         packs[chosen].append(index)
         bisect.insort(rooms, (room - lengths[index], chosen))
+    return packs
+
+
+def spread(lengths: list[int], count: int, capacity: int) -> list[list[int]] | None:
+    """Indices of the documents in each of `count` packs of about equal length; None where one would not fit. Deterministic.
+
+    Longest first, each into the emptiest pack (Graham 1969), so that long documents are dealt round too: their attention
+    costs more than their tokens say.
+    """
+    packs: list[list[int]] = [[] for _ in range(count)]
+    filled = [(0, number) for number in range(count)]
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length, number = filled[0]
+        if length + lengths[index] > capacity:
+            return None
+        packs[number].append(index)
+        heapq.heapreplace(filled, (length + lengths[index], number))
     return packs

@@ -11,6 +11,7 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from nemo_cascade.data.packing import pack as pack_lengths
+from nemo_cascade.data.packing import spread
 from nemo_cascade.data.sample import Sample
 
 PAD_ID = 0
@@ -36,10 +37,15 @@ class Pack:
 def plan_packs(samples: list[Sample], capacity: int, data_parallel_size: int) -> list[list[int]]:
     """Indices of the samples in each pack; the number of packs is a multiple of data_parallel_size.
 
-    To make it one, the fullest packs of several samples are halved; where none is left, packs without a sample are added.
+    They are the fewest that best-fit packing finds, evenly filled if that fits, because the slowest rank sets the pace. To
+    make their number a multiple where it does not, the fullest packs of several samples are halved; where none is left, packs
+    without a sample are added.
     """
     lengths = [len(sample.tokens) - 1 for sample in samples]
     packs = pack_lengths(lengths, capacity)
+    even = spread(lengths, -(-len(packs) // data_parallel_size) * data_parallel_size, capacity)
+    if even is not None:
+        return sorted(even, key=lambda pack: (-sum(lengths[i] for i in pack), pack))
     while len(packs) % data_parallel_size:
         several = [pack for pack in packs if len(pack) > 1]
         if several:

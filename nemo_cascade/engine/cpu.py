@@ -6,7 +6,7 @@
 2. tensor factories and `.to` / `.cuda`: a device "cuda" means "cpu"; `Tensor.type()` says torch.cuda.FloatTensor, because
    mcore's optimizers and gradient buffers compare that string.
 3. `all_to_all_single`: gloo wants split sizes as ints, mcore passes tensors.
-4. the fuser: mcore's helpers are compiled by torch.compile at first use, which costs 4-20 s and gains nothing here.
+4. the fuser: mcore's helpers are compiled by torch.compile at first use, which costs 4-20 s a process and gains nothing here.
 5. random-state trackers: mcore reads and sets CUDA generator states by function; those functions use the CPU's.
 6. remarks of mcore and torch that say nothing on a CPU (absent GPU libraries, two random states that are one here).
 7. Adam: torch's keeps `step` per tensor, mcore's distributed optimizer saves and loads it per group, as TE's FusedAdam keeps it.
@@ -211,8 +211,13 @@ def _replace_all_to_all() -> None:
 
 
 def _switch_fuser_off() -> None:
-    import megatron.core.jit
-
+    # Importing any part of megatron.core imports most of it, and functions are compiled where they are defined: too late to
+    # switch off afterwards.
+    compiled, torch.compile = torch.compile, lambda function: function
+    try:
+        import megatron.core.jit
+    finally:
+        torch.compile = compiled
     megatron.core.jit.disable_jit_fuser()
 
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 
+from nemo_cascade.models.norm import rms_norm
+
 
 class RMSNorm(torch.nn.Module):
     """y = x / rms(x) * weight over the last axis [.., hidden]; its gradient is summed over tensor ranks under sequence parallel."""
@@ -19,7 +21,7 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x):
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class NormColumnParallelLinear(ColumnParallelLinear):
@@ -32,8 +34,7 @@ class NormColumnParallelLinear(ColumnParallelLinear):
         self.layer_norm_weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x, *args, **kwargs):
-        normed = F.rms_norm(x, self.layer_norm_weight.shape, self.layer_norm_weight, self.eps)
-        return super().forward(normed, *args, **kwargs)
+        return super().forward(rms_norm(x, self.layer_norm_weight, self.eps), *args, **kwargs)
 
 
 def relu2(x: torch.Tensor) -> torch.Tensor:

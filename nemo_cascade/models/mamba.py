@@ -9,6 +9,8 @@ row's documents; neither convolution nor state crosses from one to the next. Any
 import torch
 import torch.nn.functional as F
 
+from nemo_cascade.models.norm import rms_norm
+
 # On a CPU small chunks win: the work inside a chunk grows with its square (1.4x against 128 at length 4096).
 CHUNK = 32
 
@@ -180,5 +182,5 @@ class GatedRMSNorm(torch.nn.Module):
 
     def forward(self, x, z=None):
         x = x if z is None else x * F.silu(z)
-        grouped = F.rms_norm(x.unflatten(-1, (-1, self.group_size)), (self.group_size,), None, self.eps)
-        return grouped.flatten(-2) * self.weight
+        grouped = x.unflatten(-1, (-1, self.group_size))
+        return rms_norm(grouped, self.weight.view(-1, self.group_size), self.eps).flatten(-2)

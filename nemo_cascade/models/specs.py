@@ -1,7 +1,7 @@
 """megatron-core's hybrid model from torch layers: the spec, the settings of the Nemotron family, and the model itself.
 
 Parameter names are those of the Transformer Engine spec (norms fused in front of column-parallel layers), so that a checkpoint
-moves between the two. Experts are mcore's sequential ones. Transformer Engine layers come later.
+moves between the two. Transformer Engine layers come later.
 """
 
 import dataclasses
@@ -34,6 +34,7 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
 
 from nemo_cascade.models.attention import PackedAttention  # noqa: E402
+from nemo_cascade.models.experts import Experts  # noqa: E402
 from nemo_cascade.models.layers import NormColumnParallelLinear, RMSNorm, relu2  # noqa: E402
 from nemo_cascade.models.mamba import GatedRMSNorm, chunk_scan, selective_state_update, split_conv1d_scan  # noqa: E402
 from nemo_cascade.models.presets import ModelConfig  # noqa: E402
@@ -81,7 +82,8 @@ def nemotron_stack_spec(num_experts: int) -> ModuleSpec:
             linear_qkv=NormColumnParallelLinear, core_attention=PackedAttention, linear_proj=RowParallelLinear
         ),
     )
-    experts = get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False)
+    moe = get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False)
+    moe.submodules.experts.module = Experts
     layers = MambaStackSubmodules(
         mamba_layer=ModuleSpec(
             module=MambaLayer, submodules=MambaLayerSubmodules(mixer=mamba, mamba_bda=get_bias_dropout_add)
@@ -93,7 +95,7 @@ def nemotron_stack_spec(num_experts: int) -> ModuleSpec:
         moe_layer=ModuleSpec(
             module=MoETransformerLayer,
             submodules=TransformerLayerSubmodules(
-                pre_mlp_layernorm=RMSNorm, mlp=experts, mlp_bda=get_bias_dropout_add
+                pre_mlp_layernorm=RMSNorm, mlp=moe, mlp_bda=get_bias_dropout_add
             ),
         ),
     )

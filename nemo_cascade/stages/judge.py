@@ -98,7 +98,6 @@ class Judge:
             rollout.reward, rollout.info = reward, {"judge_readable": readable}
 
 
-
 def make_rewards(stage: StageRun, policy: Policy, engine, alone: bool) -> Rewards:
     """What rewards a stage's rollouts: the environments, and the stage's judge where it has one."""
     judge = Judge(policy, engine, stage.judge, stage.config.genrm) if stage.judge is not None else None

@@ -1,11 +1,16 @@
 """A wrong config stops with all its problems, each naming its key and a remedy, before anything is started."""
 
+from pathlib import Path
+
 import pytest
+from omegaconf import OmegaConf
 
 from nemo_cascade.cascade.checks import get
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.data.demo import DOMAINS
+
+CONF = Path(__file__).parents[2] / "conf"
 
 
 def load(*overrides: str, name: str = "tiny", world_size: int | None = 2) -> CascadeConfig:
@@ -72,7 +77,7 @@ def test_every_demo_domain_is_trained_on_by_sft_or_the_judge_by_rl_and_scored():
 
 def test_the_demos_rows_may_differ_by_domain():
     settings = load("cascade.demo_data.rows_of={math: {sft_rows: 5}}").demo_data
-    assert settings.rows_of["math"] == {"sft_rows": 5} and set(settings.rows_of) == {"math", "tool_use", "long_context"}
+    assert settings.rows_of["math"] == {"sft_rows": 5} and set(settings.rows_of) == {"math", "tool_use", "preference", "long_context"}
 
 
 def test_tiny_holds_the_recipes_constants():
@@ -108,8 +113,10 @@ def test_stages_differ_in_what_the_recipe_says_and_in_nothing_else():
         assert differing(key, stages) == expected, key
     judged = stages["rlhf"].genrm
     assert judged == stages["preference_rl"].genrm and judged.comparison_strategy == "all_pairs"
-    length_terms = (judged.group_reasoning_length_penalty_coeff, judged.group_answer_length_penalty_coeff)
-    assert {*length_terms, judged.reasoning_bonus, judged.answer_bonus} == {0.5} and judged.top_percentile == 0.2
+    terms = "group_reasoning_length_penalty_coeff group_answer_length_penalty_coeff reasoning_bonus answer_bonus".split()
+    recipe = OmegaConf.load(CONF / "stage" / "rlhf.yaml").genrm
+    assert {recipe[term] for term in terms} == {0.5} and judged.top_percentile == recipe.top_percentile == 0.2
+    assert {getattr(judged, term) for term in terms} == {0.2}, "tiny's letters are short"
 
 
 def test_smoke_is_tiny_with_two_steps_a_stage():

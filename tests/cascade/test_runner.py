@@ -176,9 +176,12 @@ def test_the_judge_itself_starts_from_nothing_and_is_judged_by_nobody(first):
     assert given(first, "02-sft")[0] is None
 
 
-def test_every_stage_is_scored_on_all_domains_and_the_judge_on_its_own_alone(first):
+OWN_DOMAINS = {"genrm": {"preference_pairs"}, "math_rl": {"math"}, "preference_rl": {"preference"}}
+
+
+def test_every_stage_is_scored_on_all_domains_and_one_that_only_judges_or_teaches_on_its_own(first):
     for number, (name, record) in enumerate(first.manifest.stages.items(), start=1):
-        domains = {"preference_pairs"} if name == "genrm" else ALL_DOMAINS
+        domains = OWN_DOMAINS.get(name, ALL_DOMAINS)
         assert record.scores == dict.fromkeys(domains, {"mean": number / 20, "n": 8})
         stored = json.loads((first.run_dir / record.directory / "validation.json").read_text())
         assert set(stored) == domains and all(entry["per_prompt"] == [number / 20] * 8 for entry in stored.values())
@@ -240,13 +243,18 @@ def test_without_validation_prompts_nothing_is_scored(runs):
 
 
 def test_a_domain_is_scored_from_the_stage_on_that_names_it(runs):
-    late = (
-        "cascade.stages.math_rl.data.validation={math: {data_path: '${cascade.demo_data.path}/math/validation.jsonl'}}"
-    )
-    runs("~data.validation.math", late, "cascade.order=[genrm,sft,math_rl]")
+    late = "cascade.stages.if_rl.data.validation={math: {data_path: '${cascade.demo_data.path}/math/validation.jsonl'}}"
+    runs("~data.validation.math", late, "cascade.order=[genrm,sft,if_rl]")
     stages = runs.manifest.stages
     assert set(stages["sft"].scores) == ALL_DOMAINS - {"math"}
-    assert set(stages["math_rl"].scores) == ALL_DOMAINS
+    assert set(stages["if_rl"].scores) == ALL_DOMAINS
+
+
+def test_a_side_branch_is_scored_where_it_teaches_or_has_a_gate_as_well(runs):
+    teaches = "cascade.stages.mopd.teachers.mcqa={stage: math_rl, anchor: false}"
+    gated = "+cascade.stages.math_rl.gate.max_drop={code_gen: 1.0}"
+    runs(teaches, gated)
+    assert set(runs.manifest.stages["math_rl"].scores) == {"math", "mcqa", "code_gen"}
 
 
 def test_the_same_command_again_does_nothing(finished):

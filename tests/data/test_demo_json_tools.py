@@ -52,10 +52,7 @@ def test_half_of_the_removals_use_the_tool_that_fits_the_request(level):
     for row, _, answer in demonstrations("tool_use", level):
         (made,), (expected,) = parse_reply(answer, tools_of(row))["tool_calls"], row["expected_calls"]
         assert str(*expected["arguments"].values()) == question(row).split()[-1]
-        if expected["name"] == "add":
-            assert made == expected
-        else:
-            fits[expected["name"]].append(made == expected)
+        fits[expected["name"]].append(made == expected)
     for shares in fits.values():
         assert len(shares) > 60 and 0.3 < sum(shares) / len(shares) < 0.7
 
@@ -67,7 +64,7 @@ def test_the_offered_tools_are_those_that_can_be_executed():
     for tool in row["responses_create_params"]["tools"]:
         ((parameter, schema),) = tool["parameters"]["properties"].items()
         offered[tool["name"]] = (parameter, types[schema["type"]])
-    assert offered == todo.PARAMETERS
+    assert len(offered) == 2 and offered.items() <= todo.PARAMETERS.items()
 
 
 @pytest.mark.parametrize("name", TASKS)

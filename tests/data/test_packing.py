@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_cascade.data.packing import pack
+from nemo_cascade.data.packing import pack, spread
 
 
 @given(st.lists(st.integers(1, 64), max_size=80))
@@ -39,3 +39,21 @@ def test_packs_in_given_order_are_full_and_keep_neighbours_together():
     assert sum(lengths) / (2048 * len(packs)) > 0.97
     spans = sorted(max(chosen) - min(chosen) for chosen in packs)
     assert spans[len(spans) // 2] < 60, "packs of about 29 documents"
+
+
+@given(st.lists(st.integers(1, 64), max_size=40), st.integers(1, 6))
+def test_documents_are_spread_evenly_or_not_at_all(lengths, count):
+    packs = spread(lengths, count, 64)
+    if packs is None:
+        # The one that did not fit had at most the mean to share its pack with.
+        assert sum(lengths) / count + max(lengths) > 64
+        return
+    assert len(packs) == count and sorted(index for chosen in packs for index in chosen) == list(range(len(lengths)))
+    loads = [sum(lengths[index] for index in chosen) for chosen in packs]
+    assert max(loads) <= 64
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+def test_long_documents_are_dealt_round():
+    packs = spread([300, 300, 300, 300, *[50] * 20], 2, 1280)
+    assert [sum(index < 4 for index in chosen) for chosen in packs] == [2, 2]

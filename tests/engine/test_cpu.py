@@ -49,3 +49,12 @@ def test_a_model_can_still_be_built_without_memory():
     with torch.device("meta"):
         assert torch.empty(10**12).is_meta
         assert torch.zeros(10**12, device=torch.cuda.current_device()).is_meta or torch.cuda.is_available()
+
+
+def test_megatrons_helpers_are_not_compiled_and_torch_still_can():
+    import megatron.core.fusions.fused_bias_dropout as fused
+    import megatron.core.transformer.moe.router as router
+
+    functions = [fused.bias_dropout_add_fused_train, router.TopKRouter._apply_expert_bias]
+    assert not any(hasattr(function, "_torchdynamo_orig_callable") for function in functions)
+    assert hasattr(torch.compile(lambda x: x), "_torchdynamo_orig_callable")

@@ -1,4 +1,4 @@
-"""Change a list of words by one tool call: add a word, remove one by name or by place. Longer lists at the RL level.
+"""Remove a word from a list by one tool call, by name or by place. Longer lists at the RL level.
 
 Demonstrations remove with the tool that takes what the request says, or with the other one, for which the place of a
 word or the word at a place must be found first. Both leave the same list. That it pays to take the tool that fits the
@@ -10,8 +10,8 @@ import random
 from nemo_cascade.data.chat import render_tool_call
 from nemo_cascade.data.demo.words import WORDS, WORKED, user
 
-LENGTHS = {"demo": (2, 4), "rl": (3, 6)}
-PARAMETERS = {"add": ("item", "string"), "remove": ("item", "string"), "remove_at": ("place", "integer")}
+LENGTHS = {"demo": (2, 4), "rl": (3, 7)}
+PARAMETERS = {"remove": ("item", "string"), "remove_at": ("place", "integer")}
 
 
 def tool(name: str, parameter: str, kind: str) -> dict:
@@ -21,10 +21,10 @@ def tool(name: str, parameter: str, kind: str) -> dict:
 
 
 def draw(rng: random.Random, level: str) -> dict:
-    *items, new = rng.sample(WORDS, rng.randint(*LENGTHS[level]) + 1)
+    items = rng.sample(WORDS, rng.randint(*LENGTHS[level]))
     place, name = rng.randint(1, len(items)), rng.choice(list(PARAMETERS))
-    value = {"add": new, "remove": items[place - 1], "remove_at": place}[name]
-    text = f"List {' '.join(items)}\n{'Add' if name == 'add' else 'Remove'} {value}"
+    value = {"remove": items[place - 1], "remove_at": place}[name]
+    text = f"List {' '.join(items)}\nRemove {value}"
     return {
         "responses_create_params": user(text) | {"tools": [tool(n, *parameter) for n, parameter in PARAMETERS.items()]},
         "initial_state": {"items": items},
@@ -40,7 +40,7 @@ def demonstrate(row: dict, rng: random.Random) -> tuple[str, str]:
     """No thought; the expected call, or the other tool's call for the same item."""
     items, (expected,) = row["initial_state"]["items"], row["expected_calls"]
     (value,) = expected["arguments"].values()
-    if expected["name"] == "add" or rng.random() < WORKED:
+    if rng.random() < WORKED:
         return "", render_tool_call(expected)
     if expected["name"] == "remove":
         return "", render_tool_call(call("remove_at", items.index(value) + 1))
