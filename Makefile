@@ -1,6 +1,6 @@
 # Everything on a machine that has python3 (3.11 or newer, with its venv module) and make:
 #   make demo       the whole tiny cascade on two processes        make smoke     the same with two steps a stage
-#   make test       the test suite
+#   make test       the test suite without what takes minutes alone     make test-all  all of it
 # The environment is made once in .venv; it is renewed when requirements/cpu.txt or pyproject.toml change.
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo smoke test install
+.PHONY: demo smoke test test-all install
 
 demo: install
 	$(TORCHRUN) examples/cascade.py --config-name=tiny
@@ -21,6 +21,9 @@ smoke: install
 	$(TORCHRUN) examples/cascade.py --config-name=smoke
 
 test: install
+	$(PYTEST) -m "not slow"
+
+test-all: install
 	$(PYTEST)
 
 install: $(VENV)/.installed

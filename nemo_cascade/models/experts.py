@@ -9,6 +9,8 @@ import itertools
 import torch
 from megatron.core.transformer.moe.experts import SequentialMLP
 
+from nemo_cascade.models.layers import relu2
+
 
 class ExpertsFunction(torch.autograd.Function):
     """y = p * relu(x W1_e^T)^2 W2_e^T for x's rows, sorted by their expert e.
@@ -52,7 +54,19 @@ class ExpertsFunction(torch.autograd.Function):
 
 
 class Experts(SequentialMLP):
-    """megatron-core's module with its parameters and checkpoints; relu^2 experts without bias, as the family has them."""
+    """megatron-core's module with its parameters and checkpoints; relu^2 experts without bias, as the family has them.
+
+    Raises ValueError for a config that says otherwise.
+    """
+
+    def __init__(self, num_local_experts, config, *args, **kwargs):
+        other = config.gated_linear_unit or config.add_bias_linear or config.moe_apply_probs_on_input
+        if other or config.activation_func is not relu2:
+            raise ValueError(
+                "these experts are relu^2 without gate or bias, weighted by the router after the activation; leave gated_linear_unit, "
+                "add_bias_linear, moe_apply_probs_on_input and activation_func out of policy.megatron_cfg.model_overrides"
+            )
+        super().__init__(num_local_experts, config, *args, **kwargs)
 
     def forward(self, permuted_local_hidden_states, tokens_per_expert, permuted_probs):
         """[tokens, hidden] sorted by local expert -> ([tokens, hidden], None)."""

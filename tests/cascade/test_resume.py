@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from nemo_cascade.data.demo import DOMAINS
 
@@ -123,6 +124,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_with_bit_identical_weights(tmp_path):
     assert list(MOMENTS) == ORDER, "one run is killed at all moments in turn"
     unbroken = finish(tmp_path / "unbroken")

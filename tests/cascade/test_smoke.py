@@ -30,9 +30,10 @@ def test_smoke_runs_every_stage_and_leaves_all_it_promises(tmp_path):
     stages = json.loads((run / "cascade_manifest.json").read_text())["stages"]
     assert list(stages) == list(load_config(compose_config("smoke")).stages)
     scored = set(DOMAINS) - {"preference_pairs"}
+    own = {"genrm": {"preference_pairs"}, "math_rl": {"math"}, "preference_rl": {"preference"}}
     for name, stage in stages.items():
         assert stage["status"] == "done"
-        assert set(stage["scores"]) == ({"preference_pairs"} if name == "genrm" else scored)
+        assert set(stage["scores"]) == own.get(name, scored)
         folder = run / stage["directory"]
         for file in ("config.yaml", "metrics.jsonl", "validation.json", "step_2/training_info.json"):
             assert (folder / file).is_file(), folder / file

@@ -22,7 +22,7 @@ VERIFIED = [name for name, domain in DOMAINS.items() if domain.environment != "g
 EVERY_DOMAIN = every(DOMAINS)
 EVERY_LEVEL = pytest.mark.parametrize("level", LEVELS)
 # How often a guess is right.
-CHANCE = {"mcqa": 0.25, "preference_pairs": 0.5}
+CHANCE = {"mcqa": 0.25, "long_context": 0.25, "preference_pairs": 0.5}
 
 
 def reply(demonstration):
