@@ -1,0 +1,146 @@
+"""Our side of `speed.py`, and the workload of both.
+
+Every function returns a step: () -> ((seconds, CPU seconds), loss or None).
+"""
+
+import json
+import random
+from pathlib import Path
+
+from speed import (
+    DECODE_BATCH,
+    DOCUMENT,
+    DOMAINS,
+    GROUP,
+    GRPO_PROMPTS,
+    LEARNING_RATE,
+    NEW_TOKENS,
+    PACK_TOKENS,
+    PACKS,
+    PROMPT,
+    clock,
+    read,
+    reward,
+    since,
+)
+
+from nemo_cascade.data import demo
+from nemo_cascade.data.chat import conversation_to_samples, encode, render
+from nemo_cascade.data.packing import pack
+from nemo_cascade.data.rows import messages_of, tools_of
+from nemo_cascade.data.sample import Sample
+from nemo_cascade.engine import parallel
+from nemo_cascade.engine.config import MegatronConfig, OptimizerConfig, PolicyConfig, SequencePackingConfig
+from nemo_cascade.engine.policy import Policy
+from nemo_cascade.models.hf import export_hf
+from nemo_cascade.rollout.engine import generate, generate_global, share
+from nemo_cascade.rollout.types import Group, Request, SamplingParams
+from nemo_cascade.stages.config import GRPOConfig, LossConfig
+from nemo_cascade.stages.prompts import Prompt
+from nemo_cascade.stages.rewards import reply_text
+from nemo_cascade.stages.rl import make_loss, reward_samples
+from nemo_cascade.stages.rollouts import make_engine, make_requests
+from nemo_cascade.stages.sft import sft_loss
+
+NO_STOP = (-1,)  # so that every reply has all its tokens
+
+
+def build() -> Policy:
+    """The tiny preset from one seed, the same weights in every process and layout."""
+    optimizer = OptimizerConfig(lr=LEARNING_RATE, min_lr=LEARNING_RATE)
+    packing = SequencePackingConfig(train_mb_tokens=PACK_TOKENS)
+    config = PolicyConfig(sequence_packing=packing, megatron_cfg=MegatronConfig(optimizer=optimizer))
+    parallel.init(config.megatron_cfg)
+    return Policy(config, seed=0, max_num_steps=1_000_000)
+
+
+def prepare(folder: Path):
+    """Writes the weights and workload.json; the step's answer is the tokens of each row's step."""
+    policy = build()
+    export_hf(policy.hf_weights(), policy.preset, folder)
+    policy.tokenizer.save_pretrained(folder)
+    documents, texts = demo_texts(policy.tokenizer)
+    prompts = [encode(policy.tokenizer, text) for text in texts]
+    work = {
+        "documents": [{"tokens": document.tokens, "loss_mask": document.loss_mask} for document in documents],
+        "prompts": prompts[:DECODE_BATCH],
+        "texts": texts[:GRPO_PROMPTS],
+    }
+    (folder / "workload.json").write_text(json.dumps(work))
+    tokens = {
+        "training": sum(len(document.tokens) - 1 for document in documents),
+        "decode": DECODE_BATCH * NEW_TOKENS,
+        "grpo": GRPO_PROMPTS * GROUP * NEW_TOKENS,
+    }
+    return lambda: ((0.0, 0.0), tokens)
+
+
+def demo_texts(tokenizer) -> tuple[list[Sample], list[str]]:
+    """Documents that fill PACKS packs, and prompts, of the demo's domains in turn."""
+    documents, texts = [], []
+    for name in DOMAINS:
+        domain = demo.DOMAINS[name]
+        for number, row in enumerate(domain.rows(60, "train", level="demo")):
+            documents += conversation_to_samples(tokenizer, domain.demonstration(row, number))
+        for row in domain.rows(60, "train", level="rl"):
+            texts.append(render(tokenizer, messages_of(row), tools_of(row), add_generation_prompt=True))
+    rng = random.Random(0)
+    documents = [document for document in documents if len(document.tokens) - 1 in DOCUMENT]
+    texts = [text for text in texts if len(encode(tokenizer, text)) in PROMPT]
+    rng.shuffle(documents)
+    rng.shuffle(texts)
+    packs = pack([len(document.tokens) - 1 for document in documents], PACK_TOKENS, decreasing=False)[:PACKS]
+    return [documents[index] for indices in packs for index in indices], texts
+
+
+def training(folder: Path):
+    """One SFT step, as the sft stage takes it."""
+    policy = build()
+    samples = [Sample(document["tokens"], document["loss_mask"]) for document in read(folder)["documents"]]
+
+    def step():
+        started = clock()
+        metrics = policy.train_step(samples, sft_loss, as_sampled=False)
+        return since(started), metrics["loss"]
+
+    return step
+
+
+def decode(folder: Path):
+    """Replies to different prompts, so none is prefilled once for several; data-parallel ranks share them."""
+    policy = build()
+    engine = make_engine(policy)
+    requests = [Request(f"{number:016x}", 0, tuple(prompt)) for number, prompt in enumerate(read(folder)["prompts"])]
+    group = parallel.parallel_state.get_data_parallel_group()
+    mine = share(requests, group.size())[group.rank()]
+    seeds = iter(range(1_000_000))
+
+    def step():
+        started = clock()
+        rollouts = generate(engine, mine, SamplingParams(max_new_tokens=NEW_TOKENS, stop_ids=NO_STOP, seed=next(seeds)))
+        assert all(len(rollout.response) == NEW_TOKENS for rollout in rollouts)
+        return since(started), None
+
+    return step
+
+
+def grpo(folder: Path):
+    """One step of the rl stage: rollouts, rewards, advantages, and the update, which makes its log-probs itself."""
+    policy = build()
+    engine = make_engine(policy)
+    texts = read(folder)["texts"]
+    prompts = [Prompt(f"{n:016x}", "demo", {}, encode(policy.tokenizer, text)) for n, text in enumerate(texts)]
+    config, loss = GRPOConfig(), make_loss(LossConfig(), distil=False)
+
+    def step():
+        started = clock()
+        params = SamplingParams(max_new_tokens=NEW_TOKENS, stop_ids=NO_STOP, seed=policy.step)
+        rollouts = generate_global(engine, make_requests(prompts, GROUP), params)
+        for rollout in rollouts:
+            assert len(rollout.response) == NEW_TOKENS
+            rollout.reward = reward(reply_text(rollout, policy.tokenizer))
+        groups = [Group({}, "demo", rollouts[i : i + GROUP]) for i in range(0, len(rollouts), GROUP)]
+        policy.train_step(reward_samples(groups, config), loss)
+        return since(started), None
+
+    return step
