@@ -5,9 +5,9 @@
     python benchmarks/speed.py --only decode grpo
 
 Both sides get the same weights of the `tiny` preset, the same texts and all cores, as one process of many threads and
-as two processes that share the cores (data parallel); the better of the two counts. All wait in memory and take steps in
-turn, so that noise hits them alike. A ratio compares the fastest steps; where other programs take part of the machine,
-that of CPU seconds (all threads of all processes) says more. What a run prints depends on the machine: no test looks at it.
+as two processes that share the cores (data parallel); the better of the two counts. All wait in memory and take steps
+in turn, so that noise hits them alike. A ratio compares the fastest steps; where other programs take part of the
+machine, that of CPU seconds (all threads of all processes) says more. No test looks at what this prints.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-# The fastest tried. The chunk of the scan changes no result; with the default of 128 short texts mostly compute padding.
+# The fastest tried. The chunk of the scan changes no result; with the default 128 short texts mostly compute padding.
 # Eager experts are slower, batched_mm copies their weights for every token. Few batches pad more, many call more.
 CHUNK, EXPERTS, MICROBATCHES = 32, "grouped_mm", 4
 
