@@ -25,20 +25,21 @@ class PackedAttention(torch.nn.Module):
             return packed_attention(query, key, value, packed_seq_params.cu_seqlens_q)
         query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
         if query.shape[2] == 1:
-            return attend_to_cache(query, key, value)
+            return attend_to_cache(query, key, value, attention_mask)
         # As many queries as keys is a causal prefill.
         causal = query.shape[2] == key.shape[2]
         out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True)
         return out.permute(2, 0, 1, 3).flatten(-2)
 
 
-def attend_to_cache(query, key, value) -> torch.Tensor:
-    """One new token against all cached ones: query [b, heads, 1, dim], key and value [b, groups, t, dim] -> [1, b, heads * dim].
+def attend_to_cache(query, key, value, visible=None) -> torch.Tensor:
+    """One new token against cached ones: query [b, heads, 1, dim], key and value [b, groups, t, dim] -> [1, b, heads * dim].
 
-    The heads that share keys stand as queries of one head, so that long caches are not copied for each of them.
+    visible [b, t]: which of the cached tokens; all of them without it. The heads that share keys stand as queries of one head, so that long caches are not copied for each of them.
     """
     grouped = query.view(len(query), key.shape[1], -1, query.shape[-1])
-    out = F.scaled_dot_product_attention(grouped, key, value)
+    mask = None if visible is None else visible[:, None, None]
+    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
     return out.flatten(1)[None]
 
 

@@ -1,11 +1,13 @@
 """The embedded engine: megatron-core's static inference context on the very weights being trained.
 
-Prompts of different lengths share a batch without padding: the batch is prefilled up to its shortest prompt, and the rest of longer
-ones is fed token by token while shorter ones already sample, because a padded token would change a Mamba state. A prompt sampled
-several times is prefilled once. A batch runs to its end before the next begins; finished rows leave it when half are done.
+Prompts of different lengths share a batch: those of one length are read together, without padding, which would change a Mamba
+state. Then all rows reply at once, their keys aligned at the right and what lies before a shorter prompt hidden by a mask; there are no
+positions that this could move. A prompt sampled several times is read once. A batch runs to its end before the next begins;
+finished rows leave it when half are done.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -21,8 +23,8 @@ from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
 # Attributes by which mcore's layers know that the sequence is split over tensor ranks; one decoded token cannot be.
 SEQUENCE_PARALLEL = ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
 
-# Prompts of a batch differ by at most so many tokens and an eighth: what is beyond the shortest is fed token by token.
-LENGTH_SLACK = 16
+# Prompts of a batch differ by at most so many tokens and a half: every row's cache is as long as the longest one's.
+LENGTH_SLACK = 64
 # Prompt tokens that are read at once, which bounds what a forward pass holds in memory.
 MAX_PREFILL_TOKENS = 65_536
 
@@ -98,9 +100,9 @@ class MegatronEngine:
         rows = [
             request
             for request, other in self.waiting
-            if other == params and abs(len(request.prompt) - length) <= LENGTH_SLACK + length // 8
+            if other == params and abs(len(request.prompt) - length) <= LENGTH_SLACK + length // 2
         ]
-        rows = rows[: max(1, min(self.max_batch_size, MAX_PREFILL_TOKENS // length))]
+        rows = rows[: self.max_batch_size]
         longest = max(len(request.prompt) for request in rows) + params.max_new_tokens
         size = len(rows) * self._row_bytes(longest)
         if size > self.max_cache_bytes:
@@ -123,11 +125,15 @@ class MegatronEngine:
         )
         return (keys // tp + states) * next(self.model.parameters()).element_size()
 
-    def _forward(self, tokens: torch.Tensor, position: int, context) -> torch.Tensor:
-        """tokens [rows, n] at positions position.. -> logits of the last one [rows, vocab], the same on all tensor ranks."""
-        tokens = tokens.to(next(self.model.parameters()).device)
-        positions = torch.arange(position, position + tokens.shape[1], device=tokens.device).expand_as(tokens)
-        logits = self.model(tokens, positions, None, inference_context=context, runtime_gather_output=True)
+    def _forward(self, tokens: torch.Tensor, position: int, context, visible: torch.Tensor | None = None) -> torch.Tensor:
+        """tokens [rows, n] at positions position.. -> logits of the last one [rows, vocab], the same on all tensor ranks.
+
+        visible [rows, position + 1]: which cached keys a single token attends to; all of them without it.
+        """
+        device = next(self.model.parameters()).device
+        tokens, visible = tokens.to(device), None if visible is None else visible.to(device)
+        positions = torch.arange(position, position + tokens.shape[1], device=device).expand_as(tokens)
+        logits = self.model(tokens, positions, visible, inference_context=context, runtime_gather_output=True)
         return logits[:, -1, : self.vocab_size]
 
     @contextlib.contextmanager
@@ -155,36 +161,44 @@ class MegatronEngine:
 
 
 class Batch:
-    """Rows that decode together; all stand at the same position, so one context serves them."""
+    """Rows that decode together; all replies begin at the same position, so one context serves them."""
 
     def __init__(self, requests: list[Request], params: SamplingParams, vocab_size: int, mixers: list, device):
         self.params, self.vocab_size, self.mixers, self.device = params, vocab_size, mixers, device
         self.requests = sorted(requests, key=lambda request: (len(request.prompt), request.prompt_id, request.sample))
-        lengths = [len(request.prompt) for request in self.requests]
-        self.limit = lengths[-1] + params.max_new_tokens
-        self.position = 0
+        lengths = torch.tensor([len(request.prompt) for request in self.requests])
+        self.start = self.position = int(lengths[-1])
+        self.limit = self.start + params.max_new_tokens
         self.tokens = torch.zeros(len(lengths), self.limit, dtype=torch.long)
         for row, request in enumerate(self.requests):
-            self.tokens[row, : lengths[row]] = torch.tensor(request.prompt)
+            self.tokens[row, self.start - len(request.prompt) : self.start] = torch.tensor(request.prompt)
+        self.visible = torch.arange(self.limit) >= self.start - lengths[:, None]
         self.logprobs = torch.zeros(len(lengths), self.limit, dtype=torch.float64)
-        self.prompt_lengths = torch.tensor(lengths)
         self.alive = torch.ones(len(lengths), dtype=torch.bool)
         self.keys = row_keys(params.seed, [r.prompt_id for r in self.requests], [r.sample for r in self.requests])
         self.stop_ids = torch.tensor(params.stop_ids)
-        self.context: StaticInferenceContext | None = None
+        self.context = StaticInferenceContext(len(lengths), self.limit)
+        self.unread = list(prompts_to_read([request.prompt for request in self.requests]))
+        self.first_logits = torch.zeros(len(lengths), vocab_size)
 
     def done(self) -> bool:
         return not bool(self.alive.any())
 
     def step(self, forward) -> list[Rollout]:
-        """Consumes one more position (the whole common prefix the first time) and chooses every row's next token."""
-        if self.context is None:
-            logits = self._prefill(forward)
+        """One forward pass: reads some of the prompts, or gives every row its next token."""
+        if self.unread:
+            self._read(forward, self.unread.pop(0))
+            if self.unread:
+                return []
+            self._resize_mixers()
+            logits = self.first_logits
         else:
-            logits = forward(self.tokens[:, self.position : self.position + 1], self.position, self.context)
+            visible = None if bool(self.visible[:, 0].all()) else self.visible[:, : self.position + 1]
+            newest = self.tokens[:, self.position : self.position + 1]
+            logits = forward(newest, self.position, self.context, visible).cpu()
             self.position += 1
         self.context.sequence_len_offset = self.position
-        self._choose(logits.cpu())
+        self._choose(logits)
         finished = self._finish()
         self._compact()
         return finished
@@ -195,44 +209,52 @@ class Batch:
             if (request.prompt_id, request.sample) in ids:
                 self.alive[row] = False
 
-    def _prefill(self, forward) -> torch.Tensor:
-        """Reads the prompts up to the shortest one's end, each distinct prompt once, and hands every row its state."""
-        distinct = {prompt: n for n, prompt in enumerate(dict.fromkeys(request.prompt for request in self.requests))}
-        row_of = torch.tensor([distinct[request.prompt] for request in self.requests])
-        first_row = torch.tensor([row_of.tolist().index(n) for n in range(len(distinct))])
-        self.position = int(self.prompt_lengths[0])
-        self.context = StaticInferenceContext(len(distinct), self.limit)
-        logits = forward(self.tokens[first_row, : self.position], 0, self.context)
-        self._select(row_of)
-        return logits[row_of.to(logits.device)]
+    def _read(self, forward, rows_of: list[list[int]]) -> None:
+        """Reads some prompts of one length, each for all the rows that have it, and hands these their states."""
+        first = [rows[0] for rows in rows_of]
+        source = torch.tensor([n for n, rows in enumerate(rows_of) for _ in rows])
+        target = torch.tensor([row for rows in rows_of for row in rows])
+        length = len(self.requests[first[0]].prompt)
+        context = StaticInferenceContext(len(first), length)
+        logits = forward(self.tokens[first, self.start - length : self.start], 0, context)
+        self.first_logits[target] = logits.cpu()[source]
+        source, target = source.to(self.device), target.to(self.device)
+        mamba = {mixer.layer_number for mixer in self.mixers}
+        for layer, states in context.key_value_memory_dict.items():
+            if layer not in self.context.key_value_memory_dict:
+                self.context.key_value_memory_dict[layer] = tuple(self._room(state, layer in mamba) for state in states)
+            for whole, state in zip(self.context.key_value_memory_dict[layer], states):
+                if layer in mamba:
+                    whole[target] = state[source]
+                else:
+                    whole[self.start - length : self.start, target] = state[:, source]
+
+    def _room(self, state: torch.Tensor, mamba: bool) -> torch.Tensor:
+        """A cache for all rows like `state`: Mamba states are [rows, ..], keys and values [positions, rows, ..]."""
+        rows = len(self.requests)
+        return state.new_zeros(rows, *state.shape[1:]) if mamba else state.new_zeros(self.limit, rows, *state.shape[2:])
 
     def _choose(self, logits: torch.Tensor) -> None:
-        """Writes the token at `position`: the prompt's own while it lasts, else a sampled one with its log-prob."""
-        replying = self.position >= self.prompt_lengths
-        if not bool(replying.any()):
-            return
-        noise = uniforms(self.keys, self.position - self.prompt_lengths)
+        """Writes every row's next token, at `position`, with its log-prob."""
+        noise = uniforms(self.keys, torch.full((len(self.requests),), self.position - self.start))
         chosen, logprobs = sample(logits, noise, self.params.temperature, self.params.top_p)
-        self.tokens[:, self.position] = torch.where(replying, chosen, self.tokens[:, self.position])
-        self.logprobs[:, self.position] = torch.where(replying, logprobs, 0.0)
+        self.tokens[:, self.position], self.logprobs[:, self.position] = chosen, logprobs
 
     def _finish(self) -> list[Rollout]:
         """Rollouts of the rows whose newest token is a stop token or the last one allowed."""
-        newest = self.tokens[:, self.position]
-        reply_length = self.position + 1 - self.prompt_lengths
-        stopped = torch.isin(newest, self.stop_ids) & (reply_length > 0)
-        ended = self.alive & (stopped | (reply_length >= self.params.max_new_tokens))
+        stopped = torch.isin(self.tokens[:, self.position], self.stop_ids)
+        ended = self.alive & (stopped | (self.position + 1 == self.limit))
         self.alive &= ~ended
         finished = []
         for row in ended.nonzero()[:, 0].tolist():
-            request, start = self.requests[row], int(self.prompt_lengths[row])
+            request, reply = self.requests[row], slice(self.start, self.position + 1)
             finished.append(
                 Rollout(
                     prompt_id=request.prompt_id,
                     sample=request.sample,
                     prompt=list(request.prompt),
-                    response=self.tokens[row, start : self.position + 1].tolist(),
-                    logprobs=self.logprobs[row, start : self.position + 1].tolist(),
+                    response=self.tokens[row, reply].tolist(),
+                    logprobs=self.logprobs[row, reply].tolist(),
                     finish_reason="stop" if stopped[row] else "length",
                 )
             )
@@ -244,7 +266,7 @@ class Batch:
             return
         kept = self.alive.nonzero()[:, 0]
         self.requests = [self.requests[row] for row in kept.tolist()]
-        for name in ("tokens", "logprobs", "prompt_lengths", "alive", "keys"):
+        for name in ("tokens", "logprobs", "visible", "alive", "keys"):
             setattr(self, name, getattr(self, name)[kept])
         self._select(kept)
 
@@ -254,9 +276,25 @@ class Batch:
         mamba = {mixer.layer_number for mixer in self.mixers}
         cache = self.context.key_value_memory_dict
         for layer, states in cache.items():
-            # Mamba states are [rows, ..]; keys and values are [positions, rows, ..].
             cache[layer] = tuple(state.index_select(0 if layer in mamba else 1, rows) for state in states)
         self.context.max_batch_size = len(rows)
+        self._resize_mixers()
+
+    def _resize_mixers(self) -> None:
+        """mcore zeroes the states of a mixer that sees another number of rows than it remembers."""
         for mixer in self.mixers:
-            # mcore zeroes the states of a mixer that sees another number of rows than it remembers.
-            mixer.cached_batch_size = len(rows)
+            mixer.cached_batch_size = len(self.requests)
+
+
+def prompts_to_read(prompts: list[tuple[int, ...]]) -> Iterator[list[list[int]]]:
+    """Which prompts are read at once: of one length, at most MAX_PREFILL_TOKENS of them, each as the rows that have it.
+
+    prompts are those of all rows, shortest first.
+    """
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows_of.setdefault(prompt, []).append(row)
+    for length, group in itertools.groupby(rows_of, key=len):
+        same_length, count = list(group), max(1, MAX_PREFILL_TOKENS // length)
+        for first in range(0, len(same_length), count):
+            yield [rows_of[prompt] for prompt in same_length[first : first + count]]

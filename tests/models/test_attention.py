@@ -37,3 +37,16 @@ def test_buckets_hold_every_token_once_and_waste_little(lengths):
     flat = torch.cat([index.flatten() for index in buckets])
     assert flat[position].tolist() == list(range(sum(lengths)))
     assert sum(index.numel() for index in buckets) <= sum(1.25 * n + 4 for n in lengths)
+
+
+def test_a_new_token_attends_to_what_is_visible_of_the_cache_alone():
+    from nemo_cascade.models.attention import attend_to_cache
+
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 1, 8, generator=generator)
+    key, value = (torch.randn(2, 2, 7, 8, generator=generator) for _ in range(2))
+    visible = torch.arange(7) >= torch.tensor([[0], [3]])
+    together = attend_to_cache(query, key, value, visible)
+    for row, first in enumerate((0, 3)):
+        alone = attend_to_cache(query[row : row + 1], key[row : row + 1, :, first:], value[row : row + 1, :, first:])
+        torch.testing.assert_close(together[:, row : row + 1], alone)

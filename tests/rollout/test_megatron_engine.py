@@ -230,3 +230,18 @@ def too_large(_):
 
 def test_a_batch_beyond_the_cache_bound_is_refused_with_the_remedy():
     assert run_distributed(too_large, 1, None) == [True]
+
+
+def reading_plan(_):
+    from nemo_cascade.rollout import megatron
+
+    megatron.MAX_PREFILL_TOKENS, before = 6, megatron.MAX_PREFILL_TOKENS
+    try:
+        a, b, c, d = (1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)
+        return list(megatron.prompts_to_read([a, a, b, c, b, d]))
+    finally:
+        megatron.MAX_PREFILL_TOKENS = before
+
+
+def test_prompts_of_one_length_are_read_together_and_equal_ones_once():
+    assert run_distributed(reading_plan, 1, None) == [[[[0, 1]], [[2, 4], [3]], [[5]]]]
