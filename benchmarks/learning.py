@@ -136,7 +136,7 @@ def rollouts(run_dir: Path, stage: str) -> int:
 def distillation(run_dir: Path, manifest: dict) -> dict:
     """domain -> scores of the student at the start, its teacher, the student at the end, GRPO; share of the gap closed.
 
-    Domains that are not distilled have no teacher; the share is None where there is no gap.
+    Domains that are not distilled have no teacher, and GRPO beside MOPD is not scored there; the share is None where there is no gap.
     """
     mopd = manifest["stages"]["mopd"]
     table = {}
@@ -144,7 +144,9 @@ def distillation(run_dir: Path, manifest: dict) -> dict:
         teacher = mopd["teachers"].get(domain)
         names = {"start": mopd["parent"], "teacher": teacher, "end": "mopd", "grpo": "grpo_same", "counted": "grpo_counted"}
         row = {
-            key: per_prompt(run_dir, stage, domain).mean() if stage in manifest["stages"] else None
+            key: per_prompt(run_dir, stage, domain).mean()
+            if domain in manifest["stages"].get(stage, {"scores": {}})["scores"]
+            else None
             for key, stage in names.items()
         }
         gap = row["teacher"] - row["start"] if teacher else 0.0
