@@ -4,8 +4,9 @@ The shipped `tiny` is a byte-level BPE over the demo domains' texts; `python -m 
 the same bytes. A real model brings its own tokenizer and chat template.
 """
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -61,10 +62,10 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 832):
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 832, phrases: Sequence[str] = ()):
     """Byte-level BPE with single digits and the special tokens at ids 0-17, as a PreTrainedTokenizerFast.
 
-    The same texts give the same tokenizer.
+    Each of `phrases` is one token, the last of vocab_size. The same texts give the same tokenizer.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -74,12 +75,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 832):
     bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(phrases),
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
+    bpe.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token="<s>",
@@ -89,6 +91,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 832):
         clean_up_tokenization_spaces=False,
         model_max_length=262144,
     )
+
+
+def tool_phrases(tokenizer) -> list[str]:
+    """What the chat template says about tools, between their names and types: else most of a prompt of the demo."""
+    from nemo_cascade.data.chat import render
+
+    blank = "\0"
+    parameters = {"type": "object", "properties": {blank: {"type": blank}}, "required": [blank]}
+    tools = [{"type": "function", "function": {"name": blank, "parameters": parameters}}] * 2
+    text = render(tokenizer, [{"role": "user", "content": ""}], tools)
+    said = text[text.index("\n") + 1 : text.index("<|im_end|>")].replace(json.dumps(blank)[1:-1], blank)
+    return list(dict.fromkeys(said.split(blank)))
 
 
 def train_shipped(rows_per_domain: int = 1500) -> None:
@@ -108,7 +122,7 @@ def train_shipped(rows_per_domain: int = 1500) -> None:
                 # As rendered, because the chat protocol's own words stand in every conversation.
                 whole = render(shipped, demonstration["messages"], demonstration.get("tools"))
                 texts += special.split(whole)
-    tokenizer = train_tokenizer(texts)
+    tokenizer = train_tokenizer(texts, phrases=tool_phrases(shipped))
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
 

@@ -78,6 +78,28 @@ def broadcast(value):
     return box[0]
 
 
+def share_out(function, items: list) -> list:
+    """[function(item) for item in items], made by all ranks together, each its share, and the same on every rank.
+
+    An error is raised on every rank, the first one in the order of items, so that none waits for another.
+    """
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    made, error = [], None
+    try:
+        for item in items[rank() :: world]:
+            made.append(function(item))
+    except Exception as raised:
+        error = raised
+    shares = [(made, error)]
+    if world > 1:
+        shares *= world
+        dist.all_gather_object(shares, (made, error))
+    failed = {len(made) * world + number: error for number, (made, error) in enumerate(shares) if error}
+    if failed:
+        raise failed[min(failed)]
+    return [shares[number % world][0][number // world] for number in range(len(items))]
+
+
 def broadcast_from_last_stage(tensor: torch.Tensor) -> None:
     """The last pipeline stage's values into every stage's `tensor` (any shape, the same on all), in place."""
     group = parallel_state.get_pipeline_model_parallel_group()

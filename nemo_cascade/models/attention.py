@@ -28,19 +28,34 @@ class PackedAttention(torch.nn.Module):
             return attend_to_cache(query, key, value, attention_mask)
         # As many queries as keys is a causal prefill.
         causal = query.shape[2] == key.shape[2]
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True)
+        if causal and attention_mask is not None:
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=causal_mask(attention_mask), enable_gqa=True)
+        else:
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True)
         return out.permute(2, 0, 1, 3).flatten(-2)
+
+
+def causal_mask(visible: torch.Tensor) -> torch.Tensor:
+    """visible [b, t] -> [b, 1, t, t]: who attends to whom. A token always to itself, or padding would be a mean over nothing."""
+    length = visible.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=visible.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=visible.device)
+    return (visible[:, None, :] & earlier | itself)[:, None]
 
 
 def attend_to_cache(query, key, value, visible=None) -> torch.Tensor:
     """One new token against cached ones: query [b, heads, 1, dim], key and value [b, groups, t, dim] -> [1, b, heads * dim].
 
-    visible [b, t]: which of the cached tokens; all of them without it. The heads that share keys stand as queries of one head, so that long caches are not copied for each of them.
+    visible [b, t]: which of the cached tokens; all of them without it. The heads that share keys stand as queries of one head,
+    so that long caches are not copied for each of them.
     """
-    grouped = query.view(len(query), key.shape[1], -1, query.shape[-1])
-    mask = None if visible is None else visible[:, None, None]
-    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
-    return out.flatten(1)[None]
+    batch, _, _, dim = query.shape
+    groups, length = key.shape[1:3]
+    # By batched products, which read the cache as it lies in memory; scaled_dot_product_attention takes twice as long for one query.
+    scores = torch.bmm((query * dim**-0.5).reshape(batch * groups, -1, dim), key.flatten(0, 1).transpose(1, 2))
+    if visible is not None:
+        scores.view(batch, groups, -1, length).masked_fill_(~visible[:, None, None], -torch.inf)
+    return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).reshape(1, batch, -1)
 
 
 def packed_attention(query, key, value, cu_seqlens: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,13 @@
 """The embedded engine: megatron-core's static inference context on the very weights being trained.
 
-Prompts of different lengths share a batch: those of one length are read together, without padding, which would change a Mamba
-state. Then all rows reply at once, their keys aligned at the right and what lies before a shorter prompt hidden by a mask; there are no
-positions that this could move. A prompt sampled several times is read once. A batch runs to its end before the next begins;
-finished rows leave it when half are done.
+Prompts of different lengths share a batch: those of about one length are read together, shorter ones padded on the left, where no
+state takes up anything. Then all rows reply at once, their keys aligned at the right and what lies before a shorter prompt hidden by
+a mask; there are no positions that this could move. A prompt sampled several times is read once. A batch runs to its end before
+the next begins; finished rows leave it when half are done.
 """
 
 import contextlib
-import itertools
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -25,6 +25,8 @@ SEQUENCE_PARALLEL = ("sequence_parallel", "scatter_to_sequence_parallel", "reduc
 
 # Prompts of a batch differ by at most so many tokens and a half: every row's cache is as long as the longest one's.
 LENGTH_SLACK = 64
+# Prompts are read together while the longest is at most this much longer than the shortest: padding costs as much as tokens.
+STRETCH, SLACK = 1.25, 4
 # Prompt tokens that are read at once, which bounds what a forward pass holds in memory.
 MAX_PREFILL_TOKENS = 65_536
 
@@ -128,13 +130,32 @@ class MegatronEngine:
     def _forward(self, tokens: torch.Tensor, position: int, context, visible: torch.Tensor | None = None) -> torch.Tensor:
         """tokens [rows, n] at positions position.. -> logits of the last one [rows, vocab], the same on all tensor ranks.
 
-        visible [rows, position + 1]: which cached keys a single token attends to; all of them without it.
+        visible [rows, position + n]: which tokens are there to be attended to, the others being padding; all without it.
         """
         device = next(self.model.parameters()).device
         tokens, visible = tokens.to(device), None if visible is None else visible.to(device)
         positions = torch.arange(position, position + tokens.shape[1], device=device).expand_as(tokens)
-        logits = self.model(tokens, positions, visible, inference_context=context, runtime_gather_output=True)
+        padded = self._hidden_from_states(~visible) if visible is not None and not position else contextlib.nullcontext()
+        with padded:
+            logits = self.model(tokens, positions, visible, inference_context=context, runtime_gather_output=True)
         return logits[:, -1, : self.vocab_size]
+
+    @contextlib.contextmanager
+    def _hidden_from_states(self, padding: torch.Tensor) -> Iterator[None]:
+        """Keeps padding [rows, n] out of Mamba's states: nothing of it enters the convolution, and its time steps are 0."""
+
+        def hide(mixer, projection, inputs, output):
+            projected, bias = output  # [n, rows, z + x + B + C + dt]
+            hidden = padding.T[..., None]
+            other, dt = projected.tensor_split([-mixer.nheads_local_tp], -1)
+            return torch.cat([other.masked_fill(hidden, 0), dt.masked_fill(hidden, -torch.inf)], -1), bias
+
+        hooks = [mixer.in_proj.register_forward_hook(functools.partial(hide, mixer)) for mixer in self.mixers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @contextlib.contextmanager
     def _decoding(self) -> Iterator[None]:
@@ -210,13 +231,15 @@ class Batch:
                 self.alive[row] = False
 
     def _read(self, forward, rows_of: list[list[int]]) -> None:
-        """Reads some prompts of one length, each for all the rows that have it, and hands these their states."""
+        """Reads some prompts of about one length, each for all the rows that have it, and hands these their states."""
         first = [rows[0] for rows in rows_of]
         source = torch.tensor([n for n, rows in enumerate(rows_of) for _ in rows])
         target = torch.tensor([row for rows in rows_of for row in rows])
-        length = len(self.requests[first[0]].prompt)
+        length = len(self.requests[first[-1]].prompt)
         context = StaticInferenceContext(len(first), length)
-        logits = forward(self.tokens[first, self.start - length : self.start], 0, context)
+        prompts = slice(self.start - length, self.start)
+        visible = self.visible[first, prompts]
+        logits = forward(self.tokens[first, prompts], 0, context, None if bool(visible.all()) else visible)
         self.first_logits[target] = logits.cpu()[source]
         source, target = source.to(self.device), target.to(self.device)
         mamba = {mixer.layer_number for mixer in self.mixers}
@@ -287,14 +310,19 @@ class Batch:
 
 
 def prompts_to_read(prompts: list[tuple[int, ...]]) -> Iterator[list[list[int]]]:
-    """Which prompts are read at once: of one length, at most MAX_PREFILL_TOKENS of them, each as the rows that have it.
+    """Which prompts are read at once: of about one length, at most MAX_PREFILL_TOKENS in all, each as the rows that have it.
 
     prompts are those of all rows, shortest first.
     """
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
         rows_of.setdefault(prompt, []).append(row)
-    for length, group in itertools.groupby(rows_of, key=len):
-        same_length, count = list(group), max(1, MAX_PREFILL_TOKENS // length)
-        for first in range(0, len(same_length), count):
-            yield [rows_of[prompt] for prompt in same_length[first : first + count]]
+    together: list[tuple[int, ...]] = []
+    for prompt in rows_of:
+        if together:
+            too_long = len(prompt) > STRETCH * len(together[0]) + SLACK
+            if too_long or (len(together) + 1) * len(prompt) > MAX_PREFILL_TOKENS:
+                yield [rows_of[p] for p in together]
+                together = []
+        together.append(prompt)
+    yield [rows_of[p] for p in together]

@@ -8,7 +8,7 @@ from nemo_cascade.data.loader import Loader, Mixture
 from nemo_cascade.data.packing import pack
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.sample import Sample
-from nemo_cascade.engine import checkpoint
+from nemo_cascade.engine import checkpoint, parallel
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
@@ -63,15 +63,19 @@ def packed_documents(stage: StageRun, policy: Policy) -> list[list[Sample]]:
 
 
 def documents(domain: Domain, policy: Policy) -> list[Sample]:
-    """All training samples of a domain's conversations."""
+    """All training samples of a domain's conversations; the ranks share the rendering."""
     limit = policy.config.max_total_sequence_length
-    samples = []
-    for number, row in zip(domain.numbers, domain.rows):
-        for sample in conversation_to_samples(policy.tokenizer, row):
+
+    def render(numbered: tuple[int, dict]) -> list[Sample]:
+        number, row = numbered
+        samples = conversation_to_samples(policy.tokenizer, row)
+        for sample in samples:
             if len(sample.tokens) > limit:
                 raise DataError(
                     f"{domain.path}, row {number}: {len(sample.tokens)} tokens are more than "
                     f"policy.max_total_sequence_length={limit}; shorten the row or raise the limit"
                 )
-            samples.append(sample)
-    return samples
+        return samples
+
+    rendered = parallel.share_out(render, list(zip(domain.numbers, domain.rows)))
+    return [sample for samples in rendered for sample in samples]

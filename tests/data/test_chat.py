@@ -5,7 +5,7 @@ import pytest
 from nemo_cascade.data import chat
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.rows import messages_of, tools_of
-from nemo_cascade.data.tokenizer import SPECIAL, load_tokenizer, train_tokenizer
+from nemo_cascade.data.tokenizer import SPECIAL, load_tokenizer, tool_phrases, train_tokenizer
 
 TOKENIZER = load_tokenizer("tiny")
 
@@ -100,3 +100,18 @@ def test_a_folder_without_the_protocols_tokens_is_refused_by_name(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), unk_token="<unk>").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"special token <s>"):
         load_tokenizer(str(tmp_path))
+
+
+def test_what_the_template_says_about_tools_is_few_tokens_and_comes_back():
+    name, place = "remove_at", {"type": "object", "properties": {"place": {"type": "integer"}}, "required": ["place"]}
+    tools = [{"type": "function", "function": {"name": name, "parameters": place}}] * 2
+    messages = [{"role": "user", "content": "red"}]
+    text = chat.render(TOKENIZER, messages, tools, add_generation_prompt=True)
+    tokens = chat.encode(TOKENIZER, text)
+    assert TOKENIZER.decode(tokens, skip_special_tokens=False) == text and "- Give every required parameter.\n" in text
+    assert len(tokens) < 50
+    phrases = tool_phrases(TOKENIZER)
+    assert all(len(chat.encode(TOKENIZER, phrase)) == 1 for phrase in phrases)
+    # None of them can begin inside what a model writes: a reply is encoded as it is sampled.
+    reply = chat.render_tool_call({"name": name, "arguments": {"place": 3}})
+    assert not any(phrase in reply for phrase in phrases)

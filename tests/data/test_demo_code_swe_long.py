@@ -68,7 +68,7 @@ def test_the_wrong_line_alone_fails_where_it_is_shared_and_the_line_above_never_
         earned = reward(row, single)
         assert earned == float(lines.count(old) == 1)
         alone[earned] += 1
-    assert alone[0.0] > 20 and alone[1.0] > 2
+    assert alone[0.0] > 10 and alone[1.0] > 10
 
 
 def test_demonstrations_of_repair_come_from_files_whose_lines_differ():

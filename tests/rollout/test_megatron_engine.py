@@ -237,11 +237,11 @@ def reading_plan(_):
 
     megatron.MAX_PREFILL_TOKENS, before = 6, megatron.MAX_PREFILL_TOKENS
     try:
-        a, b, c, d = (1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)
-        return list(megatron.prompts_to_read([a, a, b, c, b, d]))
+        a, b, c, d, e = (1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11), tuple(range(20))
+        return list(megatron.prompts_to_read([a, a, b, c, b, d, e]))
     finally:
         megatron.MAX_PREFILL_TOKENS = before
 
 
-def test_prompts_of_one_length_are_read_together_and_equal_ones_once():
-    assert run_distributed(reading_plan, 1, None) == [[[[0, 1]], [[2, 4], [3]], [[5]]]]
+def test_prompts_of_about_one_length_are_read_together_and_equal_ones_once():
+    assert run_distributed(reading_plan, 1, None) == [[[[0, 1], [2, 4]], [[3], [5]], [[6]]]]
