@@ -76,7 +76,7 @@ def status(run_dir: Annotated[Path, typer.Argument(help="The run directory of a 
     """Show how far a run is: the stage x domain table."""
     from rich.console import Console
 
-    from nemo_cascade.cascade.report import score_table
+    from nemo_cascade.cascade.report import print_scores
 
     if not (run_dir / FILE).is_file():
         refuse([f"{run_dir}: no {FILE}; name the run directory of a cascade (cascade.run_dir)"])
@@ -84,7 +84,7 @@ def status(run_dir: Annotated[Path, typer.Argument(help="The run directory of a 
         manifest = Manifest.load(run_dir)
     except ManifestError as error:
         refuse([str(error)])
-    Console().print(score_table(manifest))
+    print_scores(manifest, Console())
 
 
 def load(

@@ -5,10 +5,12 @@ Reads only files, so it works on a run that is still going, on another machine, 
 
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from nemo_cascade.cascade.gate import ADVANCE
-from nemo_cascade.cascade.manifest import DONE, Manifest, StageRecord
+from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest, StageRecord
+from nemo_cascade.stages.metrics import MetricsLog
 
 
 def domains(manifest: Manifest) -> list[str]:
@@ -21,9 +23,10 @@ def rows(manifest: Manifest) -> list[list[str]]:
     table = []
     for name, record in manifest.stages.items():
         label = f"{name} (side branch)" if record.teacher_only else name
+        status = f"{status_text(record)}{steps_so_far(manifest, name)}"
         minutes = f"{record.seconds / 60:.1f}" if record.seconds is not None else ""
         parent = manifest.stages.get(record.parent) if record.parent else None
-        table.append([label, status_text(record), minutes, *(cell(record, parent, domain) for domain in domains(manifest))])
+        table.append([label, status, minutes, *(cell(record, parent, domain) for domain in domains(manifest))])
     return table
 
 
@@ -31,6 +34,14 @@ def status_text(record: StageRecord) -> str:
     """ "done", or "done, rollback" where a gate did not let it pass."""
     passed = record.gate is None or record.gate["action"] == ADVANCE
     return record.status if passed else f"{record.status}, {record.gate['action']}"
+
+
+def steps_so_far(manifest: Manifest, name: str) -> str:
+    """ ", step 120" of a stage that has begun and is not done; else nothing."""
+    if manifest.stages[name].status != RUNNING:
+        return ""
+    steps = MetricsLog(manifest.directory(name) / "metrics.jsonl").read()
+    return f", step {steps[-1]['step']}" if steps else ""
 
 
 def cell(record: StageRecord, parent: StageRecord | None, domain: str) -> str:
@@ -57,14 +68,23 @@ def caption(manifest: Manifest) -> str:
     )
 
 
+def print_scores(manifest: Manifest, console: Console) -> None:
+    """The stage x domain table. Rather than cut figures off, its lines run on where a terminal is too narrow; a file or
+    pipe gets it as wide as it is."""
+    table = score_table(manifest)
+    least, most = Console(width=10_000).measure(table)
+    width = max(console.width, least) if console.is_terminal else most
+    Console(file=console.file, width=width).print(table)
+
+
 def score_table(manifest: Manifest) -> Table:
     """The stage x domain table for a terminal."""
     table = Table(title=str(manifest.run_dir), caption=caption(manifest), caption_justify="left")
     table.add_column("stage", no_wrap=True)
-    table.add_column("status")
-    table.add_column("min", justify="right")
+    table.add_column("status", no_wrap=True)
+    table.add_column("min", justify="right", no_wrap=True)
     for domain in domains(manifest):
-        table.add_column(domain, justify="right")
+        table.add_column(domain, justify="right", min_width=len("(+0.000)"), overflow="fold")
     for row in rows(manifest):
         table.add_row(*row, style=None if row[1].startswith(DONE) else "dim")
     return table

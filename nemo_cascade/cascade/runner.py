@@ -74,7 +74,7 @@ def run(
         manifest.redo = None
     if parallel.rank() == 0:
         manifest.save()
-        console.print(report.score_table(manifest))
+        report.print_scores(manifest, console)
         tell(console, *(f"written: {path}" for path in report.write(cascade.run_dir)))
     parallel.shutdown()
     refuse_stopped(cascade, manifest, concerned(cascade, only))

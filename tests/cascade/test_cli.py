@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_cascade.cascade.manifest import DONE, Manifest
+from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest
+from nemo_cascade.stages.metrics import MetricsLog
 
 ROOT = Path(__file__).parents[2]
 TYPO = "cascade.stages.mopd.grpo.max_num_stepz=30"
@@ -127,6 +128,21 @@ def test_status_shows_the_table_of_a_run(tmp_path):
     manifest.save()
     done = module("status", "run", cwd=tmp_path)
     assert done.returncode == 0 and "0.250" in done.stdout and "sft" in done.stdout
+
+
+def test_status_cuts_no_figure_off_and_tells_the_step_of_a_running_stage(tmp_path):
+    manifest = Manifest(tmp_path / "run")
+    scores = {f"a_domain_of_a_long_name_{n}": {"mean": n / 16, "n": 300} for n in range(12)}
+    for name, status in (("sft", DONE), ("if_rl", RUNNING)):
+        record = manifest.add(name)
+        record.status, record.scores = status, scores
+    manifest.save()
+    log = MetricsLog(manifest.directory("if_rl") / "metrics.jsonl")
+    log.path.parent.mkdir(parents=True)
+    log.append({"train/reward": 0.5}, 7)
+    shown = module("status", "run", cwd=tmp_path).stdout
+    assert all(f"{score['mean']:.3f}" in shown and name in shown for name, score in scores.items())
+    assert "running, step 7" in shown and "…" not in shown
 
 
 def test_status_of_no_run_says_so(tmp_path):
