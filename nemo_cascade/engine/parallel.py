@@ -79,24 +79,21 @@ def broadcast(value):
 
 
 def share_out(function, items: list) -> list:
-    """[function(item) for item in items], made by all ranks together, each its share, and the same on every rank.
+    """function(items), a list with an entry for each item, of which every rank makes its share; the same on all ranks.
 
-    An error is raised on every rank, the first one in the order of items, so that none waits for another.
+    An error on one rank is raised on all of them, that of the lowest rank first, so that none waits for another.
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
-    made, error = [], None
     try:
-        for item in items[rank() :: world]:
-            made.append(function(item))
-    except Exception as raised:
-        error = raised
-    shares = [(made, error)]
+        share = function(items[rank() :: world]), None
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for ever
+        share = [], error
+    shares = [share] * world
     if world > 1:
-        shares *= world
-        dist.all_gather_object(shares, (made, error))
-    failed = {len(made) * world + number: error for number, (made, error) in enumerate(shares) if error}
-    if failed:
-        raise failed[min(failed)]
+        dist.all_gather_object(shares, share)
+    for _, error in shares:
+        if error is not None:
+            raise error
     return [shares[number % world][0][number // world] for number in range(len(items))]
 
 

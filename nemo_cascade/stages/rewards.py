@@ -1,7 +1,7 @@
 """Rewards of sampled groups: verifiers for most rows, a judge for rows whose replies can only be compared."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from nemo_cascade import environments
@@ -44,39 +44,45 @@ class Rewards:
                 rollout.reward = 0.0 if rollout.finish_reason == "length" else rollout.reward
 
     def _verify(self, groups: list[Group]) -> None:
-        # One rank asks the environments, so that a slow or random verifier cannot give ranks different rewards.
-        if parallel.rank() == 0:
-            verify_all(groups, self.tokenizer)
-        verdicts = parallel.broadcast([[(r.reward, r.info) for r in group.rollouts] for group in groups])
-        for group, row in zip(groups, verdicts):
-            for rollout, verdict in zip(group.rollouts, row):
-                rollout.reward, rollout.info = verdict
+        # One rank asks about a group, so that a slow or random verifier cannot give ranks different rewards.
+        verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer), groups)
+        for group, of_group in zip(groups, verdicts):
+            for rollout, verdict in zip(group.rollouts, of_group):
+                rollout.info = {key: value for key, value in verdict.items() if key != "reward"}
+                rollout.reward = float(verdict["reward"])
 
 
-def verify_all(groups: list[Group], tokenizer) -> None:
-    """Verifies every reply; side by side, a thread a core, where the environment waits for processes."""
-    replies = [(group.row, rollout) for group in groups for rollout in group.rollouts]
-    slow = [reply for reply in replies if getattr(environment(reply[0]), "IN_THREADS", False)]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        running = [threads.submit(verify, *reply, tokenizer) for reply in slow]
-        for row, rollout in replies:
-            if not getattr(environment(row), "IN_THREADS", False):
-                verify(row, rollout, tokenizer)
-        for future in running:
-            future.result()
+def verify_all(groups: list[Group], tokenizer) -> list[list[dict]]:
+    """The verdict on every reply of every group; equal replies to a row are verified once.
+
+    Side by side, a thread a core of this rank's, where the environment waits for processes.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    with ThreadPoolExecutor(threads) as pool:
+        pending = [of_group(group, tokenizer, pool) for group in groups]
+        return [[future.result() for future in futures] for futures in pending]
+
+
+def of_group(group: Group, tokenizer, pool: ThreadPoolExecutor) -> list[Future]:
+    """A future verdict for each reply, the same one for equal replies."""
+    verifier = environment(group.row)
+    verdicts: dict[str, Future] = {}
+    texts = [reply_text(rollout, tokenizer) for rollout in group.rollouts]
+    for text in texts:
+        if text in verdicts:
+            continue
+        response = environments.response_of(text, thinking(group.row))
+        if getattr(verifier, "IN_THREADS", False):
+            verdicts[text] = pool.submit(verifier.verify, group.row, response)
+        else:
+            verdicts[text] = Future()
+            verdicts[text].set_result(verifier.verify(group.row, response))
+    return [verdicts[text] for text in texts]
 
 
 def environment(row: dict):
     """The environment that verifies replies to the row."""
     return environments.get(environment_of(row))
-
-
-def verify(row: dict, rollout: Rollout, tokenizer) -> None:
-    """Fills reward and info of one rollout with its verifier's verdict."""
-    response = environments.response_of(reply_text(rollout, tokenizer), thinking(row))
-    verdict = environment(row).verify(row, response)
-    rollout.info = {key: value for key, value in verdict.items() if key != "reward"}
-    rollout.reward = float(verdict["reward"])
 
 
 def reply_text(rollout: Rollout, tokenizer) -> str:

@@ -77,5 +77,6 @@ def documents(domain: Domain, policy: Policy) -> list[Sample]:
                 )
         return samples
 
-    rendered = parallel.share_out(render, list(zip(domain.numbers, domain.rows)))
+    numbered = list(zip(domain.numbers, domain.rows))
+    rendered = parallel.share_out(lambda rows: [render(row) for row in rows], numbered)
     return [sample for samples in rendered for sample in samples]

@@ -7,7 +7,8 @@ from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.rollout.types import Group, Rollout
-from nemo_cascade.stages.rewards import Rewards, reply_text, verify, verify_all
+from nemo_cascade.stages.prompts import thinking
+from nemo_cascade.stages.rewards import Rewards, environment, reply_text, verify_all
 from tests.helpers import run_distributed
 
 TOKENIZER = load_tokenizer("tiny")
@@ -102,14 +103,15 @@ def programs() -> list[Group]:
 
 
 def test_programs_verified_side_by_side_get_the_verdicts_they_get_one_after_another():
-    together, in_turn = programs(), programs()
-    verify_all(together, TOKENIZER)
-    for asked in in_turn:
-        for rollout in asked.rollouts:
-            verify(asked.row, rollout, TOKENIZER)
-    assert together == in_turn
-    assert earned(together[::2]) == [[1.0, 0.0, 0.0, 1.0, 0.0]] + [[1.0, 0.0, 0.0, 1.0]] * 2
-    assert earned(together[1::2]) == [[1.0, 0.0]] * 3
+    asked = programs()
+    together = verify_all(asked, TOKENIZER)
+    for group, verdicts in zip(asked, together, strict=True):
+        for rollout, verdict in zip(group.rollouts, verdicts, strict=True):
+            response = environments.response_of(reply_text(rollout, TOKENIZER), thinking(group.row))
+            assert verdict == environment(group.row).verify(group.row, response)
+    rewards = [[verdict["reward"] for verdict in verdicts] for verdicts in together]
+    assert rewards[::2] == [[1.0, 0.0, 0.0, 1.0, 0.0]] + [[1.0, 0.0, 0.0, 1.0]] * 2
+    assert rewards[1::2] == [[1.0, 0.0]] * 3
 
 
 def test_a_verifier_that_fails_in_a_thread_is_heard(monkeypatch):
@@ -128,7 +130,7 @@ def on_a_rank(_):
     from nemo_cascade.engine.config import MegatronConfig
 
     parallel.init(MegatronConfig())
-    asked = [group(SUM, RIGHT, WRONG), group(LETTER, "a", "b")]
+    asked = [group(SUM, RIGHT, WRONG, RIGHT, RIGHT), group(LETTER, "a", "b"), group(SUM, WRONG), group(SUM, RIGHT)]
     answers, real = [], environments.get("math").verify
     environments.get("math").verify = lambda row, response: answers.append(dist.get_rank()) or real(row, response)
     try:
@@ -138,6 +140,8 @@ def on_a_rank(_):
     return earned(asked), answers
 
 
-def test_one_rank_asks_the_verifiers_and_all_hear_the_same():
-    (first, asked), (second, none) = run_distributed(on_a_rank, 2, None)
-    assert first == second == [[1.0, 0.0], [3.5, 3.5]] and asked == [0, 0] and none == []
+def test_one_rank_verifies_a_group_equal_replies_once_and_all_hear_the_same():
+    (first, here), (second, there) = run_distributed(on_a_rank, 2, None)
+    assert first == second == [[1.0, 0.0, 1.0, 1.0], [3.5, 3.5], [0.0], [1.0]]
+    # Two different replies of the first group and the only one of the third; the only one of the second.
+    assert (here, there) == ([0, 0, 0], [1])
