@@ -1,8 +1,8 @@
-"""Remove a word from a list by one tool call, by name or by place. Longer lists at the RL level.
+"""Remove a word from a list by one tool call. Longer lists at the RL level.
 
-Demonstrations remove with the tool that takes what the request says, or with the other one, for which the place of a
-word or the word at a place must be found first. Both leave the same list. That it pays to take the tool that fits the
-request is what RL can find and the demonstrations do not say.
+Demonstrations remove with the tool that takes the word, or with the one that takes its place, which must be found
+first. Both leave the same list. That it pays to take the word as the request says it is what RL can find and the
+demonstrations do not say.
 """
 
 import random
@@ -22,13 +22,12 @@ def tool(name: str, parameter: str, kind: str) -> dict:
 
 def draw(rng: random.Random, level: str) -> dict:
     items = rng.sample(WORDS, rng.randint(*LENGTHS[level]))
-    place, name = rng.randint(1, len(items)), rng.choice(list(PARAMETERS))
-    value = {"remove": items[place - 1], "remove_at": place}[name]
-    text = f"List {' '.join(items)}\nRemove {value}"
+    item = rng.choice(items)
+    text = f"List {' '.join(items)}\nRemove {item}"
     return {
         "responses_create_params": user(text) | {"tools": [tool(n, *parameter) for n, parameter in PARAMETERS.items()]},
         "initial_state": {"items": items},
-        "expected_calls": [call(name, value)],
+        "expected_calls": [call("remove", item)],
     }
 
 
@@ -37,11 +36,9 @@ def call(name: str, value) -> dict:
 
 
 def demonstrate(row: dict, rng: random.Random) -> tuple[str, str]:
-    """No thought; the expected call, or the other tool's call for the same item."""
-    items, (expected,) = row["initial_state"]["items"], row["expected_calls"]
-    (value,) = expected["arguments"].values()
+    """No thought; the word removed by name, or by its place, counted from 1."""
+    (expected,) = row["expected_calls"]
     if rng.random() < WORKED:
         return "", render_tool_call(expected)
-    if expected["name"] == "remove":
-        return "", render_tool_call(call("remove_at", items.index(value) + 1))
-    return "", render_tool_call(call("remove", items[value - 1]))
+    place = row["initial_state"]["items"].index(expected["arguments"]["item"]) + 1
+    return "", render_tool_call(call("remove_at", place))
