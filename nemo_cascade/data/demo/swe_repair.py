@@ -9,7 +9,7 @@ import random
 
 from nemo_cascade.data.demo.words import WORDS, WORKED, user
 
-FUNCTIONS = {"demo": (2, 3), "rl": (3, 5)}
+FUNCTIONS = {"demo": (2, 3), "rl": (3, 4)}
 # Share of the RL level's files in which another function has the wrong line too.
 SHARED = 0.5
 # Two lines agree in one place at most, so that any two numbers tell a right function from a wrong one.
