@@ -71,7 +71,7 @@ def test_markdown_is_the_same_table(tmp_path):
     assert lines[0] == "| stage | status | min | instruction_following | math | mcqa |"
     assert lines[1].count("---") == 6
     assert lines[3] == "| if_rl | done | 1.6 | 0.660 (+0.250) | 0.510 (-0.010) | 0.340 (+0.010) |"
-    assert lines[6] == "| mopd | running |  | - | - | - |"
+    assert lines[6] == "| mopd | running, step 3 |  | - | - | - |"
 
 
 def test_a_judges_row_has_its_agreement_and_no_other_row_has_one(tmp_path):
