@@ -8,6 +8,7 @@ comes out as one tensor, the pieces concatenated in mcore's order. Streams: one 
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,7 @@ def full_tensors(model) -> Iterator[tuple[str, torch.Tensor]]:
 
     Experts carry their global number: `....experts.linear_fc1.weight` has a leading axis [num_experts].
     """
+    device = next(model.parameters()).device
     shards: dict[str, list[ShardedTensor]] = {}
     pieces: dict[str, list[str]] = {}
     for entry in sharded_state_dict(model).values():
@@ -49,11 +51,15 @@ def full_tensors(model) -> Iterator[tuple[str, torch.Tensor]]:
             parts = [entry] if isinstance(entry, ShardedTensor) else []
         for part in parts:
             shards.setdefault(part.key, []).append(part)
-    keys, pieces = _of_all_ranks(sorted(shards), pieces)
+    sent = {key: [part for part in parts if is_main_replica(part.replica_id)] for key, parts in shards.items()}
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, ({key: [_place(part) for part in parts] for key, parts in sent.items()}, pieces))
+    # A pipeline stage knows its own layers only.
+    pieces = {name: parts for _, known in everyone for name, parts in known.items()}
     whole_name = {piece: name for name, parts in pieces.items() for piece in parts}
     held: dict[str, dict[str, torch.Tensor]] = {}
-    for key in keys:
-        tensor = _assemble(shards.get(key, []))
+    for key in sorted({key for places, _ in everyone for key in places}):
+        tensor = _assemble(sent.get(key, []), [places.get(key, []) for places, _ in everyone], device)
         if key not in whole_name:
             yield key, tensor
             continue
@@ -74,30 +80,33 @@ def weights_hash(model) -> str:
     return digest.hexdigest()
 
 
-def _assemble(local: list[ShardedTensor]) -> torch.Tensor:
-    """The whole of one key from the shards all ranks hold (replicas of a shard are not sent)."""
-    mine = [
-        (s.global_shape, s.global_offset, s.prepend_axis_num, s.data.detach())
-        for s in local
-        if is_main_replica(s.replica_id)
-    ]
-    everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    parts = [part for rank_parts in everyone for part in rank_parts]
-    shape, _, _, example = parts[0]
-    whole = torch.empty(shape, dtype=example.dtype, device=example.device)
-    for _, offset, prepended, data in parts:
-        block = data.reshape((1,) * prepended + tuple(data.shape))
-        whole[tuple(slice(o, o + n) for o, n in zip(offset, block.shape))] = block.to(whole.device)
+class _Place(NamedTuple):
+    """Where a shard lies in the whole."""
+
+    whole: tuple[int, ...]
+    offset: tuple[int, ...]
+    block: tuple[int, ...]  # the shard's shape, with as many axes as the whole has
+    dtype: torch.dtype
+
+
+def _place(shard: ShardedTensor) -> _Place:
+    block = (1,) * shard.prepend_axis_num + tuple(shard.data.shape)
+    return _Place(tuple(shard.global_shape), tuple(shard.global_offset), block, shard.data.dtype)
+
+
+def _assemble(mine: list[ShardedTensor], places: list[list[_Place]], device: torch.device) -> torch.Tensor:
+    """The whole of one key from the shards of all ranks, each sent by its rank; places: of every rank's shards."""
+    first = next(place for of_rank in places for place in of_rank)
+    whole = torch.empty(first.whole, dtype=first.dtype, device=device)
+    for rank, of_rank in enumerate(places):
+        for number, place in enumerate(of_rank):
+            if rank == dist.get_rank():
+                block = mine[number].data.detach().to(device).reshape(place.block).contiguous()
+            else:
+                block = torch.empty(place.block, dtype=place.dtype, device=device)
+            dist.broadcast(block, rank)
+            whole[tuple(slice(o, o + n) for o, n in zip(place.offset, place.block))] = block
     return whole
-
-
-def _of_all_ranks(keys: list[str], pieces: dict[str, list[str]]) -> tuple[list[str], dict[str, list[str]]]:
-    """Keys, sorted, and pieces of all ranks: a pipeline stage knows its own layers only."""
-    everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (keys, pieces))
-    all_pieces = {name: parts for _, known in everyone for name, parts in known.items()}
-    return sorted({key for rank_keys, _ in everyone for key in rank_keys}), all_pieces
 
 
 def _flatten(tree) -> list:

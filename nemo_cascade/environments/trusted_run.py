@@ -7,35 +7,21 @@ with trusted_demo=True; rows of our own demo data say so by `"trusted_demo": tru
 process or thread at all, but not where the host is root: there it does nothing, and the end of the group has to do.
 """
 
+import atexit
+import json
 import os
-import select
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_cascade.environments import program_server
+
 MEMORY = 256 * 2**20
 # Bytes of each of stdout and stderr, and of any file the program writes.
 MAX_OUTPUT = 64 * 2**10
-
-# The process limits itself before the program's first line: a preexec_fn is not safe beside threads.
-# Then it removes the program's text, which may hold what the code that it runs should not read.
-_START = """
-def start():
-    import os, resource, sys
-    for name, value in zip(("AS", "CPU", "FSIZE", "NPROC", "CORE"), map(int, sys.argv[1:])):
-        limit = getattr(resource, "RLIMIT_" + name)
-        hard = resource.getrlimit(limit)[1]
-        resource.setrlimit(limit, 2 * (value if hard == resource.RLIM_INFINITY else min(value, hard),))
-    sys.argv, sys.path[:0] = ["program.py"], [""]
-    with open("../program.py", encoding="utf-8") as file:
-        source = file.read()
-    os.remove("../program.py")
-    return compile(source, "program.py", "exec")
-exec(start(), {"__name__": "__main__"})
-"""
 
 
 @dataclass(frozen=True)
@@ -76,41 +62,75 @@ def run_program(
     """
     if not trusted_demo:
         raise PermissionError("run_program is no sandbox; it runs what its caller vouches for with trusted_demo=True")
-    limits = [memory, int(timeout) + 1, MAX_OUTPUT, 0, 0]
-    command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _START, *map(str, limits)]
+    limits = {
+        "RLIMIT_AS": memory,
+        "RLIMIT_CPU": int(timeout) + 1,
+        "RLIMIT_FSIZE": MAX_OUTPUT,
+        "RLIMIT_NPROC": 0,
+        "RLIMIT_CORE": 0,
+    }
     # Files and not pipes: the kernel cuts them at RLIMIT_FSIZE, and nobody can block the reader by holding an end open.
     with (
         tempfile.TemporaryDirectory(prefix="trusted_run-", ignore_cleanup_errors=True) as folder,
         tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
+        tempfile.TemporaryFile() as program,
     ):
+        # A folder in a folder of its own, so that "..", too, is the program's alone.
         work = Path(folder, "work")
         work.mkdir()
-        # A lone surrogate is no text that a file can hold; it becomes "?".
-        Path(folder, "program.py").write_bytes(source.encode(errors="replace"))
         _write(work, files or {})
-        given.write(stdin.encode(errors="replace"))
-        given.seek(0)
-        process = subprocess.Popen(
-            command, stdin=given, stdout=out, stderr=err, cwd=work, env={}, start_new_session=True
-        )
-        timed_out = _end(process, timeout)
-        return Result(process.returncode, _read(out), _read(err), timed_out)
+        for file, text in ((given, stdin), (program, source)):
+            # A lone surrogate is no text that a file can hold; it becomes "?".
+            file.write(text.encode(errors="replace"))
+            file.seek(0)
+        asked = {"folder": str(work), "limits": limits, "timeout": timeout}
+        ended = _ask(asked, [file.fileno() for file in (given, out, err, program)])
+        return Result(stdout=_read(out), stderr=_read(err), **ended)
 
 
-def _end(process: subprocess.Popen, timeout: float) -> bool:
-    """Waits for the process, kills what is left of its group; whether the time ran out."""
-    handle = os.pidfd_open(process.pid)
+class _Server:
+    """A process that runs one program at a time."""
+
+    def __init__(self):
+        self.control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", program_server.__file__, str(other.fileno())]
+        silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        with other:
+            self.process = subprocess.Popen(command, **silent, env={}, pass_fds=[other.fileno()], start_new_session=True)
+
+    def run(self, asked: dict, files: list[int]) -> dict:
+        socket.send_fds(self.control, [json.dumps(asked).encode()], files)
+        answer = self.control.recv(65_536)
+        if not answer:
+            raise RuntimeError(f"the process that programs are forked from has ended (exit status {self.process.wait()})")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self.control.close()
+        self.process.wait()
+
+
+# Those that wait for work, as many as programs ever ran at a time. A fork of this process must not talk to them.
+_idle: list[_Server] = []
+os.register_at_fork(after_in_child=_idle.clear)
+
+
+def _ask(asked: dict, files: list[int]) -> dict:
     try:
-        poll = select.poll()
-        poll.register(handle, select.POLLIN)
-        return not poll.poll(timeout * 1000)
-    finally:
-        # Before the process is reaped: until then nobody else can have its number.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        os.close(handle)
+        server = _idle.pop()
+    except IndexError:
+        server = _Server()
+    ended = server.run(asked, files)
+    _idle.append(server)
+    return ended
+
+
+@atexit.register
+def _close_all() -> None:
+    while _idle:
+        _idle.pop().close()
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

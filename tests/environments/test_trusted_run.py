@@ -1,7 +1,9 @@
 """Programs run in a process of their own, end at their limits, and leave nothing behind."""
 
+import multiprocessing
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -31,6 +33,31 @@ def test_without_the_callers_word_nothing_is_run():
 def test_a_program_reads_prints_and_ends():
     result = run("import sys\nprint(input() + 'é')\nprint('e', file=sys.stderr)\nsys.exit(3)", stdin="a\n")
     assert (result.returncode, result.stdout, result.stderr, result.timed_out) == (3, "aé\n", "e\n", False)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sys; sys.stdout.write('all')",
+        "import io, sys; sys.stdout = io.TextIOWrapper(sys.stdout.buffer); print('all', end='')",
+        "import io, sys; sys.stdout = io.StringIO(); sys.__stdout__.write('all')",
+        "out = open(1, 'w'); out.write('all')",
+        "import atexit; atexit.register(print, 'all', end='')",
+        "import threading, time; threading.Thread(target=lambda: (time.sleep(0.1), print('all', end=''))).start()",
+        "import sys; sys.stdout.write('all'); sys.exit()",
+    ],
+    ids=["unflushed", "wrapped", "replaced", "opened again", "exit handler", "thread", "exit"],
+)
+def test_what_was_written_arrives_however_the_program_ends(source):
+    result = run(source)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "all", "")
+
+
+def test_an_exit_status_is_the_interpreters():
+    assert [run(f"raise SystemExit({code})").returncode for code in ("None", "0", "7", "256 + 3", "'text'")] == [
+        0, 0, 7, 3, 1
+    ]
+    assert run("raise SystemExit('text')").stderr == "text\n"
 
 
 def test_an_exception_is_told_on_stderr():
@@ -123,8 +150,39 @@ def test_a_grandchild_that_holds_the_output_open_does_not_hold_up_the_host():
 
 def test_nothing_is_left_running_or_lying_about(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run("")  # starts what programs are forked from
     before = psutil.Process().children(recursive=True)
     for source in ("while 1: pass", "1 / 0", ""):
         run(source, timeout=0.5)
     assert psutil.Process().children(recursive=True) == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_programs_share_nothing_but_the_standard_library():
+    assert run("import builtins, json, sys\nbuiltins.left = json.left = sys.left = 1").returncode == 0
+    assert run("import builtins, json, sys\nprint(*(hasattr(m, 'left') for m in (builtins, json, sys)))").stdout == (
+        "False False False\n"
+    )
+
+
+def test_programs_run_side_by_side():
+    """Each waits for a file of the other's making, so in turn they would wait in vain."""
+    meet = "import time, pathlib\npathlib.Path(%r).touch()\nwhile not pathlib.Path(%r).exists(): time.sleep(0.01)"
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        one, two = f"{folder}/one", f"{folder}/two"
+        results = list(pool.map(lambda paths: run(meet % paths, timeout=10.0), [(one, two), (two, one)]))
+    assert [result.returncode for result in results] == [0, 0]
+
+
+def test_a_server_that_ended_is_told_and_replaced():
+    with pytest.raises(RuntimeError, match="forked from has ended"):
+        run("import os; os.kill(os.getppid(), 9)")
+    assert run("print(1)").stdout == "1\n"
+
+
+def test_a_fork_of_the_host_has_servers_of_its_own():
+    run("")
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        theirs = pool.submit(run, "import os; print(os.getppid())").result().stdout
+    assert theirs != run("import os; print(os.getppid())").stdout
