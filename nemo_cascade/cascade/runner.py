@@ -54,6 +54,7 @@ def run(
     parallel.init(next(iter(cascade.stages.values())).policy.megatron_cfg, seed=cascade.seed)
     try:
         manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage))
+        check_rows(cascade)
     except Exception:
         # Raised on every rank alike, so that every rank can leave and none is left behind with a traceback.
         parallel.shutdown()
@@ -82,7 +83,7 @@ def run(
 
 
 def begin(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> tuple[Manifest, Plan]:
-    """Rank 0's part before the first stage: the manifest, the plan, the demo rows, every row of every file once."""
+    """Rank 0's part before the first stage: the manifest, the plan, the demo rows."""
     manifest = Manifest.load(Path(cascade.run_dir))
     # The plan first: it refuses changed settings, and rewriting the rows of finished stages could not be undone.
     check_model_overrides(cascade)
@@ -91,7 +92,6 @@ def begin(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> t
     refuse_stopped(cascade, manifest, [name for name in concerned(cascade, only) if name != only])
     if cascade.demo_data is not None:
         write_demo_rows(cascade.demo_data)
-    check_rows(cascade)
     return manifest, plan
 
 
@@ -295,6 +295,7 @@ def check_model_overrides(cascade: CascadeConfig) -> None:
 def check_rows(cascade: CascadeConfig) -> None:
     """Reads every row of every stage and renders every prompt, so that a bad one stops the run before its first step.
 
+    Called on all ranks, which share the work.
     Demonstrations are tokenized when their stage begins, because that takes as long as reading them again.
     """
     seen = set()

@@ -41,35 +41,35 @@ def load_rows(
     kind: str,
     on_bad_row: str = "stop",
     environments: Iterable[str] = (),
-    unverifiable: Callable[[dict], str | None] = lambda row: None,
+    unverifiable: Callable[[list[dict]], list[str | None]] = lambda rows: [None] * len(rows),
 ) -> tuple[list[dict], Reading]:
     """All good rows of a JSONL file, and how it was read.
 
     kind "rl" wants a prompt, an environment out of `environments` and what that environment needs to verify a reply
-    (`unverifiable` tells what is wrong), "sft" wants messages that end with the assistant's. Raises DataError for a
+    (`unverifiable` tells what is wrong with each), "sft" wants messages that end with the assistant's. Raises DataError for a
     missing or empty file, for a bad row unless on_bad_row is "skip", and when no row is left.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; check data_path, or write the demo data with python -m nemo_cascade.data.demo")
     known = set(environments)
-    rows, reading = [], Reading()
     with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            row, problem = _parse(line)
-            if kind == "rl":
-                problem = problem or rl_problem(row, known) or unverifiable(row)
-            else:
-                problem = problem or sft_problem(row)
-            if not problem:
-                rows.append(row)
-                reading.numbers.append(number)
-            elif on_bad_row == "skip":
-                reading.skipped.append(f"{path}:{number} {problem}")
-            else:
-                raise DataError(f"{path}, row {number}: {problem}; mend the row or set data.on_bad_row=skip")
+        parsed = [(number, *_parse(line)) for number, line in enumerate(file, start=1) if line.strip()]
+    if kind == "rl":
+        read = [(number, row, problem or rl_problem(row, known)) for number, row, problem in parsed]
+        found = iter(unverifiable([row for _, row, problem in read if not problem]))
+        read = [(number, row, problem or next(found)) for number, row, problem in read]
+    else:
+        read = [(number, row, problem or sft_problem(row)) for number, row, problem in parsed]
+    rows, reading = [], Reading()
+    for number, row, problem in read:
+        if not problem:
+            rows.append(row)
+            reading.numbers.append(number)
+        elif on_bad_row == "skip":
+            reading.skipped.append(f"{path}:{number} {problem}")
+        else:
+            raise DataError(f"{path}, row {number}: {problem}; mend the row or set data.on_bad_row=skip")
     if reading.skipped:
         logger.warning("skipped %d rows:\n%s", len(reading.skipped), "\n".join(reading.skipped))
     if not rows:

@@ -74,7 +74,8 @@ def read_json(text: str):
     return json.loads(text, object_pairs_hook=_object, parse_constant=_not_json)
 
 
-@lru_cache(maxsize=1024)
+# More than the released data has, because rows are read again and again in the same order.
+@lru_cache(maxsize=16_384)
 def validator(schema_str: str) -> Draft202012Validator:
     """What the schema allows.
 

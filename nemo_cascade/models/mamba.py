@@ -1,7 +1,7 @@
 """Mamba-2 in torch: the state-space dual scan, the depthwise convolution and the gated norm, with packed documents.
 
 Stand behind the names megatron-core's MambaMixer imports from mamba-ssm (`mamba_chunk_scan_combined`,
-`mamba_split_conv1d_scan_combined`, `selective_state_update`, RMSNormGated). Chunked as in Dao & Gu 2024 ("Transformers are SSDs", section 6): inside a
+`mamba_split_conv1d_scan_combined`, `selective_state_update`, RMSNormGated) and causal-conv1d (`causal_conv1d_update`). Chunked as in Dao & Gu 2024 ("Transformers are SSDs", section 6): inside a
 chunk by matrix products, between chunks by one product with the decays of all chunk pairs. `seq_idx` [batch, length] numbers a
 row's documents; neither convolution nor state crosses from one to the next. Any float type; the chunk here does not change results.
 """
@@ -18,17 +18,20 @@ CHUNK = 32
 def scan_masks(seq_idx: torch.Tensor, length: int) -> tuple[torch.Tensor, ...]:
     """Who sees whom: (outside [b, c, l, s], keep [b, c, l], takes [b, c, l], severed [b, z, c]).
 
-    outside: s is not an earlier token of l's document in the chunk. keep: l's document reaches the chunk's end, so l enters
-    the state. takes: the state at the chunk's start is of l's document. severed: chunk c's state does not reach chunk z.
+    outside: -inf where s is not l or an earlier token of l's document in the chunk, else 0. keep: l's document reaches the
+    chunk's end, so l enters the state. takes: the state at the chunk's start is of l's document. severed: -inf where chunk
+    c's state does not reach chunk z, else 0.
     """
     padded = F.pad(seq_idx, (0, -length % CHUNK), value=-1)
     document = padded.view(padded.shape[0], -1, CHUNK)
     triangle = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=seq_idx.device).tril()
-    outside = ~(triangle & (document[..., :, None] == document[..., None, :]))
+    inside = triangle & (document[..., :, None] == document[..., None, :])
     last = document[..., -1]
     before = torch.cat([torch.full_like(last[:, :1], -2), last[:, :-1]], 1)
     earlier = torch.ones(last.shape[1], last.shape[1], dtype=torch.bool, device=seq_idx.device).tril(-1)
-    severed = ~((last[:, None, :] == before[:, :, None]) & earlier)
+    reaches = (last[:, None, :] == before[:, :, None]) & earlier
+    # Added before exp they need no backward of their own, as a masked_fill would.
+    outside, severed = (torch.zeros(m.shape, device=m.device).masked_fill_(~m, -torch.inf) for m in (inside, reaches))
     return outside, document == last[..., None], document == before[..., None], severed
 
 
@@ -48,11 +51,12 @@ def ssd(x, dt, A, B, C, masks) -> torch.Tensor:
         dt = F.pad(dt, (0, 0, 0, padding))
     c = x.shape[1] // CHUNK
     decay = (dt * A).view(b, c, CHUNK, h).permute(0, 1, 3, 2).cumsum(-1)  # b c h l
-    X = (x * dt[..., None]).view(b, c, CHUNK, h, p).permute(0, 1, 3, 2, 4)  # b c h l p
-    Bc, Cc = (t.view(b, c, CHUNK, g, n).permute(0, 1, 3, 2, 4) for t in (B, C))  # b c g l n
+    # Copied once here, or every product would copy them anew.
+    X = (x * dt[..., None]).view(b, c, CHUNK, h, p).permute(0, 1, 3, 2, 4).contiguous()  # b c h l p
+    Bc, Cc = (t.view(b, c, CHUNK, g, n).permute(0, 1, 3, 2, 4).contiguous() for t in (B, C))  # b c g l n
 
     attention = Cc @ Bc.transpose(-1, -2)  # b c g l s
-    L = (decay[..., :, None] - decay[..., None, :]).masked_fill(outside[:, :, None], -torch.inf).exp()
+    L = (decay[..., :, None] - decay[..., None, :]).add_(outside[:, :, None]).exp_()
     Y = (L.view(b, c, g, r, CHUNK, CHUNK) * attention[:, :, :, None]).view(b, c, h, CHUNK, CHUNK) @ X
 
     to_end = (decay[..., -1:] - decay).exp() * keep[:, :, None]  # b c h l
@@ -60,7 +64,7 @@ def ssd(x, dt, A, B, C, masks) -> torch.Tensor:
     states = Bc.transpose(-1, -2) @ weighted  # b c g n (r p)
     total = decay[..., -1].permute(0, 2, 1)  # b h c
     upto = total.cumsum(-1)
-    between = ((upto - total)[..., :, None] - upto[..., None, :]).masked_fill(severed[:, None], -torch.inf).exp()
+    between = ((upto - total)[..., :, None] - upto[..., None, :]).add_(severed[:, None]).exp_()
     by_head = states.view(b, c, g, n, r, p).permute(0, 2, 4, 1, 3, 5).reshape(b, h, c, n * p)
     entering = (between @ by_head).view(b, g, r, c, n, p).permute(0, 3, 1, 4, 2, 5).reshape(b, c, g, n, r * p)
     carried = (Cc @ entering).view(b, c, g, CHUNK, r, p).transpose(3, 4).reshape(b, c, h, CHUNK, p)
@@ -148,6 +152,22 @@ def final_state(x, dt, A, B) -> torch.Tensor:
     b, length, h, p = x.shape
     grouped = weighted.view(b, length, B.shape[2], h // B.shape[2], p)
     return torch.einsum("blgrp,blgn->bgrpn", grouped, B).reshape(b, h, p, B.shape[3])
+
+
+def conv_update(x, state, weight, bias, activation, conv_state_indices=None) -> torch.Tensor:
+    """mcore's decoding path: one token x [b, d] into the last inputs, state [b, d, width], in place; -> silu(convolution) [b, d].
+
+    Fast where channels lie side by side in the state's memory. Raises ValueError for what decoding here has no use for.
+    """
+    if activation not in ("silu", "swish") or conv_state_indices is not None:
+        raise ValueError("decoding has silu after the convolution and a state for every row: no conv_state_indices")
+    taps = weight.t().contiguous()
+    out = torch.addcmul(bias, x, taps[-1])
+    for k in range(len(taps) - 1):
+        state[..., k] = state[..., k + 1]
+        out.addcmul_(state[..., k], taps[k])
+    state[..., -1] = x
+    return F.silu(out)
 
 
 def selective_state_update(

@@ -36,7 +36,13 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint 
 from nemo_cascade.models.attention import PackedAttention  # noqa: E402
 from nemo_cascade.models.experts import Experts  # noqa: E402
 from nemo_cascade.models.layers import NormColumnParallelLinear, RMSNorm, relu2  # noqa: E402
-from nemo_cascade.models.mamba import GatedRMSNorm, chunk_scan, selective_state_update, split_conv1d_scan  # noqa: E402
+from nemo_cascade.models.mamba import (  # noqa: E402
+    GatedRMSNorm,
+    chunk_scan,
+    conv_update,
+    selective_state_update,
+    split_conv1d_scan,
+)
 from nemo_cascade.models.presets import ModelConfig  # noqa: E402
 
 
@@ -61,6 +67,7 @@ def use_torch_kernels() -> None:
     mamba_mixer.mamba_chunk_scan_combined = chunk_scan
     mamba_mixer.mamba_split_conv1d_scan_combined = split_conv1d_scan
     mamba_mixer.selective_state_update = selective_state_update
+    mamba_mixer.causal_conv1d_update = conv_update
     mamba_mixer._check_mamba_sequence_packing_support = lambda for_inference_not_training=False: (True, None)
     mamba_block.TENorm = RMSNorm
     if not hasattr(moe_utils, "te_general_gemm"):

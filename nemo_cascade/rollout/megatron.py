@@ -255,8 +255,12 @@ class Batch:
 
     def _room(self, state: torch.Tensor, mamba: bool) -> torch.Tensor:
         """A cache for all rows like `state`: Mamba states are [rows, ..], keys and values [positions, rows, ..]."""
-        rows = len(self.requests)
-        return state.new_zeros(rows, *state.shape[1:]) if mamba else state.new_zeros(self.limit, rows, *state.shape[2:])
+        order = memory_order(state, mamba)
+        shape = [*state.shape]
+        shape[order[0]] = len(self.requests)
+        if not mamba:
+            shape[0] = self.limit
+        return in_order(state.new_zeros([shape[axis] for axis in order]), order)
 
     def _choose(self, logits: torch.Tensor) -> None:
         """Writes every row's next token, at `position`, with its log-prob."""
@@ -300,7 +304,7 @@ class Batch:
         mamba = {mixer.layer_number for mixer in self.mixers}
         cache = self.context.key_value_memory_dict
         for layer, states in cache.items():
-            cache[layer] = tuple(state.index_select(0 if layer in mamba else 1, rows) for state in states)
+            cache[layer] = tuple(select_rows(state, rows, memory_order(state, layer in mamba)) for state in states)
         self.context.max_batch_size = len(rows)
         self._resize_mixers()
 
@@ -308,6 +312,26 @@ class Batch:
         """mcore zeroes the states of a mixer that sees another number of rows than it remembers."""
         for mixer in self.mixers:
             mixer.cached_batch_size = len(self.requests)
+
+
+def memory_order(state: torch.Tensor, mamba: bool) -> tuple[int, ...]:
+    """A cache's axes, rows first, in the order in which they lie in memory: what one new token reads lies side by side.
+
+    Keys and values [positions, rows, groups, dim]: a head's positions. Convolution inputs [rows, channels, width]: channels.
+    """
+    if not mamba:
+        return (1, 2, 0, 3)
+    return (0, 2, 1) if state.dim() == 3 else tuple(range(state.dim()))
+
+
+def in_order(memory: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
+    """What lies in memory with its axes in this order, as a tensor with the axes in their own."""
+    return memory.permute([order.index(axis) for axis in range(memory.dim())])
+
+
+def select_rows(state: torch.Tensor, rows: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
+    """Some rows of a cache in the same order in memory."""
+    return in_order(state.permute(order).index_select(0, rows), order)
 
 
 def prompts_to_read(prompts: list[tuple[int, ...]]) -> Iterator[list[list[int]]]:

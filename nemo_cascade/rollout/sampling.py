@@ -30,9 +30,13 @@ def sample(
         logprobs = logits.double().log_softmax(-1)
         tokens = logits.argmax(-1)
     else:
-        logprobs = distribution(logits, temperature, top_p)
-        cumulative = logprobs.exp().cumsum(-1)
+        scores = logits.double() / temperature if top_p >= 1 else distribution(logits, temperature, top_p)
+        # One exp for both results; log-probs first and then their exp would take two.
+        scores = scores - scores.amax(-1, keepdim=True)
+        cumulative = scores.exp().cumsum(-1)
+        total = cumulative[:, -1]
         # Scaled by the last value, so that rounding in the sum cannot leave a gap at the end.
-        tokens = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)[:, 0]
+        tokens = torch.searchsorted(cumulative, (uniforms * total)[:, None], right=True)[:, 0]
         tokens = tokens.clamp(max=logits.shape[-1] - 1)
+        return tokens, scores.gather(-1, tokens[:, None])[:, 0] - total.log()
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""The files of a stage's `data` block, read and checked: one `Domain` a name."""
+"""The files of a stage's `data` block, read and checked: one `Domain` a name. All ranks read them together."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nemo_cascade import environments
 from nemo_cascade.data.rows import load_rows
+from nemo_cascade.engine import parallel
 from nemo_cascade.stages.config import DataConfig
 
 
@@ -25,7 +26,11 @@ class Domain:
 
 
 def load_domains(config: DataConfig, split: str, kind: str) -> dict[str, Domain]:
-    """Domains of `data.train` or `data.validation`; raises DataError naming file and row for what cannot be used."""
+    """Domains of `data.train` or `data.validation`; raises DataError naming file and row for what cannot be used.
+
+    Whether rows can be verified takes longest (schemas are checked), so the ranks, which all call this, share it.
+    """
+    problem = environments.row_problem if config.trusted_demo else without_programs
     domains = {}
     for name, dataset in getattr(config, split).items():
         rows, reading = load_rows(
@@ -33,7 +38,7 @@ def load_domains(config: DataConfig, split: str, kind: str) -> dict[str, Domain]
             kind=kind,
             on_bad_row=config.on_bad_row,
             environments=environments.names(),
-            unverifiable=environments.row_problem if config.trusted_demo else without_programs,
+            unverifiable=lambda rows: parallel.share_out(lambda mine: [problem(row) for row in mine], rows),
         )
         domains[name] = Domain(name, Path(dataset.data_path), rows, reading.numbers, dataset.share)
     return domains

@@ -1,10 +1,11 @@
-"""Prompts of an RL stage: rows of all its domains, rendered once, drawn by share, in an order that can be resumed."""
+"""Prompts of an RL stage: rows of all its domains, drawn by share, in an order that can be resumed, then rendered."""
 
 from dataclasses import dataclass
 
 from nemo_cascade.data.chat import render_prompt
 from nemo_cascade.data.loader import Mixture
 from nemo_cascade.data.rows import DataError, messages_of, prompt_id, tools_of
+from nemo_cascade.engine import parallel
 from nemo_cascade.engine.config import PolicyConfig
 from nemo_cascade.stages.config import DataConfig
 from nemo_cascade.stages.data import Domain, load_domains
@@ -24,13 +25,16 @@ class PromptSource:
     """`next(n)` draws n prompts from the stage's mixture."""
 
     def __init__(self, data: DataConfig, tokenizer, policy: PolicyConfig, seed: int):
-        domains = load_domains(data, "train", kind="rl")
-        self.prompts = {name: render(domain, tokenizer, policy) for name, domain in domains.items()}
-        sources = {name: (len(domain.rows), domain.share) for name, domain in domains.items()}
+        self.domains = load_domains(data, "train", kind="rl")
+        self.tokenizer, self.policy = tokenizer, policy
+        sources = {name: (len(domain.rows), domain.share) for name, domain in self.domains.items()}
         self.mixture = Mixture(sources, shuffle=data.shuffle, seed=seed)
 
     def next(self, n: int) -> list[Prompt]:
-        return [self.prompts[name][index] for name, index in self.mixture.next(n)]
+        return [self._prompt(self.domains[name], index) for name, index in self.mixture.next(n)]
+
+    def _prompt(self, domain: Domain, index: int) -> Prompt:
+        return prompt(domain, domain.numbers[index], domain.rows[index], self.tokenizer, self.policy)
 
     def state_dict(self) -> dict:
         return self.mixture.state_dict()
@@ -40,18 +44,25 @@ class PromptSource:
 
 
 def render(domain: Domain, tokenizer, policy: PolicyConfig) -> list[Prompt]:
-    """All prompts of a domain. Raises DataError for one that leaves no room for a reply, naming file and row."""
+    """All prompts of a domain, of which every rank, and all call this, makes its share; raises as `prompt` does."""
+    numbered = list(zip(domain.numbers, domain.rows))
+    # Ids only: the rows are on every rank.
+    made = parallel.share_out(
+        lambda mine: [(p.id, p.tokens) for p in (prompt(domain, *one, tokenizer, policy) for one in mine)], numbered
+    )
+    return [Prompt(name, domain.name, row, tokens) for row, (name, tokens) in zip(domain.rows, made)]
+
+
+def prompt(domain: Domain, number: int, row: dict, tokenizer, policy: PolicyConfig) -> Prompt:
+    """A row's prompt. Raises DataError for one that leaves no room for a reply, naming file and row number."""
     room = policy.max_total_sequence_length - policy.generation.max_new_tokens
-    prompts = []
-    for number, row in zip(domain.numbers, domain.rows):
-        tokens = render_prompt(tokenizer, messages_of(row), tools=tools_of(row), enable_thinking=thinking(row))
-        if len(tokens) > room:
-            raise DataError(
-                f"{domain.path}, row {number}: the prompt has {len(tokens)} tokens, but policy.max_total_sequence_length - "
-                f"policy.generation.max_new_tokens leaves {room}"
-            )
-        prompts.append(Prompt(prompt_id(row), domain.name, row, tokens))
-    return prompts
+    tokens = render_prompt(tokenizer, messages_of(row), tools=tools_of(row), enable_thinking=thinking(row))
+    if len(tokens) > room:
+        raise DataError(
+            f"{domain.path}, row {number}: the prompt has {len(tokens)} tokens, but policy.max_total_sequence_length - "
+            f"policy.generation.max_new_tokens leaves {room}"
+        )
+    return Prompt(prompt_id(row), domain.name, row, tokens)
 
 
 def thinking(row: dict) -> bool:

@@ -49,6 +49,20 @@ def test_a_bad_row_stops_with_one_line_naming_file_and_row(case, tmp_path):
     assert str(path) in message and "row 2" in message and "\n" not in message
 
 
+@pytest.mark.parametrize("bad", [1, 2, 3])
+def test_the_first_bad_row_is_told_whoever_finds_it(bad, tmp_path):
+    """The environments look at all rows together, after those that no environment could read."""
+    rows = [GOOD, GOOD, GOOD, BAD_RL["not JSON"]]
+    rows[bad - 1] = {**GOOD, "odd": True}
+    with pytest.raises(DataError, match=f"row {bad}: odd"):
+        load_rows(
+            write(tmp_path / "odd.jsonl", *rows),
+            "rl",
+            environments=KNOWN,
+            unverifiable=lambda rows: ["odd" if "odd" in row else None for row in rows],
+        )
+
+
 @pytest.mark.parametrize("row", [{}, {"messages": []}, {"messages": CHAT["messages"][:1]}, {"messages": "hi"}])
 def test_a_conversation_without_an_answer_is_a_bad_row(row, tmp_path):
     with pytest.raises(DataError, match="row 1"):

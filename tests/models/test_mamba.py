@@ -11,6 +11,7 @@ from nemo_cascade.models.mamba import (
     GatedRMSNorm,
     PackedConv,
     chunk_scan,
+    conv_update,
     same_document,
     scan_masks,
     selective_state_update,
@@ -121,6 +122,18 @@ def test_the_convolution_has_the_gradient_of_finite_differences():
     bias = torch.randn(3, generator=generator, dtype=torch.float64, requires_grad=True)
     same = same_document(torch.stack([documents([4, 5])[0], documents([1, 2, 6])[0]]), 4, x.dtype)
     assert torch.autograd.gradcheck(lambda *t: PackedConv.apply(*t, *same), (x, weight, bias))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)], ids=["widths side by side", "channels side by side"])
+def test_decoding_convolves_the_newest_inputs(order):
+    """Token by token from zeros it is the convolution of the whole row, however the state lies in memory."""
+    generator = torch.Generator().manual_seed(3)
+    x, weight, bias = (torch.randn(*shape, generator=generator).double() for shape in ((2, 6, 5), (5, 4), (5,)))
+    expected = F.silu(F.conv1d(F.pad(x.transpose(1, 2), (3, 0)), weight[:, None], bias, groups=5)).transpose(1, 2)
+    state = torch.zeros([(2, 5, 4)[axis] for axis in order], dtype=x.dtype).permute(order)
+    got = torch.stack([conv_update(x[:, t], state, weight, bias, "silu") for t in range(6)], 1)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state, x[:, 2:].transpose(1, 2), rtol=0, atol=0)
 
 
 def test_the_gated_norm_normalises_each_group_after_the_gate():
