@@ -91,6 +91,12 @@ def build_pack(samples: list[Sample], indices: list[int], multiple: int, device,
     )
 
 
+def scored_positions(pack: Pack) -> torch.Tensor:
+    """Where the labels are trained on; one position where none are, because a head over nothing has no gradient."""
+    trained = pack.mask.nonzero()[:, 0]
+    return trained if len(trained) else torch.zeros(1, dtype=torch.long, device=pack.mask.device)
+
+
 def scatter_logprobs(packs: list[Pack], rows: list[torch.Tensor], samples: list[Sample]) -> torch.Tensor:
     """Puts per-position values [T] of packs back into one flat vector [sum of sample lengths]; the rest stays 0."""
     starts = torch.tensor([0, *(len(s.tokens) for s in samples)]).cumsum(0)

@@ -33,7 +33,7 @@ from megatron.core.transformer import TransformerConfig  # noqa: E402
 from nemo_cascade.data.sample import Sample  # noqa: E402
 from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
 from nemo_cascade.engine import parallel  # noqa: E402
-from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs  # noqa: E402
+from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs, scored_positions  # noqa: E402
 from nemo_cascade.engine.config import PolicyConfig  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
 from nemo_cascade.engine.sampled import is_plain, sampled_logits  # noqa: E402
@@ -47,7 +47,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # own padding mask for it fails on the expert-bias counts), so equal padding is what makes layouts agree.
 PACK_ALIGNMENT = 8
 
-# A loss sees log-probs [T] of the pack's labels and the pack, and returns
+# A loss sees log-probs [T] of the pack's labels, of which those not trained on mean nothing, and the pack, and returns
 # (sum over the pack, what to divide the global sum by, {metric: (sum, count)}).
 Loss = Callable[[torch.Tensor, Pack], tuple[torch.Tensor, torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]]
 
@@ -88,9 +88,10 @@ class Policy:
     # ------------------------------------------------------------------ the four verbs
 
     @torch.no_grad()
-    def logprobs(self, samples: list[Sample]) -> list[list[float]]:
+    def logprobs(self, samples: list[Sample], *, trained_only: bool = False) -> list[list[float]]:
         """Log-probabilities of each sample's tokens, entry t that of token t (entry 0 is 0), on every rank.
 
+        trained_only: of those that the sample's loss_mask has, which is faster; the others mean nothing then.
         They are those of the distribution `policy.generation` samples from. A token outside the nucleus of these
         weights, as one that a student drew may be for its teacher or reference, has probability 0 there, and no loss
         could use -inf; it counts as the nucleus's last member instead: log p(y) - log(p(nucleus) + p(y)).
@@ -101,7 +102,7 @@ class Policy:
         def collect(logprobs, _pack):
             return logprobs.sum(), torch.ones((), dtype=torch.int), {"logprobs": logprobs}
 
-        results = self._run(packs, collect, forward_only=True)
+        results = self._run(packs, collect, forward_only=True, trained_only=trained_only)
         if parallel_state.is_pipeline_last_stage():
             flat = scatter_logprobs(packs, [result["logprobs"] for result in results], samples)
         else:
@@ -276,19 +277,34 @@ class Policy:
         multiple = math.lcm(PACK_ALIGNMENT, self.config.megatron_cfg.tensor_model_parallel_size)
         return [build_pack(samples, indices, multiple, self.device) for indices in plan[rank::size]]
 
-    def _run(self, packs: list[Pack], loss: Callable, forward_only: bool, as_sampled: bool = True) -> list[dict]:
+    def _run(
+        self,
+        packs: list[Pack],
+        loss: Callable,
+        forward_only: bool,
+        as_sampled: bool = True,
+        trained_only: bool = True,
+    ) -> list[dict]:
         """megatron-core's schedule over the packs; returns what `loss` put last, a pack each."""
         plain = not as_sampled or is_plain(self.config.generation)
+        # Under sequence parallel a rank's hidden states are a part of the pack, and the head gathers them itself.
+        trained_only = trained_only and not self.transformer_config.sequence_parallel
 
         def forward_step(iterator, model):
             pack = next(iterator)
-            labels = pack.labels if plain else None
-            output = model(pack.tokens, pack.position_ids, None, labels=labels, packed_seq_params=pack.params)
+            scored = scored_positions(pack) if trained_only else slice(None)
+            labels = pack.labels[:, scored]
+            with self._head_at(scored) if trained_only else contextlib.nullcontext():
+                output = model(
+                    pack.tokens, pack.position_ids, None, labels=labels if plain else None, packed_seq_params=pack.params
+                )
             if not plain and parallel_state.is_pipeline_last_stage():
-                # Logits [1, T, vocab / tp], as there were no labels; the loss takes tokens first.
-                logits = sampled_logits(output.transpose(0, 1), pack.labels.transpose(0, 1), self.config.generation)
-                output = self.model.compute_language_model_loss(pack.labels, logits)
-            return output, lambda nll: loss(-nll[0], pack)
+                # Logits [1, tokens, vocab / tp], as there were no labels; the loss takes tokens first.
+                logits = sampled_logits(output.transpose(0, 1), labels.transpose(0, 1), self.config.generation)
+                output = self.model.compute_language_model_loss(labels, logits)
+            if not trained_only:
+                return output, lambda nll: loss(-nll[0], pack)
+            return output, lambda nll: loss(torch.zeros_like(pack.mask).index_copy(0, scored, -nll[0]), pack)
 
         model = self.model if forward_only else self.wrapped
         return get_forward_backward_func()(
@@ -300,6 +316,18 @@ class Policy:
             micro_batch_size=1,
             forward_only=forward_only,
         )
+
+    @contextlib.contextmanager
+    def _head_at(self, positions: torch.Tensor) -> Iterator[None]:
+        """Inside, the output layer sees these positions of a pack only: logits of the others would be most of its work."""
+        if not parallel_state.is_pipeline_last_stage():
+            yield
+            return
+        hook = self.model.output_layer.register_forward_pre_hook(lambda _, inputs: (inputs[0][positions], *inputs[1:]))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _reduce(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """Global mean of every metric from this rank's (sum, count) pairs, which the last pipeline stage has."""

@@ -29,7 +29,7 @@ LENGTH_SLACK = 64
 STRETCH, SLACK = 1.25, 4
 # Prompt tokens that are read at once, which bounds what a forward pass holds in memory. On a CPU more is slower (65,536: half
 # as fast), because it leaves the caches.
-MAX_PREFILL_TOKENS = 8_192
+MAX_PREFILL_TOKENS = 4_096
 
 
 class MegatronEngine:

@@ -143,7 +143,7 @@ def test_the_written_files_pass_the_loader_and_a_domain_may_have_numbers_of_its_
                 tmp_path / name / f"{split}.jsonl",
                 kind,
                 environments=environments.names(),
-                unverifiable=environments.row_problem,
+                unverifiable=lambda rows: [environments.row_problem(row) for row in rows],
             )
             assert len(rows) == counts[f"{split}_rows"] and not reading.skipped
         assert json.loads((tmp_path / name / "train.jsonl").read_text().splitlines()[0])["domain"] == name

@@ -63,6 +63,45 @@ def test_a_teacher_rotates_in_exactly_and_the_student_comes_back_bit_equal(layou
     assert all(run_distributed(rotation, layout.pop("world"), tmp_path / "teacher", layout))
 
 
+def two_ways(_, layout):
+    policy = build(**layout)
+    samples = random_samples(policy.preset.vocab_size)
+    samples[3].loss_mask = [0] * len(samples[3].tokens)
+    pairs = zip(samples, policy.logprobs(samples), policy.logprobs(samples, trained_only=True))
+    trained = [(a, b) for sample, *both in pairs for m, a, b in zip(sample.loss_mask, *both) if m]
+    return len(trained), max(abs(a - b) for a, b in trained)
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, dict(world=1, top_p=0.95)], ids=str)
+def test_the_log_probs_of_trained_tokens_do_not_depend_on_the_others(layout):
+    layout = dict(layout)
+    for count, difference in run_distributed(two_ways, layout.pop("world"), None, layout):
+        assert count > 50 and difference < 1e-5
+
+
+def partly_silent(directory, layout):
+    """Packs of one sample each, of which one has no token to train on."""
+    from nemo_cascade.stages.sft import sft_loss
+
+    policy = build(**layout)
+    if directory.exists():
+        policy.load(directory, optimizer=False)
+    else:
+        policy.save(directory, optimizer=False)
+    samples = [sample for sample in random_samples(policy.preset.vocab_size, count=60) if len(sample.tokens) > 33][:4]
+    samples[1].loss_mask = [0] * len(samples[1].tokens)
+    metrics = policy.train_step(samples, sft_loss)
+    return len(samples), metrics["loss"], metrics["grad_norm"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_pack_without_a_trained_token_is_the_same_at_every_layout(layout, tmp_path):
+    layout = dict(layout)
+    ((count, loss, norm),) = run_distributed(partly_silent, 1, tmp_path / "weights", {})
+    for of_rank in run_distributed(partly_silent, layout.pop("world"), tmp_path / "weights", layout):
+        assert of_rank == (count, pytest.approx(loss, rel=1e-5), pytest.approx(norm, rel=1e-4)) and count == 4
+
+
 def interrupted_rotation(directory, _):
     policy = build()
     policy.save(directory, optimizer=False)

@@ -1,15 +1,17 @@
 """Write a program that reads a number, changes it step by step and prints it; hidden tests run it.
 
-Demonstrations write one nested expression or one statement a line. Both are right, but the expression must open at once
-all the parentheses that later steps will close, and a statement needs only its own step: only statements stretch to the
-longer lists of the RL level. The tests have the form of NeMo Gym's code_gen rows: programs over stdin and stdout.
+Each step of the request has a letter. Demonstrations write one nested expression, or a statement a step that gives its
+result the step's letter. Both are right, but the expression has to keep its place in the list by itself and to open all
+parentheses at once, while a letter tells which step comes next: statements are the surer way in the long lists of the RL level.
+The tests have the form of NeMo Gym's code_gen rows: programs over stdin and stdout.
 """
 
 import random
 
 from nemo_cascade.data.demo.words import WORKED, user
 
-LENGTHS = {"demo": (2, 5), "rl": (4, 7)}
+LENGTHS = {"demo": (2, 6), "rl": (5, 7)}
+LETTERS = "abcdefgh"
 OPERATORS = {"add": "+", "take": "-", "times": "*"}
 TESTS = 4
 
@@ -17,7 +19,8 @@ TESTS = 4
 def draw(rng: random.Random, level: str) -> dict:
     steps = [(rng.choice(list(OPERATORS)), rng.randint(2, 9)) for _ in range(rng.randint(*LENGTHS[level]))]
     inputs = rng.sample(range(-20, 21), TESTS)
-    text = f"Read x, {', '.join(f'{word} {number}' for word, number in steps)}, print x."
+    asked = [f"{letter}: {word} {number}" for letter, (word, number) in zip(LETTERS[1:], steps)]
+    text = f"Read a, {', '.join(asked)}, print {LETTERS[len(steps)]}."
     unit_tests = {"inputs": [f"{x}\n" for x in inputs], "outputs": [f"{outcome(x, steps)}\n" for x in inputs]}
     return {
         "responses_create_params": user(text),
@@ -35,10 +38,11 @@ def outcome(x: int, steps: list[tuple[str, int]]) -> int:
 
 
 def demonstrate(row: dict, rng: random.Random) -> tuple[str, str]:
-    """No thought; a statement a line, or one expression with no more parentheses than it needs."""
+    """No thought; a statement a step, or one expression with no more parentheses than it needs."""
     steps = [(OPERATORS[word], number) for word, number in row["steps"]]
     if rng.random() < WORKED:
-        return "", "\n".join(["x = int(input())", *(f"x {sign}= {number}" for sign, number in steps), "print(x)"])
+        lines = [f"{new} = {old} {sign} {number}" for old, new, (sign, number) in zip(LETTERS, LETTERS[1:], steps)]
+        return "", "\n".join(["a = int(input())", *lines, f"print({LETTERS[len(steps)]})"])
     expression, is_sum = "int(input())", False
     for sign, number in steps:
         if sign == "*" and is_sum:
