@@ -105,8 +105,9 @@ def test_every_layout_equals_one_process(name, single):
 
 
 def losses(generation, as_sampled):
-    """What the policy gives, and what mcore's own loss over plain logits gives, for the same packs."""
+    """What the policy gives, and what mcore's own loss over plain logits gives, at the trained positions of the same packs."""
     from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.batch import scored_positions
     from nemo_cascade.engine.policy import Policy
 
     policy_config = with_generation(generation, distributed_optimizer=True)
@@ -115,13 +116,17 @@ def losses(generation, as_sampled):
     samples, seen = random_samples(policy.preset.vocab_size), []
 
     def watched(logprobs, pack):
-        seen.append(logprobs.detach().clone())
+        seen.append(logprobs.detach()[scored_positions(pack)])
         return -(logprobs * pack.mask).sum(), pack.mask.sum(), {}
 
     policy.model.train()
-    with torch.no_grad():
-        plain = [-policy.model(p.tokens, p.position_ids, None, labels=p.labels, packed_seq_params=p.params)[0]
-                 for p in policy._packs(samples)]
+    plain = []
+    for pack in policy._packs(samples):
+        where = scored_positions(pack)
+        with torch.no_grad(), policy._head_at(where):
+            labels = pack.labels[:, where]
+            own = policy.model(pack.tokens, pack.position_ids, None, labels=labels, packed_seq_params=pack.params)
+        plain.append(-own[0])
     policy.train_step(samples, watched, as_sampled=as_sampled)
     return [torch.equal(a, b) for a, b in zip(seen, plain, strict=True)]
 
