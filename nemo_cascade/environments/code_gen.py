@@ -20,8 +20,8 @@ IN_THREADS = True
 TIMEOUT = 5.0
 
 _FENCE = re.compile(r"^```[Pp]ython[ \t]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# Every test runs the program afresh. sys.exit() is a way to end, an exception is not. A line of hex for each output,
-# because to import json takes as long as to start Python.
+# Every test runs the program afresh. sys.exit() is a way to end, an exception is not. A line of hex for each output, which
+# may be any bytes.
 _RUNNER = """
 import io, sys
 
