@@ -6,6 +6,7 @@ is held near where it began.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from nemo_cascade.algorithms import (
@@ -48,6 +49,8 @@ def run(stage: StageRun) -> None:
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
             samples = distillation_samples(groups) if distil else reward_samples(groups, config.grpo)
+            if not distil and only_advantages_teach(config):
+                samples = with_gradient(samples, config.loss_fn.token_level_loss)
             if distil:
                 add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers)
             if config.loss_fn.reference_policy_kl_penalty > 0:
@@ -74,6 +77,31 @@ def reward_samples(groups: list[Group], config) -> list[Sample]:
             trained = kept and not (config.overlong_filtering and rollout.finish_reason == "length")
             samples.append(rollout_sample(rollout, trained, advantages=advantage))
     return samples
+
+
+def only_advantages_teach(config) -> bool:
+    """Whether a sample without an advantage has no gradient: no penalty holds it near a reference, no router is balanced by it."""
+    router = config.policy.megatron_cfg
+    balanced = router.moe_router_load_balancing_type != "none" and router.moe_aux_loss_coeff > 0
+    return config.loss_fn.reference_policy_kl_penalty == 0 and not balanced and router.moe_router_bias_update_rate == 0
+
+
+def with_gradient(samples: list[Sample], token_level_loss: bool) -> list[Sample]:
+    """The samples that have a gradient, which is the same as that of all: replies that earned what their group earned add none.
+
+    What they would add to the denominator of the loss's mean, a token or a response each, scales the advantages of the others.
+    One sample is kept where none has a gradient.
+    """
+
+    def weight(chosen: list[Sample]) -> int:
+        return sum(sum(sample.loss_mask) if token_level_loss else any(sample.loss_mask) for sample in chosen)
+
+    kept = [s for s in samples if any(on and a for on, a in zip(s.loss_mask, s.fields["advantages"]))] or samples[:1]
+    scale = weight(kept) / max(weight(samples), 1)
+    return [
+        replace(sample, fields=sample.fields | {"advantages": [scale * a for a in sample.fields["advantages"]]})
+        for sample in kept
+    ]
 
 
 def distillation_samples(groups: list[Group]) -> list[Sample]:

@@ -1,13 +1,17 @@
 """From rollouts to training samples: which groups make a batch, who is trained on, which teacher speaks."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from nemo_cascade.data.rows import DataError
+from nemo_cascade.engine.batch import build_pack
+from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rollouts
 from nemo_cascade.stages.config import GRPOConfig, LossConfig
-from nemo_cascade.stages.rl import distillation_samples, make_loss, reward_samples
+from nemo_cascade.stages.rl import distillation_samples, make_loss, only_advantages_teach, reward_samples, with_gradient
 from nemo_cascade.stages.prompts import Prompt
 from nemo_cascade.stages.rollouts import Sampler, make_requests, rollout_metrics
 
@@ -49,6 +53,54 @@ def test_a_group_without_an_acceptable_reply_is_left_out_where_the_stage_says_so
     settings = dict(num_generations_per_prompt=2, swe_group_threshold=0.5)
     samples = reward_samples([group([0.5, 0.0]), group([1.0, 0.0])], GRPOConfig(**settings))
     assert [sum(sample.loss_mask) for sample in samples] == [0, 0, 3, 3]
+
+
+def mean_gradient(samples, settings: LossConfig) -> dict[tuple[int, int], float]:
+    """(response's token, place) -> gradient of the loss's mean at that log-prob; tokens tell responses apart."""
+    pack = build_pack(samples, range(len(samples)), 8, "cpu", dtype=torch.float64)
+    logprobs = torch.linspace(-2, -1, len(pack.mask), dtype=torch.float64).requires_grad_()
+    total, count, _ = make_loss(settings, distil=False)(logprobs, pack)
+    (gradient,) = torch.autograd.grad(total / count, logprobs)
+    places = zip(pack.segments.tolist(), pack.position_ids[0].tolist(), gradient.tolist())
+    return {(samples[n].tokens[2], place): value for n, place, value in places if n >= 0 and value}
+
+
+@pytest.mark.parametrize("token_level", [True, False], ids=["token mean", "sequence mean"])
+def test_rollouts_without_an_advantage_are_left_out_and_the_gradient_stays(token_level):
+    rewards, lengths = ([1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 1.0]), (1, 4, 2, 7, 3, 1, 5, 2)
+    groups = [group(pair) for pair in rewards]
+    for token, (rollout_, length) in enumerate(zip((r for g in groups for r in g.rollouts), lengths), start=5):
+        rollout_.response, rollout_.logprobs = [token] * length, [-0.5] * length
+    # A reply cut short is masked, and counts in no mean.
+    groups[3].rollouts[1].finish_reason = "length"
+    config = GRPOConfig(num_generations_per_prompt=2, overlong_filtering=True)
+    samples, settings = reward_samples(groups, config), LossConfig(token_level_loss=token_level)
+    kept = with_gradient(samples, token_level)
+    assert [sample.tokens[2] for sample in kept] == [5, 6, 11]
+    expected, got = mean_gradient(samples, settings), mean_gradient(kept, settings)
+    assert expected.keys() == got.keys() and [expected[k] for k in got] == pytest.approx(list(got.values()), rel=1e-12)
+
+
+def test_a_batch_that_teaches_nothing_keeps_one_sample():
+    (kept,) = with_gradient(reward_samples([group([1.0, 1.0])], GRPOConfig(num_generations_per_prompt=2)), True)
+    assert sum(kept.loss_mask) == 3 and set(kept.fields["advantages"]) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "loss, router",
+    [
+        ({"reference_policy_kl_penalty": 0.03}, {}),
+        ({}, {"moe_router_load_balancing_type": "seq_aux_loss", "moe_aux_loss_coeff": 1e-4}),
+        ({}, {"moe_router_bias_update_rate": 1e-3}),
+    ],
+    ids=["kl penalty", "balancing loss", "expert bias"],
+)
+def test_where_more_than_advantages_teaches_every_rollout_is_trained_on(loss, router):
+    def teach(loss, router):
+        policy = PolicyConfig(megatron_cfg=MegatronConfig(**router))
+        return only_advantages_teach(SimpleNamespace(loss_fn=LossConfig(**loss), policy=policy))
+
+    assert teach({}, {}) and not teach(loss, router)
 
 
 class Numbers:
