@@ -9,7 +9,9 @@ from nemo_cascade.data.chat import conversation_to_samples, parse_reply
 from nemo_cascade.data.demo import LEVELS, structured_output, tool_use
 from nemo_cascade.data.rows import messages_of, tools_of
 from nemo_cascade.data.tokenizer import load_tokenizer
+from nemo_cascade.environments import structured_outputs
 from nemo_cascade.environments import tool_use as todo
+from nemo_cascade.environments.response import response_of
 
 TASKS = {"structured_outputs": structured_output, "tool_use": tool_use}
 EVERY_LEVEL = pytest.mark.parametrize("level", LEVELS)
@@ -30,13 +32,28 @@ def question(row):
 
 
 @EVERY_LEVEL
-def test_half_of_the_objects_are_thought_out_and_the_thought_ends_at_the_answers_word(level):
-    shown = demonstrations("structured_outputs", level)
-    thoughts = [(thought.split("\n")[-1], row, answer) for row, thought, answer in shown if thought]
-    assert 0.4 < len(thoughts) / len(shown) < 0.6
-    for last, row, answer in thoughts:
-        place = question(row).split("\n")[1].split()[1]
-        assert last == f"{place} {json.loads(answer)['word']}"
+def test_half_of_the_objects_name_the_item_by_its_word_and_the_others_by_its_place(level):
+    by_word = []
+    for row, thought, answer in demonstrations("structured_outputs", level):
+        word, *_, items = question(row).split("\n")[1].removeprefix("item: ").partition(" or place in ")
+        given = json.loads(answer)["item"]
+        assert given in (word, items.split().index(word) + 1) and not thought
+        by_word.append(given == word)
+    assert 0.4 < sum(by_word) / len(by_word) < 0.6
+
+
+@EVERY_LEVEL
+def test_the_item_may_be_its_word_or_its_place_and_nothing_else(level):
+    for row in rows("structured_outputs", level, 20):
+        word, _, items = question(row).split("\n")[1].removeprefix("item: ").partition(" or place in ")
+        place = items.split().index(word) + 1
+        kinds = json.loads(row["schema_str"])["properties"]
+        other = {key: structured_output.some_value(kind, random.Random(0)) for key, kind in kinds.items()}
+        rewards = [
+            structured_outputs.verify(row, response_of(json.dumps(other | {"item": item}), thinking=False))["reward"]
+            for item in (word, place, place + 1, str(place), word.upper())
+        ]
+        assert rewards == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_all_keys_kinds_and_values_of_an_object_are_seen():

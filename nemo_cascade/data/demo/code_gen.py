@@ -8,10 +8,12 @@ The tests have the form of NeMo Gym's code_gen rows: programs over stdin and std
 
 import random
 
-from nemo_cascade.data.demo.words import WORKED, user
+from nemo_cascade.data.demo.words import user
 
 LENGTHS = {"demo": (2, 6), "rl": (5, 7)}
 LETTERS = "abcdefgh"
+# Share of demonstrations with a statement a step. With a half, three of four replies were statements before RL began.
+STATEMENTS = 0.3
 OPERATORS = {"add": "+", "take": "-", "times": "*"}
 TESTS = 4
 
@@ -40,7 +42,7 @@ def outcome(x: int, steps: list[tuple[str, int]]) -> int:
 def demonstrate(row: dict, rng: random.Random) -> tuple[str, str]:
     """No thought; a statement a step, or one expression with no more parentheses than it needs."""
     steps = [(OPERATORS[word], number) for word, number in row["steps"]]
-    if rng.random() < WORKED:
+    if rng.random() < STATEMENTS:
         lines = [f"{new} = {old} {sign} {number}" for old, new, (sign, number) in zip(LETTERS, LETTERS[1:], steps)]
         return "", "\n".join(["a = int(input())", *lines, f"print({LETTERS[len(steps)]})"])
     expression, is_sum = "int(input())", False
