@@ -21,11 +21,11 @@ def reward(row, answer):
 
 def ways(domain, row):
     """The different (thought, answer) that a row is demonstrated by."""
-    messages = [domain.demonstration(row, number)["messages"][-1] for number in range(20)]
+    messages = [domain.demonstration(row, number)["messages"][-1] for number in range(60)]
     return {(m["reasoning_content"], m["content"]) for m in messages if "reasoning_content" in m}
 
 
-@pytest.mark.parametrize("name, share", [("code_gen", 0.3), ("swe_repair", 0.5)])
+@pytest.mark.parametrize("name, share", [("code_gen", 0.25), ("swe_repair", 0.5)])
 def test_both_ways_are_shown_and_the_surer_one_as_often_as_the_task_says(name, share):
     """The surer way is the longer one: statements, the line above."""
     domain = DOMAINS[name]
