@@ -48,11 +48,13 @@ def run(stage: StageRun) -> None:
             started = time.perf_counter()
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
-            samples = distillation_samples(groups) if distil else reward_samples(groups, config.grpo)
-            if not distil and only_advantages_teach(config):
-                samples = with_gradient(samples, config.loss_fn.token_level_loss)
             if distil:
+                samples = distillation_samples(groups)
                 add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers)
+            else:
+                samples = reward_samples(groups, config.grpo)
+                if only_advantages_teach(config):
+                    samples = with_gradient(samples, config.loss_fn.token_level_loss)
             if config.loss_fn.reference_policy_kl_penalty > 0:
                 add_logprobs(policy, samples, stage.parent, "reference_logprobs")
             metrics = policy.train_step(samples, loss) | seen
@@ -90,7 +92,7 @@ def with_gradient(samples: list[Sample], token_level_loss: bool) -> list[Sample]
     """The samples that have a gradient, which is the same as that of all: replies that earned what their group earned add none.
 
     What they would add to the denominator of the loss's mean, a token or a response each, scales the advantages of the others.
-    One sample is kept where none has a gradient.
+    Means over tokens that the loss reports are over the samples that are left. One is kept where none has a gradient.
     """
 
     def weight(chosen: list[Sample]) -> int:
