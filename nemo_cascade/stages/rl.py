@@ -84,8 +84,9 @@ def reward_samples(groups: list[Group], config) -> list[Sample]:
 def only_advantages_teach(config) -> bool:
     """Whether a sample without an advantage has no gradient: no penalty holds it near a reference, no router is balanced by it."""
     router = config.policy.megatron_cfg
-    balanced = router.moe_router_load_balancing_type != "none" and router.moe_aux_loss_coeff > 0
-    return config.loss_fn.reference_policy_kl_penalty == 0 and not balanced and router.moe_router_bias_update_rate == 0
+    auxiliary_loss = router.moe_router_load_balancing_type != "none" and router.moe_aux_loss_coeff > 0
+    balanced = auxiliary_loss or router.moe_router_bias_update_rate > 0 or router.model_overrides.get("moe_z_loss_coeff")
+    return config.loss_fn.reference_policy_kl_penalty == 0 and not balanced
 
 
 def with_gradient(samples: list[Sample], token_level_loss: bool) -> list[Sample]:

@@ -92,8 +92,9 @@ def test_a_batch_that_teaches_nothing_keeps_one_sample():
         ({"reference_policy_kl_penalty": 0.03}, {}),
         ({}, {"moe_router_load_balancing_type": "seq_aux_loss", "moe_aux_loss_coeff": 1e-4}),
         ({}, {"moe_router_bias_update_rate": 1e-3}),
+        ({}, {"model_overrides": {"moe_z_loss_coeff": 1e-3}}),
     ],
-    ids=["kl penalty", "balancing loss", "expert bias"],
+    ids=["kl penalty", "balancing loss", "expert bias", "z loss"],
 )
 def test_where_more_than_advantages_teaches_every_rollout_is_trained_on(loss, router):
     def teach(loss, router):
