@@ -2,14 +2,14 @@
 
 Demonstrations write different words or one word again and again. Both keep the rules, but different words must all be
 free of the letters, and one word only once: the form that is more surely right is what RL can find and the
-demonstrations do not say. They forbid one letter; the RL level asks for more words and goes on to two letters.
+demonstrations do not say. They forbid one letter; the RL level asks for more words on average and goes on to two letters.
 """
 
 import random
 
 from nemo_cascade.data.demo.words import WORDS, WORKED, user
 
-COUNTS = {"demo": (1, 5), "rl": (3, 5)}
+COUNTS = {"demo": (1, 5), "rl": (2, 5)}
 LETTERS = "aeiornstlhdump"
 NUMBER_OF_LETTERS = {"demo": (1, 1), "rl": (1, 2)}
 # Every answer has a choice of at least so many words.
