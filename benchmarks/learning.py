@@ -4,7 +4,7 @@
 
 For every seed it runs the cascade, then one control a RL stage: the same parent checkpoint, more SFT on the (clean)
 demonstrations, for as many optimizer steps as fit into the seconds the RL stage trained. Beside MOPD stands GRPO from the same
-start on the same prompts: with as many rollouts, and with as many as MOPD and its teachers took together. Gains are paired by
+start on the same mixture: with as many rollouts, and with as many as MOPD and its teachers took together. Gains are paired by
 validation prompt, with a 95 % bootstrap interval. Prints a table with a verdict on the bars below after every seed and writes
 results.json beside the runs; the same command again goes on where it was stopped.
 """
@@ -35,10 +35,11 @@ RL_STAGES = {
     "swe_rl": ["swe_repair"],
 }
 FIRST, LAST = "sft", "swe_rl"
-# The bars. RL: its domain starts where there is room both ways, and gains over more SFT. MOPD: a teacher's lead worth the name
-# is closed to this share, and a domain without such a lead falls by no more than this.
+# The bars. RL: its domain starts where there is room both ways, and gains over more SFT. MOPD: at least so many teachers have
+# a lead worth the name, of which this share is closed, and a domain without such a lead falls by no more than this.
 START, GAIN = (0.2, 0.8), 0.10
 LEAD, CLOSED, FALL = 0.10, 0.80, 0.03
+TEACHERS = 2
 # And the mean over all domains ends so much above SFT.
 MEAN_GAIN = 0.15
 GRPO_GROUP = 8
@@ -104,7 +105,8 @@ def control_stage(run_dir: Path, manifest: dict, stage: str) -> list[str]:
 
 
 def grpo_stages(run_dir: Path, manifest: dict) -> dict[str, list[str]]:
-    """GRPO beside MOPD: as many rollouts as MOPD drew, and from there on as many as the side branches that teach drew."""
+    """GRPO beside MOPD, on its mixture of prompts: as many rollouts as MOPD drew, and from there on as many as the side
+    branches that teach drew."""
     mopd = manifest["stages"]["mopd"]
     teachers = {name for name in mopd["teachers"].values() if manifest["stages"][name]["teacher_only"]}
     size = rollouts(run_dir, "mopd") // len(step_times(run_dir, "mopd"))
@@ -119,6 +121,7 @@ def grpo_stages(run_dir: Path, manifest: dict) -> dict[str, list[str]]:
         stages[name] = [
             f"{key}={{kind:rl,parent:{parent},teacher_only:true,grpo:{grpo}}}",
             f"{key}.data={mine}.data}}",
+            f"{key}.genrm=${{cascade.stages.preference_rl.genrm}}",
             f"{cfg}.moe_router_load_balancing_type={mine}.policy.megatron_cfg.moe_router_load_balancing_type}}",
             f"{cfg}.moe_aux_loss_coeff={mine}.policy.megatron_cfg.moe_aux_loss_coeff}}",
             f"{cfg}.moe_router_bias_update_rate={mine}.policy.megatron_cfg.moe_router_bias_update_rate}}",
@@ -160,9 +163,14 @@ def learned(row: dict) -> bool:
     return START[0] <= row["before"] <= START[1] and all(mean >= GAIN and low > 0 for mean, low, _ in gains)
 
 
+def leads(row: dict) -> bool:
+    """Whether a domain's teacher begins as far ahead of the student as the bar asks."""
+    return row["teacher"] is not None and row["teacher"] - row["start"] >= LEAD
+
+
 def distilled(row: dict) -> bool:
     """Whether MOPD closed the domain's gap, or held the domain where its teacher had no lead."""
-    if row["teacher"] is not None and row["teacher"] - row["start"] >= LEAD:
+    if leads(row):
         return row["closed"] >= CLOSED
     return row["end"] - row["start"] >= -FALL
 
@@ -219,6 +227,8 @@ def show(results: list[dict]) -> None:
     console.print(gains)
     console.print(mopd)
     for result in results:
+        ahead = sum(map(leads, result["mopd"].values()))
+        console.print(f"seed {result['seed']}: teachers that lead by {LEAD}: {ahead}, holds: {ahead >= TEACHERS}")
         first, last = result["means"][FIRST], result["means"][LAST]
         console.print(f"seed {result['seed']}: mean over all domains {first:.3f} -> {last:.3f}, holds: {last - first >= MEAN_GAIN}")
 

@@ -140,6 +140,10 @@ def cascade_problems(cascade: "CascadeConfig") -> Iterator[str]:
         yield f"cascade.validation.num_prompts: must be >= 0 (0: no validation), got {cascade.validation.num_prompts}"
     if cascade.validation.num_samples < 1:
         yield f"cascade.validation.num_samples: must be >= 1, got {cascade.validation.num_samples}"
+    if cascade.validation.temperature < 0:
+        yield f"cascade.validation.temperature: must be >= 0, got {cascade.validation.temperature}"
+    if not 0 < cascade.validation.top_p <= 1:
+        yield f"cascade.validation.top_p: must be in (0, 1], got {cascade.validation.top_p}"
     if cascade.run_dir == "" or Path(cascade.run_dir).is_file():
         yield f"cascade.run_dir: {cascade.run_dir!r} is not a folder; name a folder (it is made when missing)"
     if cascade.demo_data is not None:

@@ -149,10 +149,24 @@ def score_stage(cascade: CascadeConfig, stage_run: StageRun, final: Path, score:
     domains = validation_domains(cascade, stage_run.name)
     if not domains:
         return {}
-    scores = score(stage_run, final, domains, cascade.validation.num_samples)
+    scores = score(as_scored(cascade, stage_run), final, domains, cascade.validation.num_samples)
     if parallel.rank() == 0:
         write_atomically(stage_run.dir / "validation.json", json.dumps(scores) + "\n")
     return scores
+
+
+def as_scored(cascade: CascadeConfig, stage_run: StageRun) -> StageRun:
+    """The stage with the sampling and the overlong rule of `cascade.validation`; a judge as it is."""
+    if cascade.judge is not None and stage_run.name == cascade.judge.stage:
+        return stage_run
+    config, validation = stage_run.config, cascade.validation
+    generation = dataclasses.replace(config.policy.generation, temperature=validation.temperature, top_p=validation.top_p)
+    config = dataclasses.replace(
+        config,
+        policy=dataclasses.replace(config.policy, generation=generation),
+        grpo=dataclasses.replace(config.grpo, overlong_reward="zero"),
+    )
+    return dataclasses.replace(stage_run, config=config)
 
 
 def validation_domains(cascade: CascadeConfig, name: str) -> dict[str, Domain]:

@@ -197,6 +197,11 @@ CASES = {
         "policy.precision: 'float16' is not a choice; did you mean float32?",
     ),
     "a temperature": (["policy.generation.temperature=-0.1"], "policy.generation.temperature: must be >= 0, got -0.1"),
+    "a validation temperature": (
+        ["cascade.validation.temperature=-1"],
+        "cascade.validation.temperature: must be >= 0, got -1",
+    ),
+    "a validation nucleus": (["cascade.validation.top_p=0"], "cascade.validation.top_p: must be in (0, 1], got 0"),
     "a nucleus of nothing": (["policy.generation.top_p=0"], "policy.generation.top_p: must be in (0, 1], got 0.0"),
     "a nucleus of too much": (["policy.generation.top_p=1.1"], "policy.generation.top_p: must be in (0, 1], got 1.1"),
     "no steps": (

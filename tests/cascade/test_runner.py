@@ -222,6 +222,20 @@ def score_of_one(stage, checkpoint, domains, num_samples) -> dict:
     return {name: {"mean": 1.0, "n": len(e.rows), "per_prompt": [1.0] * len(e.rows)} for name, e in domains.items()}
 
 
+def test_every_stage_is_scored_by_the_same_sampling_and_rules_whatever_it_trains_with(runs):
+    seen = {}
+
+    def noted(stage, checkpoint, domains, num_samples):
+        generation = stage.config.policy.generation
+        seen[stage.name] = (generation.temperature, generation.top_p, stage.config.grpo.overlong_reward)
+        return score_of_one(stage, checkpoint, domains, num_samples)
+
+    runs.score = noted
+    runs("cascade.validation.temperature=0.9", "cascade.validation.top_p=0.99")
+    assert seen.pop("genrm")[0] == 0, "a judge is scored as it answers"
+    assert set(seen) == set(ORDER) - {"genrm"} and set(seen.values()) == {(0.9, 0.99, "zero")}
+
+
 def test_rows_that_need_a_judge_are_refused_without_one_before_anything_is_trained(runs):
     with pytest.raises(DataError, match="preference/validation.jsonl, row 1: a judge has .* but sft has none"):
         runs("~cascade.judge", "cascade.order=[sft,if_rl]")
