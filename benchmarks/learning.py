@@ -20,7 +20,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from nemo_cascade.cascade.gate import paired_difference
+from nemo_cascade.cascade.gate import paired_difference, paired_scores
+from nemo_cascade.cascade.manifest import Manifest
+from nemo_cascade.stages.metrics import MetricsLog
 
 ROOT = Path(__file__).parents[1]
 # The domains each stage is there to improve; what multi_domain_rl has of if_rl's domain only keeps it.
@@ -65,36 +67,36 @@ def run_seed(seed: int, args) -> dict:
     run_dir = args.out / f"seed_{seed}"
     overrides = [f"cascade.run_dir={run_dir}", f"cascade.seed={seed}", *args.overrides]
     launch(args.nproc_per_node, overrides)
-    manifest = read_manifest(run_dir)
-    order = [name for name in manifest["stages"] if not name.startswith(("control_", "grpo_"))]
+    manifest = Manifest.load(run_dir)
+    order = [name for name in manifest.stages if not name.startswith(("control_", "grpo_"))]
     if not args.no_control:
-        controls = {f"control_{stage}": control_stage(run_dir, manifest, stage) for stage in RL_STAGES}
-        controls |= grpo_stages(run_dir, manifest)
+        controls = {f"control_{stage}": control_stage(manifest, stage) for stage in RL_STAGES}
+        controls |= grpo_stages(manifest)
         added = [override for stage in controls.values() for override in stage]
         launch(args.nproc_per_node, [*overrides, *added, f"cascade.order=[{','.join([*order, *controls])}]"])
-    manifest = read_manifest(run_dir)
+    manifest = Manifest.load(run_dir)
     gains = {}
     for stage, domain in ((stage, domain) for stage, domains in RL_STAGES.items() for domain in domains):
-        parent = manifest["stages"][stage]["parent"]
-        before, after = per_prompt(run_dir, parent, domain), per_prompt(run_dir, stage, domain)
+        parent = manifest.stages[stage].parent
+        before, after = paired_scores(manifest, parent, stage, domain)
         row = {"before": before.mean(), "after": after.mean(), "gain": paired_difference(before, after)}
         if not args.no_control:
-            control = per_prompt(run_dir, f"control_{stage}", domain)
+            control, after = paired_scores(manifest, f"control_{stage}", stage, domain)
             row |= {"control": control.mean(), "over_control": paired_difference(control, after)}
         gains[f"{stage}/{domain}"] = row
     scores = all_scores(manifest)
     means = {stage: float(np.mean(list(scores[stage].values()))) for stage in (FIRST, LAST)}
-    mopd = distillation(run_dir, manifest)
+    mopd = distillation(manifest)
     return {"seed": seed, "scores": scores, "gains": gains, "means": means, "mopd": mopd}
 
 
-def control_stage(run_dir: Path, manifest: dict, stage: str) -> list[str]:
+def control_stage(manifest: Manifest, stage: str) -> list[str]:
     """Overrides that add the control of an RL stage: from its parent, SFT goes on at the rate at which SFT ended."""
-    steps = max(1, round(sum(step_times(run_dir, stage)) / float(np.mean(step_times(run_dir, "sft")))))
+    steps = max(1, round(sum(step_times(manifest, stage)) / float(np.mean(step_times(manifest, "sft")))))
     key, sft = f"+cascade.stages.control_{stage}", "${cascade.stages.sft"
     optimizer = f"{sft}.policy.megatron_cfg.optimizer"
     return [
-        f"{key}={{kind:sft,parent:{manifest['stages'][stage]['parent']},teacher_only:true,sft:{{max_num_steps:{steps}}}}}",
+        f"{key}={{kind:sft,parent:{manifest.stages[stage].parent},teacher_only:true,sft:{{max_num_steps:{steps}}}}}",
         f"{key}.data={sft}.data}}",
         f"{key}.policy.megatron_cfg.moe_router_load_balancing_type={sft}.policy.megatron_cfg.moe_router_load_balancing_type}}",
         f"{key}.policy.megatron_cfg.moe_aux_loss_coeff={sft}.policy.megatron_cfg.moe_aux_loss_coeff}}",
@@ -104,16 +106,16 @@ def control_stage(run_dir: Path, manifest: dict, stage: str) -> list[str]:
     ]
 
 
-def grpo_stages(run_dir: Path, manifest: dict) -> dict[str, list[str]]:
+def grpo_stages(manifest: Manifest) -> dict[str, list[str]]:
     """GRPO beside MOPD, on its mixture of prompts: as many rollouts as MOPD drew, and from there on as many as the side
     branches that teach drew."""
-    mopd = manifest["stages"]["mopd"]
-    teachers = {name for name in mopd["teachers"].values() if manifest["stages"][name]["teacher_only"]}
-    size = rollouts(run_dir, "mopd") // len(step_times(run_dir, "mopd"))
+    mopd = manifest.stages["mopd"]
+    teachers = {name for name in mopd.teachers.values() if manifest.stages[name].teacher_only}
+    size = rollouts(manifest, "mopd") // len(step_times(manifest, "mopd"))
     stages = {}
     for name, parent, count in (
-        ("grpo_same", mopd["parent"], rollouts(run_dir, "mopd")),
-        ("grpo_counted", "grpo_same", sum(rollouts(run_dir, teacher) for teacher in teachers)),
+        ("grpo_same", mopd.parent, rollouts(manifest, "mopd")),
+        ("grpo_counted", "grpo_same", sum(rollouts(manifest, teacher) for teacher in teachers)),
     ):
         key, mine = f"+cascade.stages.{name}", "${cascade.stages.mopd"
         grpo = f"{{max_num_steps:{count // size},num_prompts_per_step:{size // GRPO_GROUP},num_generations_per_prompt:{GRPO_GROUP}}}"
@@ -130,25 +132,25 @@ def grpo_stages(run_dir: Path, manifest: dict) -> dict[str, list[str]]:
     return stages
 
 
-def rollouts(run_dir: Path, stage: str) -> int:
+def rollouts(manifest: Manifest, stage: str) -> int:
     """How many replies a stage trained on."""
-    grpo = yaml.safe_load((stage_dir(run_dir, stage) / "config.yaml").read_text())["grpo"]
+    grpo = yaml.safe_load((manifest.directory(stage) / "config.yaml").read_text())["grpo"]
     return grpo["max_num_steps"] * grpo["num_prompts_per_step"] * grpo["num_generations_per_prompt"]
 
 
-def distillation(run_dir: Path, manifest: dict) -> dict:
+def distillation(manifest: Manifest) -> dict:
     """domain -> scores of the student at the start, its teacher, the student at the end, GRPO; share of the gap closed.
 
     Domains that are not distilled have no teacher, and GRPO beside MOPD is not scored there; the share is None where there is no gap.
     """
-    mopd = manifest["stages"]["mopd"]
+    mopd = manifest.stages["mopd"]
     table = {}
-    for domain in mopd["scores"]:
-        teacher = mopd["teachers"].get(domain)
-        names = {"start": mopd["parent"], "teacher": teacher, "end": "mopd", "grpo": "grpo_same", "counted": "grpo_counted"}
+    for domain in mopd.scores:
+        teacher = mopd.teachers.get(domain)
+        names = {"start": mopd.parent, "teacher": teacher, "end": "mopd", "grpo": "grpo_same", "counted": "grpo_counted"}
         row = {
-            key: per_prompt(run_dir, stage, domain).mean()
-            if domain in manifest["stages"].get(stage, {"scores": {}})["scores"]
+            key: manifest.stages[stage].scores[domain]["mean"]
+            if stage in manifest.stages and domain in manifest.stages[stage].scores
             else None
             for key, stage in names.items()
         }
@@ -180,27 +182,15 @@ def launch(processes: int, overrides: list[str]) -> None:
     subprocess.run([*command, str(ROOT / "examples/cascade.py"), "--config-name=tiny", *overrides], check=True)
 
 
-def read_manifest(run_dir: Path) -> dict:
-    return json.loads((run_dir / "cascade_manifest.json").read_text())
+def step_times(manifest: Manifest, stage: str) -> list[float]:
+    log = MetricsLog(manifest.directory(stage) / "metrics.jsonl").read()
+    return [entry["timing/train/total_step_time"] for entry in log]
 
 
-def stage_dir(run_dir: Path, stage: str) -> Path:
-    return next(path for path in run_dir.glob("[0-9][0-9]-*") if path.name[3:] == stage)
-
-
-def per_prompt(run_dir: Path, stage: str, domain: str) -> np.ndarray:
-    return np.array(json.loads((stage_dir(run_dir, stage) / "validation.json").read_text())[domain]["per_prompt"])
-
-
-def step_times(run_dir: Path, stage: str) -> list[float]:
-    lines = (stage_dir(run_dir, stage) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["timing/train/total_step_time"] for line in lines]
-
-
-def all_scores(manifest: dict) -> dict:
+def all_scores(manifest: Manifest) -> dict:
     return {
-        name: {domain: score["mean"] for domain, score in stage["scores"].items()}
-        for name, stage in manifest["stages"].items()
+        name: {domain: score["mean"] for domain, score in stage.scores.items()}
+        for name, stage in manifest.stages.items()
     }
 
 

@@ -245,11 +245,7 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
     if stage.gate.on_failure == "rollback" and stage.teacher_only:
         yield f"{source.own(stage.name, 'gate.on_failure')}: nothing starts from a teacher_only stage; use stop or warn"
     start = _earliest_start(cascade, stage)
-    # A judge is scored on what it judges only, and nobody else on that.
-    judge = cascade.judge.stage if cascade.judge is not None else None
-    before = cascade.order[: cascade.order.index(start) + 1] if start in cascade.order else []
-    before = [name for name in before if name != judge]
-    scored = list(dict.fromkeys(domain for name in before for domain in cascade.stages[name].data.validation))
+    scored = list(cascade.scored(start)) if start in cascade.order else []
     for domain, drop in stage.gate.max_drop.items():
         if cascade.validation.num_prompts == 0 or stage.parent is not None and domain not in scored:
             yield f"{key}.{domain}: nothing scores it for {start}, where {stage.name} may start{did_you_mean(domain, scored)}"

@@ -25,6 +25,7 @@ from nemo_cascade.cascade.strict import (
     to_plain,
     without_missing,
 )
+from nemo_cascade.stages.config import DatasetConfig
 from nemo_cascade.stages.context import LoopConfig
 
 __all__ = [
@@ -139,6 +140,30 @@ class CascadeConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     judge: JudgeConfig | None = None
     stages: dict[str, StageConfig] = field(default_factory=dict)
+
+    def scored(self, name: str) -> dict[str, DatasetConfig]:
+        """The files of every domain that a stage or one before it validates; a judge's domain is the judge's alone.
+
+        What only judges or teaches is scored where it was trained, teaches or has a gate: nobody goes on from it, and other
+        domains would cost as much to score as those of a stage that somebody does.
+        """
+        stage, judge = self.stages[name], self.judge.stage if self.judge is not None else None
+        so_far = self.order[: self.order.index(name) + 1]
+        files = {
+            domain: file
+            for earlier in so_far
+            if earlier == name or earlier != judge
+            for domain, file in self.stages[earlier].data.validation.items()
+        }
+        if not stage.teacher_only and name != judge:
+            return files
+        taught = stage.gate.max_drop.keys() | {
+            domain
+            for student in self.stages.values()
+            for domain, teacher in student.teachers.items()
+            if teacher.stage == name
+        }
+        return {domain: file for domain, file in files.items() if domain in taught or domain in stage.data.train}
 
 
 @dataclass(kw_only=True)

@@ -52,20 +52,29 @@ def paired_difference(before: np.ndarray, after: np.ndarray) -> list[float]:
 
 def paired_scores(manifest: Manifest, before: str, after: str, domain: str) -> tuple[np.ndarray, np.ndarray]:
     """Scores by prompt [prompts] of two stages in a domain. Raises GateError."""
-    scores = [per_prompt(manifest, stage, domain) for stage in (before, after)]
-    if len(scores[0]) != len(scores[1]):
+    (first, prompts), (second, others) = (per_prompt(manifest, stage, domain) for stage in (before, after))
+    if len(first) != len(second):
         raise GateError(
-            f"{domain}: {before} was scored on {len(scores[0])} prompts and {after} on {len(scores[1])}, so they cannot be "
+            f"{domain}: {before} was scored on {len(first)} prompts and {after} on {len(second)}, so they cannot be "
             "compared; repeat the stage that was scored on other prompts with --from-stage"
         )
-    return scores[0], scores[1]
+    if prompts != others:
+        raise GateError(
+            f"{domain}: the validation prompts of {before} and {after} differ, so their scores cannot be compared; the file "
+            f"was changed in between: put it back, or repeat {before} with --from-stage {before}"
+        )
+    return first, second
 
 
-def per_prompt(manifest: Manifest, stage: str, domain: str) -> np.ndarray:
-    """A stage's score of every validation prompt of a domain, from its `validation.json`. Raises GateError."""
+def per_prompt(manifest: Manifest, stage: str, domain: str) -> tuple[np.ndarray, str | None]:
+    """A stage's score of every validation prompt of a domain and the hash of these prompts, from its `validation.json`.
+
+    Raises GateError.
+    """
     path = manifest.directory(stage) / "validation.json"
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))[domain]["per_prompt"]
+        entry = json.loads(path.read_text(encoding="utf-8"))[domain]
+        scores = entry["per_prompt"]
     except (OSError, ValueError, KeyError) as error:
         raise GateError(
             f"{path}: no scores of {domain} ({type(error).__name__}: {error}); take {domain} out of the gate.max_drop of the "
@@ -73,7 +82,7 @@ def per_prompt(manifest: Manifest, stage: str, domain: str) -> np.ndarray:
         ) from error
     if not scores or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in scores):
         raise GateError(f"{path}: a score of {domain} is not a finite number; repeat {stage} with --from-stage {stage}")
-    return np.array(scores, dtype=float)
+    return np.array(scores, dtype=float), entry.get("prompts")
 
 
 def lines(name: str, verdict: dict | None, gate: "GateConfig") -> list[str]:

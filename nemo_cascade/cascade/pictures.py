@@ -144,6 +144,9 @@ def draw_panel(axis, name: str, log: list[dict], manifest: Manifest, colours: di
     """One stage: rewards in training by step, validation before and after."""
     record = manifest.stages[name]
     parent = manifest.stages.get(record.parent) if record.parent else None
+    highest = max(entry[REWARD] for entry in log if entry.get(REWARD) is not None)
+    # Verifiers give 0 to 1 in training and validation; a judge gives scores with terms in the one, shares of wins in the other.
+    validation = axis.twinx() if highest > 1 else axis
     for domain in trained_domains(log):
         points = [(e["step"], e[f"train/{domain}/reward"]) for e in log if e.get(f"train/{domain}/reward") is not None]
         steps, values = zip(*points)
@@ -152,7 +155,7 @@ def draw_panel(axis, name: str, log: list[dict], manifest: Manifest, colours: di
         before = [(0, parent.scores[domain]["mean"])] if parent is not None and domain in parent.scores else []
         after = [(log[-1]["step"], record.scores[domain]["mean"])] if domain in record.scores else []
         if before or after:
-            axis.plot(
+            validation.plot(
                 *zip(*before, *after), "o", color=colours[domain], markeredgecolor="black", markersize=6, zorder=3
             )
     if len(trained_domains(log)) != 1:
@@ -168,8 +171,10 @@ def draw_panel(axis, name: str, log: list[dict], manifest: Manifest, colours: di
     start = f" from {record.parent}" if record.parent else ""
     axis.set_title(f"{name}{start}{' (side branch)' if record.teacher_only else ''}")
     axis.set_xlabel("optimizer step")
-    # Verifiers give 0 to 1; a judge's scores and terms go beyond.
-    axis.set_ylim(-0.02, max(1.0, *(entry[REWARD] for entry in log if entry.get(REWARD) is not None)) * 1.02)
+    axis.set_ylim(-0.02, max(1.0, highest) * 1.02)
+    if validation is not axis:
+        validation.set_ylim(-0.02, 1.02)
+        validation.set_ylabel("validation: share of wins")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
 

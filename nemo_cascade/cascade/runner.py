@@ -27,7 +27,6 @@ from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.engine import checkpoint, parallel
 from nemo_cascade.engine.policy import model_override_names
-from nemo_cascade.stages.config import DatasetConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
 from nemo_cascade.stages.prompts import render
@@ -174,33 +173,8 @@ def validation_domains(cascade: CascadeConfig, name: str) -> dict[str, Domain]:
     count = cascade.validation.num_prompts
     if count == 0:
         return {}
-    data = dataclasses.replace(cascade.stages[name].data, validation=validation_files(cascade, name))
+    data = dataclasses.replace(cascade.stages[name].data, validation=cascade.scored(name))
     return {domain: entry.first(count) for domain, entry in load_domains(data, "validation", kind="rl").items()}
-
-
-def validation_files(cascade: CascadeConfig, name: str) -> dict[str, DatasetConfig]:
-    """The files of every domain that this stage or one before it validates; a judge's domain is the judge's alone.
-
-    What only judges or teaches is scored where it was trained, teaches or has a gate: nobody goes on from it, and other
-    domains would cost as much to score as those of a stage that somebody does.
-    """
-    stage, judge = cascade.stages[name], cascade.judge.stage if cascade.judge is not None else None
-    so_far = cascade.order[: cascade.order.index(name) + 1]
-    files = {
-        domain: file
-        for earlier in so_far
-        if earlier == name or earlier != judge
-        for domain, file in cascade.stages[earlier].data.validation.items()
-    }
-    if not stage.teacher_only and name != judge:
-        return files
-    taught = stage.gate.max_drop.keys() | {
-        domain
-        for student in cascade.stages.values()
-        for domain, teacher in student.teachers.items()
-        if teacher.stage == name
-    }
-    return {domain: file for domain, file in files.items() if domain in taught or domain in stage.data.train}
 
 
 def start_of(stage: StageConfig, manifest: Manifest) -> str | None:
@@ -301,8 +275,8 @@ def check_model_overrides(cascade: CascadeConfig) -> None:
         for key in stage.policy.megatron_cfg.model_overrides:
             if key not in known:
                 raise RunRefused(
-                    f"policy.megatron_cfg.model_overrides.{key}: megatron-core's TransformerConfig has no such field"
-                    f"{did_you_mean(key, known)}"
+                    f"policy.megatron_cfg.model_overrides.{key}: no field of megatron-core's TransformerConfig that is not set "
+                    f"by another key of policy{did_you_mean(key, known)}"
                 )
 
 
@@ -314,16 +288,18 @@ def check_rows(cascade: CascadeConfig) -> None:
     """
     seen = set()
     for name, stage in cascade.stages.items():
+        # What a row may ask for and how long a prompt may be are the stage's own.
+        rules = (stage.data.trusted_demo, stage.policy.max_total_sequence_length, stage.policy.generation.max_new_tokens)
         for split, kind in (("train", stage.kind), ("validation", "rl")):
-            files = stage.data.train if split == "train" else validation_files(cascade, name)
-            new = {domain: file for domain, file in files.items() if (file.data_path, kind) not in seen}
+            files = stage.data.train if split == "train" else cascade.scored(name)
+            new = {domain: file for domain, file in files.items() if (file.data_path, kind, rules) not in seen}
             domains = load_domains(dataclasses.replace(stage.data, **{split: new}), split, kind=kind)
             if kind == "rl":
                 tokenizer = load_tokenizer(stage.policy.tokenizer.name)
                 for domain in domains.values():
                     render(domain, tokenizer, stage.policy)
                     refuse_unjudged(stage, domain)
-            seen |= {(file.data_path, kind) for file in files.values()}
+            seen |= {(file.data_path, kind, rules) for file in files.values()}
 
 
 def refuse_unjudged(stage: StageConfig, domain: Domain) -> None:

@@ -53,8 +53,35 @@ Loss = Callable[[torch.Tensor, Pack], tuple[torch.Tensor, torch.Tensor, dict[str
 
 
 def model_override_names() -> list[str]:
-    """What `policy.megatron_cfg.model_overrides` may name: the fields of megatron-core's TransformerConfig."""
-    return [field.name for field in dataclasses.fields(TransformerConfig)]
+    """What `policy.megatron_cfg.model_overrides` may name: fields of megatron-core's TransformerConfig that no other key sets."""
+    own = model_settings(PolicyConfig())
+    return [field.name for field in dataclasses.fields(TransformerConfig) if field.name not in own]
+
+
+def model_settings(config: PolicyConfig) -> dict:
+    """What the keys of `policy` set in megatron-core's TransformerConfig."""
+    cfg = config.megatron_cfg
+    sequence_parallel = cfg.sequence_parallel and cfg.tensor_model_parallel_size > 1
+    # mcore scales a pack's auxiliary loss by the tokens of one tensor rank, but divides by those of all of them.
+    aux_loss_scale = cfg.tensor_model_parallel_size if sequence_parallel else 1
+    return dict(
+        tensor_model_parallel_size=cfg.tensor_model_parallel_size,
+        pipeline_model_parallel_size=cfg.pipeline_model_parallel_size,
+        context_parallel_size=cfg.context_parallel_size,
+        expert_model_parallel_size=cfg.expert_model_parallel_size,
+        expert_tensor_parallel_size=cfg.expert_tensor_parallel,
+        sequence_parallel=sequence_parallel,
+        params_dtype=DTYPES[config.precision],
+        bf16=config.precision == "bfloat16",
+        moe_router_dtype=cfg.moe_router_dtype,
+        moe_router_load_balancing_type=cfg.moe_router_load_balancing_type,
+        moe_aux_loss_coeff=cfg.moe_aux_loss_coeff * aux_loss_scale,
+        moe_router_bias_update_rate=cfg.moe_router_bias_update_rate,
+        # Packs are of different lengths, so a pipeline stage tells the next one the shape before the values.
+        variable_seq_lengths=cfg.pipeline_model_parallel_size > 1,
+        # The loss returns a sum and what to divide by; mcore divides the summed gradient once, over all ranks.
+        calculate_per_token_loss=True,
+    )
 
 
 class Policy:
@@ -72,7 +99,8 @@ class Policy:
                 f"policy.tokenizer.name={config.tokenizer.name}: {len(self.tokenizer)} tokens do not fit the "
                 f"{self.preset.vocab_size} of policy.model_name={config.model_name}"
             )
-        self.transformer_config = self._transformer_config()
+        overrides = config.megatron_cfg.model_overrides
+        self.transformer_config = transformer_config(self.preset, **model_settings(config), **overrides)
         # Fresh weights depend on the seed alone, not on what this process drew before.
         parallel.set_seed(seed)
         self.model = build_model(self.preset, self.transformer_config)
@@ -200,32 +228,6 @@ class Policy:
         return bool(answer)
 
     # ------------------------------------------------------------------ how it is done
-
-    def _transformer_config(self):
-        cfg = self.config.megatron_cfg
-        sequence_parallel = cfg.sequence_parallel and cfg.tensor_model_parallel_size > 1
-        # mcore scales a pack's auxiliary loss by the tokens of one tensor rank, but divides by those of all of them.
-        aux_loss_scale = cfg.tensor_model_parallel_size if sequence_parallel else 1
-        return transformer_config(
-            self.preset,
-            tensor_model_parallel_size=cfg.tensor_model_parallel_size,
-            pipeline_model_parallel_size=cfg.pipeline_model_parallel_size,
-            context_parallel_size=cfg.context_parallel_size,
-            expert_model_parallel_size=cfg.expert_model_parallel_size,
-            expert_tensor_parallel_size=cfg.expert_tensor_parallel,
-            sequence_parallel=sequence_parallel,
-            params_dtype=DTYPES[self.config.precision],
-            bf16=self.config.precision == "bfloat16",
-            moe_router_dtype=cfg.moe_router_dtype,
-            moe_router_load_balancing_type=cfg.moe_router_load_balancing_type,
-            moe_aux_loss_coeff=cfg.moe_aux_loss_coeff * aux_loss_scale,
-            moe_router_bias_update_rate=cfg.moe_router_bias_update_rate,
-            # Packs are of different lengths, so a pipeline stage tells the next one the shape before the values.
-            variable_seq_lengths=cfg.pipeline_model_parallel_size > 1,
-            # The loss returns a sum and what to divide by; mcore divides the summed gradient once, over all ranks.
-            calculate_per_token_loss=True,
-            **cfg.model_overrides,
-        )
 
     def _build_optimizer(self, max_num_steps: int) -> None:
         settings, schedule = self.config.megatron_cfg.optimizer, self.config.megatron_cfg.scheduler

@@ -1,5 +1,6 @@
 """Scores of a checkpoint: average reward on fixed validation prompts with fixed noise, so that two checkpoints are paired."""
 
+import hashlib
 from pathlib import Path
 
 from nemo_cascade.engine.policy import Policy
@@ -15,7 +16,7 @@ VALIDATION_SEED = 20_260_319
 
 
 def score(stage: StageRun, checkpoint: Path, domains: dict[str, Domain], num_samples: int) -> dict[str, dict]:
-    """domain -> {mean, n, per_prompt: mean reward of each prompt}, with the weights written at `checkpoint`."""
+    """domain -> {mean, n, per_prompt: mean reward of each prompt, prompts: their hash}, of the weights at `checkpoint`."""
     policy = Policy(stage.config.policy, seed=stage.seed)
     policy.load(checkpoint / "policy", optimizer=False)
     prompts = [prompt for domain in domains.values() for prompt in render(domain, policy.tokenizer, policy.config)]
@@ -25,5 +26,7 @@ def score(stage: StageRun, checkpoint: Path, domains: dict[str, Domain], num_sam
     scores = {}
     for name in domains:
         per_prompt = [mean(r.reward for r in group.rollouts) for group in groups if group.domain == name]
-        scores[name] = {"mean": mean(per_prompt), "n": len(per_prompt), "per_prompt": per_prompt}
+        ids = " ".join(prompt.id for prompt in prompts if prompt.domain == name)
+        digest = hashlib.sha256(ids.encode()).hexdigest()
+        scores[name] = {"mean": mean(per_prompt), "n": len(per_prompt), "per_prompt": per_prompt, "prompts": digest}
     return scores

@@ -76,10 +76,11 @@ def test_under_torchrun_a_bad_row_is_one_line_before_anything_is_trained(line, s
     assert not list((tmp_path / "runs" / "smoke").glob("[0-9]*"))
 
 
-def test_an_unknown_model_override_is_one_line(tmp_path):
-    done = cascade("--config-name=smoke", "policy.megatron_cfg.model_overrides={moe_router_topkk: 1}", cwd=tmp_path)
-    assert done.returncode == 2 and "model_overrides.moe_router_topkk" in done.stderr
-    assert "did you mean moe_router_topk?" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize("name, more", [("moe_router_topkk", "did you mean moe_router_topk?"), ("moe_aux_loss_coeff", "set by")])
+def test_a_model_override_that_cannot_be_is_one_line(tmp_path, name, more):
+    done = cascade("--config-name=smoke", f"policy.megatron_cfg.model_overrides={{{name}: 1}}", cwd=tmp_path)
+    assert done.returncode == 2 and f"model_overrides.{name}" in done.stderr
+    assert more in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_world_size_of_the_launcher_is_checked(tmp_path):

@@ -56,7 +56,7 @@ def test_every_domain_is_taught_by_the_stage_that_trained_on_it_or_the_student_i
     for domain, teacher in teachers.items():
         assert teacher.anchor or domain in stages[teacher.stage].data.train
         assert teacher.anchor == (teacher.stage == stages["mopd"].parent)
-    assert {teacher.stage for teacher in teachers.values() if not teacher.anchor} == {"math_rl", "preference_rl"}
+    assert {teacher.stage for teacher in teachers.values() if not teacher.anchor} == {"math_rl", "preference_rl", "sft"}
 
 
 def test_one_judge_serves_every_stage_after_it():
@@ -341,6 +341,10 @@ CASES = {
             "cascade.stages.multi_domain_rl.gate.max_drop.mcqa=0.1",
         ],
         "cascade.stages.multi_domain_rl.gate.max_drop.mcqa: nothing scores it for sft, where multi_domain_rl may start",
+    ),
+    "a gate on a domain that its side branch is not scored on": (
+        ["cascade.stages.preference_rl.parent=math_rl", "cascade.stages.preference_rl.gate.max_drop.mcqa=0.1"],
+        "cascade.stages.preference_rl.gate.max_drop.mcqa: nothing scores it for math_rl, where preference_rl may start",
     ),
     "a gate that asks for a gain": (
         ["cascade.stages.if_rl.gate.max_drop.math=-0.05"],

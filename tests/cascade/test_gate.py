@@ -70,6 +70,15 @@ def test_a_score_that_cannot_be_compared_is_an_error_and_no_pass(tmp_path, after
         verdict(tmp_path, RIGHT, after)
 
 
+def test_scores_on_other_prompts_are_an_error_and_no_pass(tmp_path):
+    manifest = manifest_of(tmp_path, parent=RIGHT, child=RIGHT)
+    for name in ("parent", "child"):
+        entry = {"math": {"per_prompt": RIGHT, "prompts": f"hash of {name}'s"}}
+        (manifest.directory(name) / "validation.json").write_text(json.dumps(entry))
+    with pytest.raises(gate.GateError, match="math: the validation prompts of parent and child differ"):
+        gate.judge(manifest, "child", GateConfig({"math": 0.05}))
+
+
 def test_a_domain_without_scores_is_an_error_and_no_pass(tmp_path):
     manifest = manifest_of(tmp_path, parent=RIGHT, child=RIGHT)
     with pytest.raises(gate.GateError, match="validation.json: no scores of mcqa"):
@@ -132,7 +141,9 @@ def test_after_a_rollback_the_next_stage_starts_from_the_parent(runs):
 def test_two_rollbacks_lead_back_to_the_last_stage_that_stood(runs):
     runs.score = fallen_in("if_rl", "multi_domain_rl")
     settings = [f"{key}{value}" for key in (IF_RL, MULTI) for value in ("max_drop.math=0.05", "on_failure=rollback")]
-    assert runs(*settings) == ORDER
+    # Else it would be the student's start that teaches it.
+    held = "cascade.stages.mopd.teachers.swe_repair={stage: multi_domain_rl, anchor: true}"
+    assert runs(*settings, held) == ORDER
     assert runs.manifest.stages["mopd"].parent == "sft"
 
 
@@ -147,7 +158,7 @@ def test_an_anchor_holds_the_student_where_it_really_starts(runs):
     runs.score = fallen_in("multi_domain_rl")
     runs(MULTI + "max_drop.math=0.05", MULTI + "on_failure=rollback")
     mopd = runs.manifest.stages["mopd"]
-    assert mopd.parent == "if_rl" and set(mopd.teachers.values()) == {"if_rl", "math_rl", "preference_rl"}
+    assert mopd.parent == "if_rl" and set(mopd.teachers.values()) == {"if_rl", "math_rl", "preference_rl", "sft"}
 
 
 def test_a_gate_changed_under_finished_stages_is_refused(runs):

@@ -16,14 +16,16 @@ from nemo_cascade.data.demo import DOMAINS
 ROOT = Path(__file__).parents[2]
 # Only so that a run that hangs ends.
 TIMEOUT = 1800
-# Every main kind of stage once, the judge's included.
-ORDER = ["genrm", "sft", "multi_domain_rl", "math_rl", "preference_rl", "mopd", "rlhf", "code_rl"]
+ORDER = "genrm sft if_rl multi_domain_rl math_rl preference_rl mopd rlhf long_context_rl code_rl swe_rl".split()
 ROWS = {
+    "if_rl": {"instruction_following": "letters"},
     "multi_domain_rl": {"mcqa": "letters", "instruction_following": "letters"},
     "math_rl": {"math": "letters"},
     "preference_rl": {"preference": "judged"},
     "rlhf": {"preference": "judged"},
+    "long_context_rl": {"long_context": "letters"},
     "code_rl": {"code_gen": "programs"},
+    "swe_rl": {"swe_repair": "letters"},
 }
 
 
@@ -38,6 +40,7 @@ def start(run_dir: Path) -> subprocess.Popen:
         *("cascade.stages.sft.sft.max_num_steps=16", "cascade.stages.sft.policy.megatron_cfg.scheduler.lr_warmup_iters=2"),
         *("cascade.stages.genrm.sft.max_num_steps=6", "+cascade.stages.genrm.checkpointing.save_period=3"),
         *("+cascade.stages.sft.checkpointing.save_period=5", "+cascade.stages.math_rl.checkpointing.save_period=1"),
+        *("cascade.stages.if_rl.grpo.use_dynamic_sampling=true", "+cascade.stages.if_rl.checkpointing.save_period=1"),
         *(
             f"cascade.stages.{stage}.data.train.{domain}.data_path={paths[kind]}"
             for stage, domains in ROWS.items()
@@ -115,12 +118,15 @@ def rolled_out(folder: Path) -> bool:
 MOMENTS = {
     "genrm": ("the judge's training, after a checkpoint", lambda folder: lines(folder / "metrics.jsonl") >= 4),
     "sft": ("SFT, after a checkpoint", lambda folder: lines(folder / "metrics.jsonl") >= 8),
+    "if_rl": ("a step whose groups were drawn several times", lambda folder: (folder / "step_1").is_dir()),
     "multi_domain_rl": ("the write of a checkpoint", lambda folder: any(folder.glob("tmp_step_*"))),
     "math_rl": ("a rollout, after a checkpoint", lambda folder: (folder / "step_1").is_dir()),
     "preference_rl": ("a step, after its rollout was judged", rolled_out),
     "mopd": ("distillation", lambda folder: lines(folder / "metrics.jsonl") >= 1),
     "rlhf": ("the second of two judged steps", lambda folder: lines(folder / "metrics.jsonl") >= 1),
+    "long_context_rl": ("a step, after its rollout was verified", rolled_out),
     "code_rl": ("a step, after programs were run", rolled_out),
+    "swe_rl": ("the last step of all", lambda folder: lines(folder / "metrics.jsonl") >= 1),
 }
 
 
@@ -129,6 +135,9 @@ def test_a_run_killed_in_every_stage_ends_with_bit_identical_weights(tmp_path):
     assert list(MOMENTS) == ORDER, "one run is killed at all moments in turn"
     unbroken = finish(tmp_path / "unbroken")
     assert len(set(unbroken.values())) == len(unbroken), "a stage that learns nothing cannot show that it resumes"
+    steps = (tmp_path / "unbroken" / "03-if_rl" / "metrics.jsonl").read_text().splitlines()
+    draws = [json.loads(step)["train/dynamic_sampling_num_gen_batches"] for step in steps]
+    assert max(draws) > 1, "no group was replaced, so nothing shows that a resumed step draws the same ones again"
     broken = tmp_path / "broken"
     for number, (stage, (interrupted, moment)) in enumerate(MOMENTS.items()):
         folder = broken / f"{number + 1:02d}-{stage}"

@@ -245,6 +245,14 @@ def test_rows_that_need_a_judge_are_refused_without_one_before_anything_is_train
     assert runs.loops.calls == [] and not list(runs.run_dir.glob("[0-9]*"))
 
 
+def test_rows_that_one_stage_has_no_room_for_are_refused_before_anything_is_trained(runs):
+    with pytest.raises(DataError, match="long_context/validation.jsonl, row 1: the prompt has .* leaves 768"):
+        runs("cascade.stages.code_rl.policy.generation.max_new_tokens=512")
+    with pytest.raises(DataError, match="code_gen/train.jsonl, row 1: it asks for replies to be run as programs"):
+        runs("++cascade.stages.code_rl.data.trusted_demo=false")
+    assert runs.loops.calls == []
+
+
 def test_a_cascade_without_preferences_needs_no_judge(runs):
     assert runs("~cascade.judge", "~data.validation.preference", "cascade.order=[sft,math_rl]") == ["sft", "math_rl"]
     assert given(runs, "02-math_rl")[-1] == "judged by None"
