@@ -5,12 +5,14 @@ moves between the two. Transformer Engine layers come later.
 """
 
 import dataclasses
+from types import SimpleNamespace
 
 from nemo_cascade.engine import cpu
 
 cpu.install()
 
 import megatron.core.ssm.mamba_block as mamba_block  # noqa: E402
+import megatron.core.ssm.mamba_context_parallel as mamba_context_parallel  # noqa: E402
 import megatron.core.ssm.mamba_mixer as mamba_mixer  # noqa: E402
 import megatron.core.transformer.moe.moe_utils as moe_utils  # noqa: E402
 import torch  # noqa: E402
@@ -34,6 +36,7 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
 
 from nemo_cascade.models.attention import PackedAttention  # noqa: E402
+from nemo_cascade.models.context import partitioned_indices  # noqa: E402
 from nemo_cascade.models.experts import Experts  # noqa: E402
 from nemo_cascade.models.layers import NormColumnParallelLinear, RMSNorm, relu2  # noqa: E402
 from nemo_cascade.models.mamba import (  # noqa: E402
@@ -43,7 +46,7 @@ from nemo_cascade.models.mamba import (  # noqa: E402
     selective_state_update,
     split_conv1d_scan,
 )
-from nemo_cascade.models.presets import ModelConfig  # noqa: E402
+from nemo_cascade.models.config import ModelConfig  # noqa: E402
 
 
 class ShardedGatedRMSNorm(GatedRMSNorm):
@@ -70,6 +73,9 @@ def use_torch_kernels() -> None:
     mamba_mixer.causal_conv1d_update = conv_update
     mamba_mixer._check_mamba_sequence_packing_support = lambda for_inference_not_training=False: (True, None)
     mamba_block.TENorm = RMSNorm
+    if mamba_context_parallel.tex is None:
+        mamba_context_parallel.tex = SimpleNamespace(thd_get_partitioned_indices=partitioned_indices)
+        mamba_context_parallel.is_te_min_version = lambda version: True
     if not hasattr(moe_utils, "te_general_gemm"):
         # Looked up by the fp32 router even where it is then not called.
         moe_utils.te_general_gemm = None
