@@ -81,11 +81,15 @@ def use_torch_kernels() -> None:
         moe_utils.te_general_gemm = None
 
 
-def nemotron_stack_spec(num_experts: int) -> ModuleSpec:
-    """The hybrid stack: one norm and one mixer (Mamba-2, attention or MoE) a layer, each with a residual."""
+def stack_spec(conv_kernel: int = 4) -> ModuleSpec:
+    """The hybrid stack: one norm and one mixer (Mamba-2, attention or MoE) a layer, each with a residual.
+
+    conv_kernel: taps of Mamba's convolution, which megatron-core's configuration has no field for.
+    """
     use_torch_kernels()
     mamba = ModuleSpec(
         module=MambaMixer,
+        params={"d_conv": conv_kernel},
         submodules=MambaMixerSubmodules(in_proj=NormColumnParallelLinear, out_proj=RowParallelLinear),
     )
     attention = ModuleSpec(
@@ -95,7 +99,8 @@ def nemotron_stack_spec(num_experts: int) -> ModuleSpec:
             linear_qkv=NormColumnParallelLinear, core_attention=PackedAttention, linear_proj=RowParallelLinear
         ),
     )
-    moe = get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False)
+    # Any number says that there are experts; how many is the configuration's.
+    moe = get_moe_module_spec(use_te=False, num_experts=1, moe_grouped_gemm=False)
     moe.submodules.experts.module = Experts
     layers = MambaStackSubmodules(
         mamba_layer=ModuleSpec(
@@ -113,6 +118,10 @@ def nemotron_stack_spec(num_experts: int) -> ModuleSpec:
         ),
     )
     return ModuleSpec(module=MambaStack, submodules=layers)
+
+
+# As Megatron-LM's `--spec nemo_cascade.models.specs nemotron_stack_spec` and Bridge's `mamba_stack_spec` take it.
+nemotron_stack_spec = stack_spec()
 
 
 def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
@@ -149,7 +158,7 @@ def build_model(preset: ModelConfig, config: TransformerConfig) -> MambaModel:
     """mcore's MambaModel of a preset: no positions, embeddings and output weights apart; this pipeline stage's layers."""
     return MambaModel(
         config,
-        nemotron_stack_spec(preset.num_moe_experts),
+        stack_spec(preset.mamba_conv_kernel),
         vocab_size=preset.vocab_size,
         max_sequence_length=preset.max_sequence_length,
         hybrid_override_pattern=preset.pattern,
