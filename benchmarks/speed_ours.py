@@ -32,7 +32,7 @@ from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine import parallel
 from nemo_cascade.engine.config import MegatronConfig, OptimizerConfig, PolicyConfig, SequencePackingConfig
 from nemo_cascade.engine.policy import Policy
-from nemo_cascade.models.hf import export_hf
+from nemo_cascade.models.hf_folder import write_hf
 from nemo_cascade.rollout.engine import generate, generate_global, share
 from nemo_cascade.rollout.types import Group, Request, SamplingParams
 from nemo_cascade.stages.config import GRPOConfig, LossConfig
@@ -57,7 +57,7 @@ def build() -> Policy:
 def prepare(folder: Path):
     """Writes the weights and workload.json; the step's answer is the tokens of each row's step."""
     policy = build()
-    export_hf(policy.hf_weights(), policy.preset, folder)
+    write_hf(policy.hf_weights(), policy.preset, folder)
     policy.tokenizer.save_pretrained(folder)
     documents, texts = demo_texts(policy.tokenizer)
     prompts = [encode(policy.tokenizer, text) for text in texts]

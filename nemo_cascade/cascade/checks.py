@@ -241,7 +241,7 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
     if not stage.gate.max_drop:
         return
     if stage.parent is None:
-        yield f"{key}: {stage.name} starts from fresh weights, so there is no score to drop from; remove its gate"
+        yield f"{key}: {stage.name} starts from {stage.start}, so there is no score to drop from; remove its gate"
     if stage.gate.on_failure == "rollback" and stage.teacher_only:
         yield f"{source.own(stage.name, 'gate.on_failure')}: nothing starts from a teacher_only stage; use stop or warn"
     start = _earliest_start(cascade, stage)
@@ -359,7 +359,7 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
     if stage.kind == "rl" and loss.reference_policy_kl_penalty > 0 and stage.parent is None:
         yield (
             f"{where('loss_fn.reference_policy_kl_penalty')}: {loss.reference_policy_kl_penalty} needs a reference, but "
-            f"{stage.name} starts from fresh weights; set it to 0 or name a parent"
+            f"{stage.name} starts from {stage.start}; set it to 0 or name a parent"
         )
     if stage.distils:
         for key in ("use_dynamic_sampling", "overlong_filtering", "swe_group_threshold"):

@@ -65,9 +65,8 @@ def check(
     """Load a config and print its stages, or all that is wrong with it (exit code 2)."""
     cascade = load(config_name, config_dir, config, overrides, world_size)
     for number, stage in enumerate(cascade.stages.values(), start=1):
-        start = f"from {stage.parent}" if stage.parent else "from fresh weights"
         domains = ", ".join(stage.data.train)
-        print(f"{number}  {stage.name}: {stage.kind} on {domains}, {start}, {stage.max_num_steps} steps")
+        print(f"{number}  {stage.name}: {stage.kind} on {domains}, from {stage.start}, {stage.max_num_steps} steps")
     print(f"ok: {len(cascade.stages)} stages, run directory {cascade.run_dir}")
 
 

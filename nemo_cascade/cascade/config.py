@@ -26,6 +26,7 @@ from nemo_cascade.cascade.strict import (
     without_missing,
 )
 from nemo_cascade.stages.config import DatasetConfig
+from nemo_cascade.models.presets import is_hf_folder
 from nemo_cascade.stages.context import LoopConfig
 
 __all__ = [
@@ -122,6 +123,12 @@ class StageConfig(LoopConfig):
     def max_num_steps(self) -> int:
         """Optimizer steps of the stage."""
         return self.sft.max_num_steps if self.kind == "sft" else self.grpo.max_num_steps
+
+    @property
+    def start(self) -> str:
+        """What the stage starts from, in words."""
+        folder = is_hf_folder(self.policy.model_name)
+        return self.parent or (f"the weights of {self.policy.model_name}" if folder else "fresh weights")
 
     @property
     def distils(self) -> bool:

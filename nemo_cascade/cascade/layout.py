@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.engine.config import MegatronConfig, layout_problems
-from nemo_cascade.models.presets import PRESETS, ModelConfig
+from nemo_cascade.models.config import ModelConfig
+from nemo_cascade.models.presets import PRESETS, get_preset, is_hf_folder
 from nemo_cascade.stages.context import LoopConfig
 
 SIZES = tuple(field.name for field in dataclasses.fields(MegatronConfig) if field.name.endswith("_parallel_size"))
@@ -29,19 +30,24 @@ def problems(stage: LoopConfig, where: Callable[[str], str], world_size: int | N
     if world_size is not None:
         yield from batch_problems(stage, where, world_size)
     name = stage.policy.model_name
-    if name not in PRESETS:
+    if name not in PRESETS and not is_hf_folder(name):
         yield f"{where('policy.model_name')}: no model {name!r}{did_you_mean(name, PRESETS)}"
         return
-    yield from split_problems(PRESETS[name], cfg, where)
+    try:
+        preset = get_preset(name)
+    except ValueError as error:
+        yield f"{where('policy.model_name')}: {error}"
+        return
+    yield from split_problems(preset, cfg, where)
     if stage.kind == "rl" and cfg.pipeline_model_parallel_size > 1:
         yield (
             f"{where('policy.megatron_cfg.pipeline_model_parallel_size')}: {cfg.pipeline_model_parallel_size}, but the embedded "
             "rollout engine cannot decode under pipeline parallel; set it to 1 (or leave RL stages out of cascade.order)"
         )
-    if stage.policy.max_total_sequence_length > PRESETS[name].max_sequence_length:
+    if stage.policy.max_total_sequence_length > preset.max_sequence_length:
         yield (
             f"{where('policy.max_total_sequence_length')}: {stage.policy.max_total_sequence_length} is more than the "
-            f"{PRESETS[name].max_sequence_length} tokens of {name}"
+            f"{preset.max_sequence_length} tokens of {name}"
         )
 
 

@@ -345,7 +345,7 @@ def tell(console: Console, *lines: str) -> None:
 def headline(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest) -> str:
     """One line on a stage that begins."""
     parent = start_of(stage, manifest)
-    start = f"from {parent}" if parent is not None else "from fresh weights"
+    start = f"from {parent or stage.start}"
     start += f" ({stage.parent} was rolled back)" if parent != stage.parent else ""
     teachers = [f"{domain} by {teacher.stage}" for domain, teacher in stage.teachers.items()]
     taught = f", taught {', '.join(teachers)}" if teachers else ""

@@ -22,3 +22,11 @@ def sync_directory(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+def sync_tree(root: Path) -> None:
+    """fsync of every file and folder below root, so that a rename never precedes the data on disk."""
+    for folder, _, files in os.walk(root):
+        for name in files:
+            with open(Path(folder) / name, "rb") as file:
+                os.fsync(file.fileno())
+        sync_directory(Path(folder))

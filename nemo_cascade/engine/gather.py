@@ -35,6 +35,31 @@ def empty_like(state: dict) -> dict:
     return fresh
 
 
+def stored_parts(model) -> Iterator[tuple[str, int, ShardedTensor]]:
+    """This rank's shards with the whole tensor each belongs to: (its name, its row at which the shard's key begins, shard).
+
+    What mcore keeps in pieces has a key for each of them; whatever else, one key of the tensor's own name, which begins at row 0.
+    The shards' data are the model's own memory.
+    """
+    for entry in sharded_state_dict(model).values():
+        row = 0
+        for part in leaves(entry.build()) if isinstance(entry, ShardedTensorFactory) else [entry]:
+            if isinstance(part, ShardedTensor):
+                yield entry.key, row, part
+                row += part.global_shape[0]
+
+
+def whole_shapes(model) -> dict[str, tuple[int, ...]]:
+    """The shape of every whole tensor by name, those of other pipeline stages too."""
+    mine: dict[str, tuple[int, ...]] = {}
+    for name, row, part in stored_parts(model):
+        rows, *rest = part.global_shape
+        mine[name] = (max(row + rows, mine.get(name, (0,))[0]), *rest)
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return {name: shape for shapes in everyone for name, shape in shapes.items()}
+
+
 def full_tensors(model) -> Iterator[tuple[str, torch.Tensor]]:
     """(layout-independent name, full tensor) of every parameter and persistent buffer, on every rank, sorted by name.
 
@@ -43,14 +68,10 @@ def full_tensors(model) -> Iterator[tuple[str, torch.Tensor]]:
     device = next(model.parameters()).device
     shards: dict[str, list[ShardedTensor]] = {}
     pieces: dict[str, list[str]] = {}
-    for entry in sharded_state_dict(model).values():
-        if isinstance(entry, ShardedTensorFactory):
-            parts = [part for part in _flatten(entry.build()) if isinstance(part, ShardedTensor)]
-            pieces[entry.key] = list(dict.fromkeys(part.key for part in parts))
-        else:
-            parts = [entry] if isinstance(entry, ShardedTensor) else []
-        for part in parts:
-            shards.setdefault(part.key, []).append(part)
+    for name, _, part in stored_parts(model):
+        shards.setdefault(part.key, []).append(part)
+        if part.key != name:
+            pieces.setdefault(name, []).append(part.key)
     sent = {key: [part for part in parts if is_main_replica(part.replica_id)] for key, parts in shards.items()}
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, ({key: [_place(part) for part in parts] for key, parts in sent.items()}, pieces))
@@ -109,9 +130,10 @@ def _assemble(mine: list[ShardedTensor], places: list[list[_Place]], device: tor
     return whole
 
 
-def _flatten(tree) -> list:
+def leaves(tree) -> list:
+    """What lies in nested dictionaries, lists and tuples, in order."""
     if isinstance(tree, dict):
-        return [leaf for value in tree.values() for leaf in _flatten(value)]
+        return [leaf for value in tree.values() for leaf in leaves(value)]
     if isinstance(tree, (list, tuple)):
-        return [leaf for value in tree for leaf in _flatten(value)]
+        return [leaf for value in tree for leaf in leaves(value)]
     return [tree]

@@ -35,6 +35,7 @@ from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
 from nemo_cascade.engine import parallel  # noqa: E402
 from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs, scored_positions  # noqa: E402
 from nemo_cascade.engine.config import PolicyConfig  # noqa: E402
+from nemo_cascade.engine.convert import read_hf  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
 from nemo_cascade.engine.sampled import is_plain, sampled_logits  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
@@ -190,6 +191,12 @@ class Policy:
             self.optimizer.reload_model_params()
 
     # ------------------------------------------------------------------ weights in and out
+
+    def load_hf(self, folder: Path) -> None:
+        """Reads the weights of a Hugging Face folder, each rank its part. Raises ValueError naming every tensor that does not fit."""
+        read_hf(self.model, folder, self.preset)
+        if self._training:
+            self.optimizer.reload_model_params()
 
     def hf_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(`backbone.*` name, full tensor) as transformers and vLLM know them, streamed, on every rank."""

@@ -7,6 +7,8 @@ scaled_dot_product_attention call, which is several times faster than a call per
 import torch
 import torch.nn.functional as F
 
+from nemo_cascade.models.context import gather_pack, partitioned_indices
+
 # Documents share a padded call while the longest is at most this much longer than the shortest.
 STRETCH, SLACK = 1.25, 4
 
@@ -14,14 +16,19 @@ STRETCH, SLACK = 1.25, 4
 class PackedAttention(torch.nn.Module):
     """Core attention: query [t, b, heads, dim] (or [tokens, heads, dim] packed), key and value with fewer heads (GQA)."""
 
-    def __init__(self, config, layer_number, attn_mask_type, attention_type, attention_dropout=None, **_):
+    def __init__(
+        self, config, layer_number, attn_mask_type, attention_type, attention_dropout=None, pg_collection=None, **_
+    ):
         super().__init__()
+        self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
         if attention_dropout or config.attention_dropout:
             raise ValueError("attention dropout is not implemented; set attention_dropout=0")
 
     def forward(self, query, key, value, attention_mask=None, attn_mask_type=None, attention_bias=None, packed_seq_params=None):
         """-> [t, b, heads * dim], or [tokens, heads * dim] for a pack."""
         if packed_seq_params is not None:
+            if self.context_group is not None:
+                return self._over_ranks(query, key, value, packed_seq_params.cu_seqlens_q)
             return packed_attention(query, key, value, packed_seq_params.cu_seqlens_q)
         query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
         if query.shape[2] == 1:
@@ -33,6 +40,19 @@ class PackedAttention(torch.nn.Module):
         else:
             out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True)
         return out.permute(2, 0, 1, 3).flatten(-2)
+
+
+    def _over_ranks(self, query, key, value, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        """This rank's queries [tokens / cp, heads, dim] against the keys and values of all ranks -> [tokens / cp, heads * dim].
+
+        The other ranks' queries are left at 0 and their answers unused: it is there to be right, on GPUs TE's does this.
+        """
+        group = self.context_group
+        total = query.shape[0] * group.size()
+        mine = partitioned_indices(cu_seqlens, total, group.size(), group.rank())
+        key, value = (gather_pack(t, cu_seqlens, group) for t in (key, value))
+        query = query.new_zeros(total, *query.shape[1:]).index_copy(0, mine, query)
+        return packed_attention(query, key, value, cu_seqlens)[mine]
 
 
 def causal_mask(visible: torch.Tensor) -> torch.Tensor:

@@ -1,44 +1,9 @@
-"""The Nemotron hybrid family by name, as plain numbers: nothing here imports torch or megatron-core.
+"""The Nemotron hybrid family: networks by name, or by the Hugging Face folder that has one."""
 
-A preset says what the network is; how it is laid out over ranks and in which precision it trains is the policy's.
-"""
+from pathlib import Path
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """One hybrid network. `pattern` has one letter a layer: M Mamba-2, E mixture of experts, * attention.
-
-    Widths are in units of the hidden vector; `mamba_num_groups` share B and C among mamba_num_heads / groups heads.
-    """
-
-    name: str
-    pattern: str
-    vocab_size: int
-    hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
-    mamba_num_heads: int
-    mamba_head_dim: int
-    mamba_num_groups: int
-    mamba_state_dim: int
-    num_moe_experts: int
-    moe_router_topk: int
-    moe_ffn_hidden_size: int
-    moe_shared_expert_intermediate_size: int
-    moe_router_topk_scaling_factor: float = 2.5
-    mamba_conv_kernel: int = 4
-    mamba_chunk_size: int = 128
-    layernorm_epsilon: float = 1e-5
-    init_method_std: float = 0.02
-    max_sequence_length: int = 262144
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.pattern)
-
+from nemo_cascade.models.config import ModelConfig
+from nemo_cascade.models.hf_config import read_hf_config
 
 PRESETS = {
     preset.name: preset
@@ -107,7 +72,20 @@ PRESETS = {
 
 
 def get_preset(name: str) -> ModelConfig:
-    """The preset of that name; raises ValueError listing the known ones."""
-    if name not in PRESETS:
-        raise ValueError(f"policy.model_name={name}: no such preset; known are {', '.join(PRESETS)}")
-    return PRESETS[name]
+    """The preset of that name, or the network of the Hugging Face folder at that path.
+
+    Raises ValueError listing the known presets where it is neither, or naming what config.json has that no preset can say.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if is_hf_folder(name):
+        return read_hf_config(Path(name))
+    raise ValueError(
+        f"policy.model_name={name}: no preset and no Hugging Face folder (one with a config.json); "
+        f"presets are {', '.join(PRESETS)}"
+    )
+
+
+def is_hf_folder(name: str) -> bool:
+    """Whether a `policy.model_name` is a Hugging Face folder, whose weights a cascade then starts from."""
+    return name not in PRESETS and (Path(name) / "config.json").is_file()

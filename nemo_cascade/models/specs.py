@@ -5,12 +5,14 @@ moves between the two. Transformer Engine layers come later.
 """
 
 import dataclasses
+from types import SimpleNamespace
 
 from nemo_cascade.engine import cpu
 
 cpu.install()
 
 import megatron.core.ssm.mamba_block as mamba_block  # noqa: E402
+import megatron.core.ssm.mamba_context_parallel as mamba_context_parallel  # noqa: E402
 import megatron.core.ssm.mamba_mixer as mamba_mixer  # noqa: E402
 import megatron.core.transformer.moe.moe_utils as moe_utils  # noqa: E402
 import torch  # noqa: E402
@@ -34,6 +36,7 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
 
 from nemo_cascade.models.attention import PackedAttention  # noqa: E402
+from nemo_cascade.models.context import partitioned_indices  # noqa: E402
 from nemo_cascade.models.experts import Experts  # noqa: E402
 from nemo_cascade.models.layers import NormColumnParallelLinear, RMSNorm, relu2  # noqa: E402
 from nemo_cascade.models.mamba import (  # noqa: E402
@@ -43,7 +46,7 @@ from nemo_cascade.models.mamba import (  # noqa: E402
     selective_state_update,
     split_conv1d_scan,
 )
-from nemo_cascade.models.presets import ModelConfig  # noqa: E402
+from nemo_cascade.models.config import ModelConfig  # noqa: E402
 
 
 class ShardedGatedRMSNorm(GatedRMSNorm):
@@ -70,16 +73,23 @@ def use_torch_kernels() -> None:
     mamba_mixer.causal_conv1d_update = conv_update
     mamba_mixer._check_mamba_sequence_packing_support = lambda for_inference_not_training=False: (True, None)
     mamba_block.TENorm = RMSNorm
+    if mamba_context_parallel.tex is None:
+        mamba_context_parallel.tex = SimpleNamespace(thd_get_partitioned_indices=partitioned_indices)
+        mamba_context_parallel.is_te_min_version = lambda version: True
     if not hasattr(moe_utils, "te_general_gemm"):
         # Looked up by the fp32 router even where it is then not called.
         moe_utils.te_general_gemm = None
 
 
-def nemotron_stack_spec(num_experts: int) -> ModuleSpec:
-    """The hybrid stack: one norm and one mixer (Mamba-2, attention or MoE) a layer, each with a residual."""
+def stack_spec(conv_kernel: int = 4) -> ModuleSpec:
+    """The hybrid stack: one norm and one mixer (Mamba-2, attention or MoE) a layer, each with a residual.
+
+    conv_kernel: taps of Mamba's convolution, which megatron-core's configuration has no field for.
+    """
     use_torch_kernels()
     mamba = ModuleSpec(
         module=MambaMixer,
+        params={"d_conv": conv_kernel},
         submodules=MambaMixerSubmodules(in_proj=NormColumnParallelLinear, out_proj=RowParallelLinear),
     )
     attention = ModuleSpec(
@@ -89,7 +99,8 @@ def nemotron_stack_spec(num_experts: int) -> ModuleSpec:
             linear_qkv=NormColumnParallelLinear, core_attention=PackedAttention, linear_proj=RowParallelLinear
         ),
     )
-    moe = get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False)
+    # Any number says that there are experts; how many is the configuration's.
+    moe = get_moe_module_spec(use_te=False, num_experts=1, moe_grouped_gemm=False)
     moe.submodules.experts.module = Experts
     layers = MambaStackSubmodules(
         mamba_layer=ModuleSpec(
@@ -107,6 +118,10 @@ def nemotron_stack_spec(num_experts: int) -> ModuleSpec:
         ),
     )
     return ModuleSpec(module=MambaStack, submodules=layers)
+
+
+# As Megatron-LM's `--spec nemo_cascade.models.specs nemotron_stack_spec` and Bridge's `mamba_stack_spec` take it.
+nemotron_stack_spec = stack_spec()
 
 
 def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
@@ -143,7 +158,7 @@ def build_model(preset: ModelConfig, config: TransformerConfig) -> MambaModel:
     """mcore's MambaModel of a preset: no positions, embeddings and output weights apart; this pipeline stage's layers."""
     return MambaModel(
         config,
-        nemotron_stack_spec(preset.num_moe_experts),
+        stack_spec(preset.mamba_conv_kernel),
         vocab_size=preset.vocab_size,
         max_sequence_length=preset.max_sequence_length,
         hybrid_override_pattern=preset.pattern,

@@ -1,7 +1,12 @@
-"""How every stage begins: from its own newest checkpoint, else from its parent's weights, else from a fresh initialisation."""
+"""How every stage begins: from its own newest checkpoint, else from its parent's weights; the first ones from a Hugging
+Face folder where the model is one, else from a fresh initialisation.
+"""
+
+from pathlib import Path
 
 from nemo_cascade.engine import checkpoint
 from nemo_cascade.engine.policy import Policy
+from nemo_cascade.models.presets import is_hf_folder
 from nemo_cascade.stages.context import StageRun
 
 
@@ -14,5 +19,7 @@ def resume_or_begin(stage: StageRun, policy: Policy) -> dict | None:
         info = None
         if stage.parent is not None:
             policy.load(stage.parent / "policy", optimizer=False)
+        elif is_hf_folder(policy.config.model_name):
+            policy.load_hf(Path(policy.config.model_name))
     stage.rewind(policy.step)
     return info

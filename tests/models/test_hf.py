@@ -40,10 +40,10 @@ def stirred(policy):
 
 def exported(directory, model):
     """Writes the export and the logits of every shape."""
-    from nemo_cascade.models.hf import export_hf
+    from nemo_cascade.models.hf_folder import write_hf
 
     policy = stirred(build(model))
-    export_hf(policy.hf_weights(), policy.preset, directory)
+    write_hf(policy.hf_weights(), policy.preset, directory)
     policy.model.eval()
     answers = []
     for rows, length in SHAPES:

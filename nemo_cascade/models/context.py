@@ -1,0 +1,39 @@
+"""Context parallel for packed documents in torch: which tokens of a pack each rank holds, and how they come together.
+
+As in Transformer Engine's THD form, every document is cut into 2 * cp chunks of one length, and rank r holds chunks r and
+2 * cp - 1 - r of each: so causal attention costs all ranks the same. Lengths must divide by 2 * cp (`cu_seqlens` are those of
+the padded documents).
+"""
+
+import torch
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+
+def partitioned_indices(cu_seqlens: torch.Tensor, total_tokens: int, size: int, rank: int) -> torch.Tensor:
+    """Places in the pack of the tokens that a rank holds, in the order it holds them [total_tokens / size].
+
+    Transformer Engine's `thd_get_partitioned_indices`. Raises ValueError for a document that 2 * size does not divide.
+    """
+    boundaries = cu_seqlens.tolist()
+    if boundaries[-1] != total_tokens:
+        raise ValueError(f"the documents end at {boundaries[-1]}, but the pack has {total_tokens} tokens")
+    pieces = []
+    for start, end in zip(boundaries, boundaries[1:]):
+        chunk, rest = divmod(end - start, 2 * size)
+        if rest:
+            raise ValueError(f"a document of {end - start} tokens is not cut into 2 * {size} equal chunks; pad it to {2 * size}")
+        for number in (rank, 2 * size - 1 - rank):
+            pieces.append(torch.arange(start + number * chunk, start + (number + 1) * chunk, device=cu_seqlens.device))
+    return torch.cat(pieces)
+
+
+def whole_order(cu_seqlens: torch.Tensor, total_tokens: int, size: int) -> torch.Tensor:
+    """Where each token of the pack lies when what all ranks hold is laid end to end [total_tokens]."""
+    held = torch.cat([partitioned_indices(cu_seqlens, total_tokens, size, rank) for rank in range(size)])
+    return torch.empty_like(held).scatter_(0, held, torch.arange(total_tokens, device=held.device))
+
+
+def gather_pack(local: torch.Tensor, cu_seqlens: torch.Tensor, group) -> torch.Tensor:
+    """A pack [tokens, ...] from what each rank holds of it [tokens / cp, ...]; backwards, the ranks' gradients are summed."""
+    total = local.shape[0] * group.size()
+    return gather_from_sequence_parallel_region(local, group=group)[whole_order(cu_seqlens, total, group.size())]
