@@ -5,12 +5,11 @@ old set of complete checkpoints or the new one; what begins with tmp_ is never r
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
-from nemo_cascade.data.files import sync_directory
+from nemo_cascade.data.files import sync_directory, sync_tree
 from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
 
@@ -64,12 +63,3 @@ def steps(stage_dir: Path) -> list[int]:
     """Steps of all complete checkpoints of a stage, ascending."""
     names = (re.fullmatch(r"step_(\d+)", path.name) for path in Path(stage_dir).glob("step_*"))
     return sorted(int(match[1]) for match in names if match)
-
-
-def sync_tree(root: Path) -> None:
-    """fsync of every file and folder below root, so that a rename never precedes the data on disk."""
-    for folder, _, files in os.walk(root):
-        for name in files:
-            with open(Path(folder) / name, "rb") as file:
-                os.fsync(file.fileno())
-        sync_directory(Path(folder))
