@@ -1,4 +1,4 @@
-"""The command line: `run` (also examples/cascade.py), `check` and `status`.
+"""The command line: `run` (also examples/cascade.py), `check`, `status` and `pack`.
 
 A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a
 process group exists. Under torchrun only rank 0 speaks.
@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
@@ -24,6 +25,14 @@ Overrides = Annotated[Optional[list[str]], typer.Argument(help="key=value, +key=
 ConfigName = Annotated[str, typer.Option(help="A config shipped with the package or in --config-dir")]
 ConfigDir = Annotated[Optional[Path], typer.Option(help="A folder of your own configs")]
 ConfigFile = Annotated[Optional[Path], typer.Option(help="One file, instead of --config-name and --config-dir")]
+
+
+class Remedy(StrEnum):
+    """What is done about a row that cannot be used, by the names of `data.on_bad_row`."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -84,6 +93,47 @@ def status(run_dir: Annotated[Path, typer.Argument(help="The run directory of a 
     except ManifestError as error:
         refuse([str(error)])
     print_scores(manifest, Console())
+
+
+@app.command()
+def pack(
+    files: Annotated[list[Path], typer.Argument(help="JSONL files of SFT rows")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not be there")],
+    tokenizer: Annotated[str, typer.Option(help="A shipped tokenizer or a Hugging Face folder")] = "tiny",
+    capacity: Annotated[int, typer.Option(min=1, help="Tokens in a pack")] = 262_144,
+    tensor_model_parallel_size: Annotated[int, typer.Option(min=1, help="Of the training to come")] = 1,
+    context_parallel_size: Annotated[int, typer.Option(min=1, help="Of the training to come")] = 1,
+    shuffle_seed: Annotated[
+        Optional[int],
+        typer.Option(help="Pack in an order shuffled by this, not longest first: each pack is a sample of all files"),
+    ] = None,
+    on_bad_row: Annotated[Remedy, typer.Option(help="A row that cannot be used")] = Remedy.STOP,
+    on_too_long: Annotated[Remedy, typer.Option(help="A document longer than a pack; none is ever cut")] = Remedy.STOP,
+) -> None:
+    """Tokenise SFT conversations and pack them, once and before training, into a folder of packed Parquet."""
+    from nemo_cascade.data.packed import write_packed
+
+    try:
+        report = write_packed(
+            files,
+            out,
+            tokenizer,
+            capacity,
+            tensor_model_parallel_size=tensor_model_parallel_size,
+            context_parallel_size=context_parallel_size,
+            shuffle_seed=shuffle_seed,
+            on_bad_row=on_bad_row,
+            on_too_long=on_too_long,
+        )
+    except ValueError as error:
+        refuse(str(error).splitlines())
+    if report.too_long or report.skipped_rows:
+        counts = f"{len(report.too_long):,} documents longer than a pack and {len(report.skipped_rows):,} bad rows"
+        print(f"left out: {counts}; packing.json names them")
+    print(
+        f"ok: {report.documents:,} documents of {report.shortest:,} to {report.longest:,} tokens in {report.packs:,} "
+        f"packs of {report.capacity:,}, {report.efficiency:.2%} of their slots used: {out}"
+    )
 
 
 def load(

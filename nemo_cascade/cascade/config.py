@@ -25,8 +25,8 @@ from nemo_cascade.cascade.strict import (
     to_plain,
     without_missing,
 )
-from nemo_cascade.stages.config import DatasetConfig
 from nemo_cascade.models.presets import is_hf_folder
+from nemo_cascade.stages.config import DatasetConfig
 from nemo_cascade.stages.context import LoopConfig
 
 __all__ = [

@@ -1,6 +1,9 @@
-"""Files that a kill leaves either as they were or as they should be: written to `tmp_NAME`, synced, renamed."""
+"""Files and folders that a kill leaves as they were or as they should be: written to `tmp_NAME`, synced, renamed."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,6 +18,22 @@ def write_atomically(path: Path, text: str) -> None:
     sync_directory(path.parent)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """`tmp_NAME` beside `path`, to be filled; then synced and renamed. Removed on an error, or if a kill left one."""
+    temporary = path.with_name(f"tmp_{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_tree(temporary)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    sync_directory(path.parent)
+
+
 def sync_directory(folder: Path) -> None:
     """fsync of a folder's own entries, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
@@ -22,6 +41,7 @@ def sync_directory(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
 
 def sync_tree(root: Path) -> None:
     """fsync of every file and folder below root, so that a rename never precedes the data on disk."""

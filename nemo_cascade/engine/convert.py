@@ -4,7 +4,6 @@ What a checkpoint has to hold is asked of megatron-core itself: the model is bui
 sharded state dict tells keys and shapes. No layout is chosen here, because a distributed checkpoint opens at any.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from rich.progress import Progress, track  # noqa: E402
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties  # noqa: E402
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType  # noqa: E402
 
-from nemo_cascade.data.files import sync_directory, sync_tree  # noqa: E402
+from nemo_cascade.data.files import new_folder  # noqa: E402
 from nemo_cascade.engine.gather import sharded_state_dict, stored_parts, whole_shapes  # noqa: E402
 from nemo_cascade.models.config import ModelConfig  # noqa: E402
 from nemo_cascade.models.hf import from_hf, hf_names, hf_tensors, to_hf  # noqa: E402
@@ -66,18 +65,11 @@ def hf_to_megatron(source: Path, target: Path, *, show: bool = False) -> None:
         return from_hf(name, [reader[part] for part in names], preset)[start : start + shape[0]]
 
     dtypes = {key: reader[hf_names(part.name, preset)[0]].dtype for key, part in stored.items()}
-    temporary = Path(target).with_name(f"tmp_{Path(target).name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    writer = dcp.FileSystemWriter(temporary, thread_count=WRITERS)
-    with bar:
+    with new_folder(Path(target)) as folder, bar:
+        writer = dcp.FileSystemWriter(folder, thread_count=WRITERS)
         dcp.save({}, storage_writer=writer, planner=LazyPlanner(stored, objects, dtypes, read), no_dist=True)
-    torch.save({}, temporary / "common.pt")
-    save_config(CheckpointingConfig("torch_dist"), str(temporary))
-    sync_tree(temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    sync_directory(Path(target).parent)
+        torch.save({}, folder / "common.pt")
+        save_config(CheckpointingConfig("torch_dist"), str(folder))
 
 
 @torch.no_grad()

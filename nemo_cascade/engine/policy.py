@@ -30,6 +30,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # n
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.transformer import TransformerConfig  # noqa: E402
 
+from nemo_cascade.data.packing import pack_multiple  # noqa: E402
 from nemo_cascade.data.sample import Sample  # noqa: E402
 from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
 from nemo_cascade.engine import parallel  # noqa: E402
@@ -283,7 +284,9 @@ class Policy:
         """This rank's share of the global batch."""
         size, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         plan = plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size)
-        multiple = math.lcm(PACK_ALIGNMENT, self.config.megatron_cfg.tensor_model_parallel_size)
+        layout = self.config.megatron_cfg
+        needed = pack_multiple(layout.tensor_model_parallel_size, layout.context_parallel_size)
+        multiple = math.lcm(PACK_ALIGNMENT, needed)
         return [build_pack(samples, indices, multiple, self.device) for indices in plan[rank::size]]
 
     def _run(

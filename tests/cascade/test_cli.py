@@ -155,3 +155,22 @@ def test_status_of_a_broken_manifest_says_so(tmp_path):
     (tmp_path / "cascade_manifest.json").write_text("{")
     done = module("status", ".", cwd=tmp_path)
     assert done.returncode == 2 and "not a manifest" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_pack_writes_a_folder_and_says_how_full_its_packs_are(tmp_path):
+    row = {"messages": [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 9)
+    done = module("pack", "rows.jsonl", "--out", "packed", "--capacity", "64", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and "ok: 9 documents" in done.stdout and "packed" in done.stdout
+    assert {path.name for path in (tmp_path / "packed").iterdir()} == {"packing.json", "shard_000000.parquet"}
+
+
+def test_pack_refuses_a_document_longer_than_a_pack_in_a_line_a_document_and_leaves_out_what_it_is_told_to(tmp_path):
+    rows = [[{"role": "user", "content": "2 " * n}, {"role": "assistant", "content": "4"}] for n in (1, 90)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    command = ("pack", "rows.jsonl", "--out", "packed", "--capacity", "64")
+    done = module(*command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("nemo-cascade: rows.jsonl:2 ")
+    assert "Traceback" not in done.stderr and not (tmp_path / "packed").exists()
+    done = module(*command, "--on-too-long", "skip", cwd=tmp_path)
+    assert done.returncode == 0 and "left out: 1 documents longer than a pack and 0 bad rows" in done.stdout

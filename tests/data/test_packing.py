@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_cascade.data.packing import pack, spread
+from nemo_cascade.data.packing import document_multiple, pack, pack_multiple, round_up, spread
 
 
 @given(st.lists(st.integers(1, 64), max_size=80))
@@ -17,6 +17,60 @@ def test_every_document_is_in_exactly_one_pack_that_holds_it(lengths):
     # No two packs could be one: the greedy rule never leaves such a pair.
     loads = sorted(sum(lengths[index] for index in chosen) for chosen in packs)
     assert len(loads) < 2 or loads[0] + loads[1] > 64
+
+
+@given(st.lists(st.integers(1, 64), max_size=80), st.booleans())
+def test_each_document_goes_into_the_fullest_pack_that_it_fits(lengths, decreasing):
+    packs, rooms = [], []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]) if decreasing else range(len(lengths)):
+        fitting = [(room, number) for number, room in enumerate(rooms) if room >= lengths[index]]
+        number = min(fitting)[1] if fitting else len(packs)
+        if not fitting:
+            packs.append([])
+            rooms.append(64)
+        packs[number].append(index)
+        rooms[number] -= lengths[index]
+    assert pack(lengths, 64, decreasing=decreasing) == packs
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("spread_of_lengths", [0.5, 1.0, 1.5])
+def test_never_more_packs_than_first_fit_decreasing(seed, spread_of_lengths):
+    # On mixtures like those of training: there are a few lists, made for it, on which first-fit is a pack better.
+    rng = random.Random(seed)
+    lengths = [min(int(rng.lognormvariate(6, spread_of_lengths)) + 1, 8192) for _ in range(2000)]
+    rooms = []
+    for length in sorted(lengths, reverse=True):
+        place = next((place for place, room in enumerate(rooms) if room >= length), len(rooms))
+        rooms[place:] = rooms[place:] or [8192]
+        rooms[place] -= length
+    assert len(pack(lengths, 8192)) <= len(rooms)
+
+
+@pytest.mark.parametrize("decreasing", [True, False])
+def test_packs_of_262144_tokens_are_nearly_full(decreasing):
+    rng = random.Random(0)
+    lengths = [min(int(rng.lognormvariate(8.6, 1.2)) + 16, 262_144) for _ in range(20_000)]
+    packs = pack(lengths, 262_144, decreasing=decreasing)
+    assert sum(lengths) / (262_144 * len(packs)) > 0.995
+
+
+@given(st.integers(1, 16), st.integers(1, 16))
+def test_every_rank_gets_an_equal_share_of_documents_and_packs(tp, cp):
+    document, whole = document_multiple(cp), pack_multiple(tp, cp)
+    assert cp == 1 or document % (2 * cp) == 0
+    assert whole % document == 0 and whole // cp % tp == 0 and whole % cp == 0
+
+
+def test_without_a_parallel_layout_nothing_is_padded():
+    assert document_multiple(1) == pack_multiple(1, 1) == 1
+    assert (pack_multiple(8, 1), document_multiple(4), pack_multiple(2, 4), pack_multiple(8, 4)) == (8, 8, 8, 32)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 64))
+def test_rounding_up_adds_less_than_the_multiple(length, multiple):
+    rounded = round_up(length, multiple)
+    assert rounded % multiple == 0 and length <= rounded < length + multiple
 
 
 def test_short_documents_fill_packs_almost_completely():
