@@ -111,7 +111,7 @@ def pack(
     on_too_long: Annotated[Remedy, typer.Option(help="A document longer than a pack; none is ever cut")] = Remedy.STOP,
 ) -> None:
     """Tokenise SFT conversations and pack them, once and before training, into a folder of packed Parquet."""
-    from nemo_cascade.data.packed import write_packed
+    from nemo_cascade.data.packed_dataset import write_packed
 
     try:
         report = write_packed(

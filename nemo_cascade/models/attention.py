@@ -7,7 +7,7 @@ scaled_dot_product_attention call, which is several times faster than a call per
 import torch
 import torch.nn.functional as F
 
-from nemo_cascade.models.context import gather_pack, partitioned_indices
+from nemo_cascade.models.context_parallel import gather_pack, partitioned_indices
 
 # Documents share a padded call while the longest is at most this much longer than the shortest.
 STRETCH, SLACK = 1.25, 4

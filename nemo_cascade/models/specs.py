@@ -36,7 +36,7 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
 
 from nemo_cascade.models.attention import PackedAttention  # noqa: E402
-from nemo_cascade.models.context import partitioned_indices  # noqa: E402
+from nemo_cascade.models.context_parallel import partitioned_indices  # noqa: E402
 from nemo_cascade.models.experts import Experts  # noqa: E402
 from nemo_cascade.models.layers import NormColumnParallelLinear, RMSNorm, relu2  # noqa: E402
 from nemo_cascade.models.mamba import (  # noqa: E402

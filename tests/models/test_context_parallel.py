@@ -16,7 +16,7 @@ def boundaries():
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_every_token_is_held_once_and_each_rank_holds_as_many(size):
-    from nemo_cascade.models.context import partitioned_indices
+    from nemo_cascade.models.context_parallel import partitioned_indices
 
     held = [partitioned_indices(boundaries(), 64, size, rank) for rank in range(size)]
     assert {len(part) for part in held} == {64 // size}
@@ -24,7 +24,7 @@ def test_every_token_is_held_once_and_each_rank_holds_as_many(size):
 
 
 def test_a_rank_holds_an_early_and_a_late_chunk_of_each_document():
-    from nemo_cascade.models.context import partitioned_indices
+    from nemo_cascade.models.context_parallel import partitioned_indices
 
     first = partitioned_indices(torch.tensor([0, 8, 12]), 12, 2, 0)
     assert first.tolist() == [0, 1, 6, 7, 8, 11]
@@ -33,7 +33,7 @@ def test_a_rank_holds_an_early_and_a_late_chunk_of_each_document():
 
 @pytest.mark.parametrize("ends, told", [([0, 6], "pad it to 4"), ([0, 4], "the pack has 6 tokens")])
 def test_documents_that_cannot_be_cut_are_refused(ends, told):
-    from nemo_cascade.models.context import partitioned_indices
+    from nemo_cascade.models.context_parallel import partitioned_indices
 
     with pytest.raises(ValueError, match=told):
         partitioned_indices(torch.tensor(ends), 6, 2, 0)
@@ -46,7 +46,7 @@ def attended(size):
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.config import MegatronConfig
     from nemo_cascade.models.attention import PackedAttention
-    from nemo_cascade.models.context import partitioned_indices
+    from nemo_cascade.models.context_parallel import partitioned_indices
 
     parallel.init(MegatronConfig())
     config = SimpleNamespace(attention_dropout=0.0, context_parallel_size=size)

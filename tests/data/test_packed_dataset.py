@@ -13,7 +13,7 @@ import pytest
 from nemo_cascade.data import packed
 from nemo_cascade.data.chat import conversation_to_samples
 from nemo_cascade.data.demo import DOMAINS
-from nemo_cascade.data.packed import PackedDataset, write_packed
+from nemo_cascade.data.packed_dataset import PackedDataset, write_packed
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.engine.batch import build_pack
