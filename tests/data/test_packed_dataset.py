@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from nemo_cascade.data import packed
+from nemo_cascade.data import packed_dataset
 from nemo_cascade.data.chat import conversation_to_samples
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.packed_dataset import PackedDataset, write_packed
@@ -61,8 +61,8 @@ def table_rows(folder: Path) -> list[dict]:
 @pytest.mark.parametrize("shuffle_seed", [None, 0])
 def test_what_is_read_back_is_every_document_once(files, samples, tmp_path, layout, shuffle_seed, monkeypatch):
     # Two packs a row group and four a shard, so that packs of several of both are read.
-    monkeypatch.setattr(packed, "ROW_GROUP_TOKENS", 1024)
-    monkeypatch.setattr(packed, "SHARD_TOKENS", 2048)
+    monkeypatch.setattr(packed_dataset, "ROW_GROUP_TOKENS", 1024)
+    monkeypatch.setattr(packed_dataset, "SHARD_TOKENS", 2048)
     tp, cp = layout
     sizes = dict(tensor_model_parallel_size=tp, context_parallel_size=cp)
     write_packed(files, tmp_path / "out", "tiny", 512, **sizes, shuffle_seed=shuffle_seed)
@@ -165,10 +165,10 @@ def test_a_killed_write_leaves_nothing_that_looks_finished(files, samples, tmp_p
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from nemo_cascade.data import packed\n"
-        f"packed.{moment} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from nemo_cascade.data import packed_dataset\n"
+        f"packed_dataset.{moment} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         "files = [Path(name) for name in sys.argv[1:]]\n"
-        "packed.write_packed(files, files[0].with_name('out'), 'tiny', 512)\n"
+        "packed_dataset.write_packed(files, files[0].with_name('out'), 'tiny', 512)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run([sys.executable, "-c", program, *map(str, files)], env=environment, timeout=240)
