@@ -7,6 +7,7 @@ parallel is not here yet.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import queue
 from collections.abc import Callable, Iterator
@@ -38,10 +39,11 @@ from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logp
 from nemo_cascade.engine.config import PolicyConfig  # noqa: E402
 from nemo_cascade.engine.convert import read_hf  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
-from nemo_cascade.engine.sampled import is_plain, sampled_logits  # noqa: E402
+from nemo_cascade.engine.head import label_logprobs, whole_pack  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
+from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -50,7 +52,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACK_ALIGNMENT = 8
 
 # A loss sees log-probs [T] of the pack's labels, of which those not trained on mean nothing, and the pack, and returns
-# (sum over the pack, what to divide the global sum by, {metric: (sum, count)}).
+# (sum over the pack, what to divide the global sum by, {metric: (sum, count)}). For packs of several of the head's chunks it is
+# called with those of one chunk as well, the others being 0, for its gradient: what is told of a sum of terms that look at
+# one log-prob each is true then, and of another loss corrected later at some cost.
 Loss = Callable[[torch.Tensor, Pack], tuple[torch.Tensor, torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]]
 
 
@@ -298,25 +302,33 @@ class Policy:
         trained_only: bool = True,
     ) -> list[dict]:
         """megatron-core's schedule over the packs; returns what `loss` put last, a pack each."""
-        plain = not as_sampled or is_plain(self.config.generation)
-        # Under sequence parallel a rank's hidden states are a part of the pack, and the head gathers them itself.
-        trained_only = trained_only and not self.transformer_config.sequence_parallel
+        generation = self.config.generation if as_sampled else GenerationConfig()
 
         def forward_step(iterator, model):
             pack = next(iterator)
-            scored = scored_positions(pack) if trained_only else slice(None)
-            labels = pack.labels[:, scored]
-            with self._head_at(scored) if trained_only else contextlib.nullcontext():
-                output = model(
-                    pack.tokens, pack.position_ids, None, labels=labels if plain else None, packed_seq_params=pack.params
-                )
-            if not plain and parallel_state.is_pipeline_last_stage():
-                # Logits [1, tokens, vocab / tp], as there were no labels; the loss takes tokens first.
-                logits = sampled_logits(output.transpose(0, 1), labels.transpose(0, 1), self.config.generation)
-                output = self.model.compute_language_model_loss(labels, logits)
-            if not trained_only:
-                return output, lambda nll: loss(-nll[0], pack)
-            return output, lambda nll: loss(torch.zeros_like(pack.mask).index_copy(0, scored, -nll[0]), pack)
+            with self._without_output_layer():
+                hidden = model(pack.tokens, pack.position_ids, None, packed_seq_params=pack.params)
+            if not parallel_state.is_pipeline_last_stage():
+                return hidden, None
+            scored = scored_positions(pack) if trained_only else torch.arange(len(pack.mask), device=self.device)
+
+            def loss_at(positions, logprobs):
+                return loss(torch.zeros_like(pack.mask).index_copy(0, positions, logprobs), pack)
+
+            def slope(logprobs, chunk):
+                with torch.enable_grad():
+                    logprobs = logprobs.detach().requires_grad_()
+                    return torch.autograd.grad(loss_at(scored[chunk], logprobs)[0], logprobs)[0]
+
+            logprobs, _ = label_logprobs(
+                whole_pack(hidden, self.transformer_config.sequence_parallel)[scored],
+                self.model.output_layer.weight,
+                pack.labels[0, scored],
+                generation,
+                group=parallel_state.get_tensor_model_parallel_group(),
+                slope=slope,
+            )
+            return logprobs, functools.partial(loss_at, scored)
 
         model = self.model if forward_only else self.wrapped
         return get_forward_backward_func()(
@@ -330,16 +342,13 @@ class Policy:
         )
 
     @contextlib.contextmanager
-    def _head_at(self, positions: torch.Tensor) -> Iterator[None]:
-        """Inside, the output layer sees these positions of a pack only: logits of the others would be most of its work."""
-        if not parallel_state.is_pipeline_last_stage():
-            yield
-            return
-        hook = self.model.output_layer.register_forward_pre_hook(lambda _, inputs: (inputs[0][positions], *inputs[1:]))
+    def _without_output_layer(self) -> Iterator[None]:
+        """Inside, the model returns hidden states: logits are the head's business, which makes them of a chunk at a time."""
+        last, self.model.post_process = self.model.post_process, False
         try:
             yield
         finally:
-            hook.remove()
+            self.model.post_process = last
 
     def _reduce(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """Global mean of every metric from this rank's (sum, count) pairs, which the last pipeline stage has."""

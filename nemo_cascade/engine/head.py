@@ -1,0 +1,246 @@
+"""The output layer and the log-probs of its labels in one, over tensor ranks, a chunk of tokens at a time.
+
+Logits [tokens, vocab], what a log-softmax makes of them and the gradient of both would be the largest tensors of a step:
+4.3 GB each for 8,192 tokens and 131,072 ids in float32. Here they are of one chunk, in one buffer, from the logits to
+their gradient. Cross entropy is minus what this gives.
+
+The distribution is the one that was sampled from: with p = softmax(logits / temperature) and N the nucleus of p
+(`rollout.sampling.distribution`, the sampler's own), a token was drawn from q(y) = p(y) / p(N) for y in N [Holtzman et
+al. 2020, section 3.1]. N is chosen without gradient and joined by the label: a token that was drawn must have a finite
+log-prob where rounding puts it outside, and so must one that another model drew. Where rounding moves another token
+across the edge, p(N) and so log q differ from the sampler's by that token's share. There are no padded ids, here or in
+the sampler (`models.specs.build_model`, `rollouts.make_engine`).
+
+Three matmuls are needed: logits, gradient of the hidden states, gradient of the weight. By the time the loss says how much
+each log-prob matters, all chunks but the last have been forgotten, and a fourth would bring them back: on a CPU, where
+matmuls are nearly all of the time, a third more. So who calls may tell the slope of its loss beforehand, as far as it
+depends on the log-probs of a chunk alone; then a chunk is done with when the next begins. It is not taken on trust: what
+the true slope differs by is made up for in the backward pass, at the price of that fourth matmul.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from nemo_cascade.engine import cpu
+
+cpu.install()
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from megatron.core.tensor_parallel.mappings import (  # noqa: E402
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+)
+from torch.autograd.function import once_differentiable  # noqa: E402
+
+from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
+from nemo_cascade.rollout.sampling import distribution  # noqa: E402
+
+# Logits of a chunk on one rank, 64 MB in float32: 128 tokens of 131,072 ids. Of a large vocabulary half as many make the
+# matmuls slower; twice as many add to a peak that is the weight's gradient otherwise. Of a small one all fit.
+CHUNK = 2**24
+# Of a whole vocabulary's numbers so many pass at once through what needs several copies: a nucleus's sort, an entropy.
+BLOCK = 2**18
+
+# From the log-probs [n] of a chunk and where it is to d loss / d log-prob [n].
+Slope = Callable[[torch.Tensor, slice], torch.Tensor]
+
+
+def label_logprobs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    generation: GenerationConfig = GenerationConfig(),
+    *,
+    group: dist.ProcessGroup | None = None,
+    slope: Slope | None = None,
+    with_entropy: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probs [tokens] of labels [tokens] and, with_entropy, the entropy [tokens] in nats of what they are drawn from.
+
+    hidden [tokens, hidden] and labels are the same on all tensor ranks of `group`, weight [vocab / tp, hidden] is this
+    rank's part; the results, in float32 at least, are the same on all. Both have gradients. That of hidden is this rank's
+    share of a sum over the group, for the mapping that brought it here to add up.
+    Of `generation` temperature and top_p count; temperature 0 has the plain softmax, as for greedy replies.
+    slope, for training: the gradient of the loss by a chunk's log-probs. It is asked for while they are computed, a chunk
+    at a time, the last excepted, so a single one's never.
+    """
+    keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    head = _Head(weight, len(labels), generation, group, with_entropy)
+    return _LabelLogprobs.apply(hidden, weight, labels, head, slope if keep else None, keep)
+
+
+def whole_pack(hidden: torch.Tensor, sequence_parallel: bool) -> torch.Tensor:
+    """A pack's hidden states [tokens, hidden] for every tensor rank from the model's [tokens, 1, hidden] or, under sequence
+    parallel, this rank's part of them; backwards, the ranks' shares of the gradient are summed."""
+    if sequence_parallel:
+        return gather_from_sequence_parallel_region(hidden)[:, 0]
+    return copy_to_tensor_model_parallel_region(hidden)[:, 0]
+
+
+class _LabelLogprobs(torch.autograd.Function):
+    """The loop over chunks, forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, head, slope, keep):
+        gradients = _Gradients(hidden, weight, *ctx.needs_input_grad[:2]) if slope else None
+        logprobs = torch.zeros(len(labels), dtype=head.dtype, device=hidden.device)
+        entropy = torch.zeros_like(logprobs) if head.with_entropy else None
+        told = torch.zeros_like(logprobs)
+        chunks = list(head.chunks(len(labels)))
+        for chunk in chunks:
+            softmax = head.softmax(hidden[chunk], weight, labels[chunk])
+            logprobs[chunk] = softmax.logprobs
+            if head.with_entropy:
+                entropy[chunk] = softmax.entropy
+            if slope and chunk != chunks[-1]:
+                told[chunk] = slope(softmax.logprobs, chunk)
+                gradients.add(chunk, hidden, weight, head.logit_gradient(softmax, told[chunk], None))
+        if keep:
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(hidden, weight, labels)
+            # The last chunk's softmax is still in the buffer.
+            ctx.head, ctx.ahead = head, (told, gradients, softmax if chunks else None)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slopes, entropy_slopes):
+        hidden, weight, labels = ctx.saved_tensors
+        # A second backward pass through a kept graph begins from nothing.
+        nothing = torch.zeros(len(labels), dtype=ctx.head.dtype, device=hidden.device)
+        told, gradients, last = ctx.ahead or (nothing, None, None)
+        ctx.ahead = None
+        gradients = gradients or _Gradients(hidden, weight, *ctx.needs_input_grad[:2])
+        untold = (nothing if slopes is None else slopes) - told
+        for chunk in reversed(list(ctx.head.chunks(len(labels)))):
+            of_entropy = None if entropy_slopes is None else entropy_slopes[chunk]
+            if untold[chunk].any() or (of_entropy is not None and of_entropy.any()):
+                softmax = last or ctx.head.softmax(hidden[chunk], weight, labels[chunk])
+                gradients.add(chunk, hidden, weight, ctx.head.logit_gradient(softmax, untold[chunk], of_entropy))
+            last = None
+        return gradients.hidden, gradients.weight_as(weight), None, None, None, None
+
+
+@dataclass
+class _Softmax:
+    """Of n tokens: probabilities [n, vocab / tp], which the next chunk overwrites, log-probs and entropy [n].
+
+    column [n]: the label's among those of this rank; here [n]: whether it is one of them (column is 0 otherwise).
+    """
+
+    probabilities: torch.Tensor
+    logprobs: torch.Tensor
+    entropy: torch.Tensor | None
+    column: torch.Tensor
+    here: torch.Tensor
+
+
+class _Head:
+    """What is done to one chunk, and the buffer it is done in."""
+
+    def __init__(self, weight, tokens: int, generation: GenerationConfig, group, with_entropy: bool):
+        plain = generation.temperature == 0
+        self.temperature, self.top_p = (1.0, 1.0) if plain else (generation.temperature, generation.top_p)
+        self.group, self.with_entropy = group, with_entropy
+        self.ranks, self.rank = (group.size(), group.rank()) if group is not None else (1, 0)
+        self.width = weight.shape[0]
+        self.tokens = min(max(CHUNK // self.width, 1), tokens)
+        self.dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.buffer = weight.new_empty(self.tokens, self.width, dtype=self.dtype)
+        # Where matmuls give and take another type than sums are made in.
+        self.narrow = self.buffer if weight.dtype == self.dtype else weight.new_empty(self.tokens, self.width)
+
+    def chunks(self, tokens: int) -> Iterator[slice]:
+        """The tokens in order, cut into chunks."""
+        return (slice(start, min(start + self.tokens, tokens)) for start in range(0, tokens, max(self.tokens, 1)))
+
+    def softmax(self, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> _Softmax:
+        """hidden [n, hidden], labels [n] of a chunk; the same steps in the same order as megatron-core's cross entropy."""
+        logits = self._logits(hidden, weight)
+        self._restrict(logits, labels)
+        largest = logits.amax(-1)
+        self._reduce(largest, dist.ReduceOp.MAX)
+        logits.sub_(largest[:, None])
+        column = labels - self.rank * self.width
+        here = (column >= 0) & (column < self.width)
+        column = column.where(here, 0)
+        chosen = logits.gather(-1, column[:, None])[:, 0].where(here, 0)
+        probabilities = logits.exp_()
+        chosen, total = self._reduce(torch.stack([chosen, probabilities.sum(-1)]))
+        probabilities.div_(total[:, None])
+        entropy = self._entropy(probabilities) if self.with_entropy else None
+        return _Softmax(probabilities, chosen - total.log(), entropy, column, here)
+
+    def logit_gradient(self, softmax: _Softmax, slopes: torch.Tensor, entropy_slopes: torch.Tensor | None) -> torch.Tensor:
+        """d loss / d logits [n, vocab / tp] of this rank, in place of the probabilities; slopes [n].
+
+        d log p(y) / d z_j = [j = y] - p_j and d H / d z_j = -p_j (log p_j + H), with z = logits / temperature.
+        """
+        p, slopes = softmax.probabilities, slopes / self.temperature
+        if entropy_slopes is None:
+            p.mul_(-slopes[:, None])
+        else:
+            of_entropy = entropy_slopes / self.temperature
+            of_both = slopes + of_entropy * softmax.entropy
+            for rows in self._blocks(len(p)):
+                uncertainty = torch.special.entr(p[rows]).mul_(of_entropy[rows, None])
+                p[rows].mul_(-of_both[rows, None]).add_(uncertainty)
+        p.scatter_add_(-1, softmax.column[:, None], (slopes * softmax.here)[:, None])
+        return p if self.narrow is self.buffer else self.narrow[: len(p)].copy_(p)
+
+    def _logits(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        logits, narrow = self.buffer[: len(hidden)], self.narrow[: len(hidden)]
+        torch.mm(hidden, weight.T, out=narrow)
+        return logits if self.narrow is self.buffer else logits.copy_(narrow)
+
+    def _restrict(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Makes of logits, in place, those of q: after temperature, -inf outside the nucleus."""
+        if self.top_p < 1:
+            for rows in self._blocks(len(labels)):
+                logits[rows].masked_fill_(~self._nucleus(logits[rows], labels[rows]), -torch.inf)
+        if self.temperature != 1:
+            logits.div_(self.temperature)
+
+    def _nucleus(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the mask of N and the label; it takes a row's whole vocabulary to choose N."""
+        whole = gather_from_tensor_model_parallel_region(logits, group=self.group) if self.ranks > 1 else logits
+        kept = distribution(whole, self.temperature, self.top_p) > -torch.inf
+        return kept.scatter_(-1, labels[:, None], True).narrow(-1, self.rank * self.width, self.width)
+
+    def _entropy(self, probabilities: torch.Tensor) -> torch.Tensor:
+        parts = [torch.special.entr(probabilities[rows]).sum(-1) for rows in self._blocks(len(probabilities))]
+        return self._reduce(torch.cat(parts))
+
+    def _blocks(self, tokens: int) -> Iterator[slice]:
+        size = max(BLOCK // (self.width * self.ranks), 1)
+        return (slice(start, start + size) for start in range(0, tokens, size))
+
+    def _reduce(self, values: torch.Tensor, op=dist.ReduceOp.SUM) -> torch.Tensor:
+        """`values` over the ranks of the group, in place."""
+        if self.ranks > 1:
+            dist.all_reduce(values, op=op, group=self.group)
+        return values
+
+
+class _Gradients:
+    """Sums over chunks: hidden [tokens, hidden], weight [vocab / tp, hidden] in float32 at least; None where not wanted."""
+
+    def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, of_hidden: bool, of_weight: bool):
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.hidden = torch.zeros_like(hidden) if of_hidden else None
+        self.weight = torch.zeros_like(weight, dtype=dtype) if of_weight else None
+
+    def add(self, chunk: slice, hidden: torch.Tensor, weight: torch.Tensor, logit_gradient: torch.Tensor) -> None:
+        """Adds a chunk's part; logit_gradient [n, vocab / tp] in the weight's type."""
+        if self.hidden is not None:
+            self.hidden[chunk].addmm_(logit_gradient, weight)
+        if self.weight is not None and self.weight.dtype == logit_gradient.dtype:
+            self.weight.addmm_(logit_gradient.T, hidden[chunk])
+        elif self.weight is not None:
+            self.weight.add_(logit_gradient.T @ hidden[chunk])
+
+    def weight_as(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """The weight's gradient in the weight's type."""
+        return None if self.weight is None else self.weight.to(weight.dtype)
