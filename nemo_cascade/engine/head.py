@@ -1,8 +1,8 @@
 """The output layer and the log-probs of its labels in one, over tensor ranks, a chunk of tokens at a time.
 
-Logits [tokens, vocab], what a log-softmax makes of them and the gradient of both would be the largest tensors of a step:
-4.3 GB each for 8,192 tokens and 131,072 ids in float32. Here they are of one chunk, in one buffer, from the logits to
-their gradient. Cross entropy is minus what this gives.
+Logits [tokens, vocab], their log-softmax and the gradients of both would be the largest tensors of a step: 4.3 GB each
+for 8,192 tokens and 131,072 ids in float32. Here they are of one chunk and share one buffer, from the logits to their
+gradient. Cross entropy is minus what this gives.
 
 The distribution is the one that was sampled from: with p = softmax(logits / temperature) and N the nucleus of p
 (`rollout.sampling.distribution`, the sampler's own), a token was drawn from q(y) = p(y) / p(N) for y in N [Holtzman et
@@ -11,11 +11,11 @@ log-prob where rounding puts it outside, and so must one that another model drew
 across the edge, p(N) and so log q differ from the sampler's by that token's share. There are no padded ids, here or in
 the sampler (`models.specs.build_model`, `rollouts.make_engine`).
 
-Three matmuls are needed: logits, gradient of the hidden states, gradient of the weight. By the time the loss says how much
-each log-prob matters, all chunks but the last have been forgotten, and a fourth would bring them back: on a CPU, where
-matmuls are nearly all of the time, a third more. So who calls may tell the slope of its loss beforehand, as far as it
-depends on the log-probs of a chunk alone; then a chunk is done with when the next begins. It is not taken on trust: what
-the true slope differs by is made up for in the backward pass, at the price of that fourth matmul.
+Three matmuls are needed: logits, gradient of the hidden states, gradient of the weight. But when the loss says how much
+each log-prob matters, all chunks except the last are forgotten, and a fourth has to bring them back; in a wide model on
+a CPU, where matmuls are nearly all of the time, that is a third more. So the caller may tell the slope of its loss
+beforehand, chunk by chunk, and a chunk is done with before the next begins. The slope is not taken on trust: where it
+proves to be another, the backward pass makes up for the difference, at the price of that fourth matmul.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,13 +37,13 @@ from torch.autograd.function import once_differentiable  # noqa: E402
 from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
 from nemo_cascade.rollout.sampling import distribution  # noqa: E402
 
-# Logits of a chunk on one rank, 64 MB in float32: 128 tokens of 131,072 ids. Of a large vocabulary half as many make the
-# matmuls slower; twice as many add to a peak that is the weight's gradient otherwise. Of a small one all fit.
+# Logits of a chunk on one rank: 64 MiB in float32, 128 tokens of 131,072 ids. On a CPU a quarter of the time went into
+# matmuls of too few rows at half as many; more only adds to the peak. A small vocabulary's pack is one chunk.
 CHUNK = 2**24
-# Of a whole vocabulary's numbers so many pass at once through what needs several copies: a nucleus's sort, an entropy.
+# So many numbers of whole rows pass at once through what takes several copies of them: a nucleus's sort, an entropy.
 BLOCK = 2**18
 
-# From the log-probs [n] of a chunk and where it is to d loss / d log-prob [n].
+# From the log-probs [n] of a chunk and its place among the tokens to d loss / d log-prob [n].
 Slope = Callable[[torch.Tensor, slice], torch.Tensor]
 
 
@@ -57,14 +57,14 @@ def label_logprobs(
     slope: Slope | None = None,
     with_entropy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probs [tokens] of labels [tokens] and, with_entropy, the entropy [tokens] in nats of what they are drawn from.
+    """(log-probs of the labels, entropies in nats of what they are drawn from or None), both [tokens], differentiable.
 
-    hidden [tokens, hidden] and labels are the same on all tensor ranks of `group`, weight [vocab / tp, hidden] is this
-    rank's part; the results, in float32 at least, are the same on all. Both have gradients. That of hidden is this rank's
-    share of a sum over the group, for the mapping that brought it here to add up.
-    Of `generation` temperature and top_p count; temperature 0 has the plain softmax, as for greedy replies.
-    slope, for training: the gradient of the loss by a chunk's log-probs. It is asked for while they are computed, a chunk
-    at a time, the last excepted, so a single one's never.
+    hidden [tokens, hidden] and labels [tokens] are the same on all ranks of `group`, weight [vocab / tp, hidden] is
+    this rank's part. The results are the same on all ranks, in float32 at least. The gradient of hidden is this rank's
+    share of a sum over the group, which is left to the mapping that brought hidden here (`whole_pack`).
+    Of `generation` temperature and top_p count; at temperature 0 it is the plain softmax, as greedy replies report.
+    slope, where it is known: the gradient of the loss by a chunk's log-probs, from these. It is asked for chunk by
+    chunk while gradients are wanted, except for the last chunk, which is not forgotten.
     """
     keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     head = _Head(weight, len(labels), generation, group, with_entropy)
@@ -72,8 +72,11 @@ def label_logprobs(
 
 
 def whole_pack(hidden: torch.Tensor, sequence_parallel: bool) -> torch.Tensor:
-    """A pack's hidden states [tokens, hidden] for every tensor rank from the model's [tokens, 1, hidden] or, under sequence
-    parallel, this rank's part of them; backwards, the ranks' shares of the gradient are summed."""
+    """A pack's hidden states [tokens, hidden] on every tensor rank, from the model's [tokens, 1, hidden].
+
+    Under sequence parallel the model has [tokens / tp, 1, hidden]. Backwards, the ranks' shares of the gradient are
+    summed.
+    """
     if sequence_parallel:
         return gather_from_sequence_parallel_region(hidden)[:, 0]
     return copy_to_tensor_model_parallel_region(hidden)[:, 0]
@@ -87,21 +90,19 @@ class _LabelLogprobs(torch.autograd.Function):
         gradients = _Gradients(hidden, weight, *ctx.needs_input_grad[:2]) if slope else None
         logprobs = torch.zeros(len(labels), dtype=head.dtype, device=hidden.device)
         entropy = torch.zeros_like(logprobs) if head.with_entropy else None
-        told = torch.zeros_like(logprobs)
-        chunks = list(head.chunks(len(labels)))
-        for chunk in chunks:
+        told, softmax = torch.zeros_like(logprobs), None
+        for chunk in head.chunks:
             softmax = head.softmax(hidden[chunk], weight, labels[chunk])
             logprobs[chunk] = softmax.logprobs
             if head.with_entropy:
                 entropy[chunk] = softmax.entropy
-            if slope and chunk != chunks[-1]:
+            if slope and chunk != head.chunks[-1]:
                 told[chunk] = slope(softmax.logprobs, chunk)
                 gradients.add(chunk, hidden, weight, head.logit_gradient(softmax, told[chunk], None))
         if keep:
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(hidden, weight, labels)
-            # The last chunk's softmax is still in the buffer.
-            ctx.head, ctx.ahead = head, (told, gradients, softmax if chunks else None)
+            ctx.head, ctx.ahead = head, (told, gradients, softmax)
         return logprobs, entropy
 
     @staticmethod
@@ -114,7 +115,7 @@ class _LabelLogprobs(torch.autograd.Function):
         ctx.ahead = None
         gradients = gradients or _Gradients(hidden, weight, *ctx.needs_input_grad[:2])
         untold = (nothing if slopes is None else slopes) - told
-        for chunk in reversed(list(ctx.head.chunks(len(labels)))):
+        for chunk in reversed(ctx.head.chunks):
             of_entropy = None if entropy_slopes is None else entropy_slopes[chunk]
             if untold[chunk].any() or (of_entropy is not None and of_entropy.any()):
                 softmax = last or ctx.head.softmax(hidden[chunk], weight, labels[chunk])
@@ -125,7 +126,7 @@ class _LabelLogprobs(torch.autograd.Function):
 
 @dataclass
 class _Softmax:
-    """Of n tokens: probabilities [n, vocab / tp], which the next chunk overwrites, log-probs and entropy [n].
+    """Of n tokens: log-probs, entropy [n]; probabilities [n, vocab / tp] in the buffer, until the next overwrites them.
 
     column [n]: the label's among those of this rank; here [n]: whether it is one of them (column is 0 otherwise).
     """
@@ -140,28 +141,24 @@ class _Softmax:
 class _Head:
     """What is done to one chunk, and the buffer it is done in."""
 
-    def __init__(self, weight, tokens: int, generation: GenerationConfig, group, with_entropy: bool):
+    def __init__(self, weight: torch.Tensor, tokens: int, generation: GenerationConfig, group, with_entropy: bool):
         plain = generation.temperature == 0
         self.temperature, self.top_p = (1.0, 1.0) if plain else (generation.temperature, generation.top_p)
         self.group, self.with_entropy = group, with_entropy
         self.ranks, self.rank = (group.size(), group.rank()) if group is not None else (1, 0)
         self.width = weight.shape[0]
-        self.tokens = min(max(CHUNK // self.width, 1), tokens)
+        size = max(CHUNK // self.width, 1)
+        self.chunks = [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
         self.dtype = torch.promote_types(weight.dtype, torch.float32)
-        self.buffer = weight.new_empty(self.tokens, self.width, dtype=self.dtype)
-        # Where matmuls give and take another type than sums are made in.
-        self.narrow = self.buffer if weight.dtype == self.dtype else weight.new_empty(self.tokens, self.width)
-
-    def chunks(self, tokens: int) -> Iterator[slice]:
-        """The tokens in order, cut into chunks."""
-        return (slice(start, min(start + self.tokens, tokens)) for start in range(0, tokens, max(self.tokens, 1)))
+        self.buffer = weight.new_empty(min(size, tokens), self.width, dtype=self.dtype)
+        # What matmuls give and take, where that is another type.
+        self.narrow = self.buffer if weight.dtype == self.dtype else torch.empty_like(self.buffer, dtype=weight.dtype)
 
     def softmax(self, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> _Softmax:
-        """hidden [n, hidden], labels [n] of a chunk; the same steps in the same order as megatron-core's cross entropy."""
+        """hidden [n, hidden], labels [n] of a chunk. The steps are those of mcore's cross entropy, bit for bit."""
         logits = self._logits(hidden, weight)
         self._restrict(logits, labels)
-        largest = logits.amax(-1)
-        self._reduce(largest, dist.ReduceOp.MAX)
+        largest = self._reduce(logits.amax(-1), dist.ReduceOp.MAX)
         logits.sub_(largest[:, None])
         column = labels - self.rank * self.width
         here = (column >= 0) & (column < self.width)
@@ -173,7 +170,9 @@ class _Head:
         entropy = self._entropy(probabilities) if self.with_entropy else None
         return _Softmax(probabilities, chosen - total.log(), entropy, column, here)
 
-    def logit_gradient(self, softmax: _Softmax, slopes: torch.Tensor, entropy_slopes: torch.Tensor | None) -> torch.Tensor:
+    def logit_gradient(
+        self, softmax: _Softmax, slopes: torch.Tensor, entropy_slopes: torch.Tensor | None
+    ) -> torch.Tensor:
         """d loss / d logits [n, vocab / tp] of this rank, in place of the probabilities; slopes [n].
 
         d log p(y) / d z_j = [j = y] - p_j and d H / d z_j = -p_j (log p_j + H), with z = logits / temperature.
@@ -225,7 +224,7 @@ class _Head:
 
 
 class _Gradients:
-    """Sums over chunks: hidden [tokens, hidden], weight [vocab / tp, hidden] in float32 at least; None where not wanted."""
+    """Sums over chunks, None if not wanted: hidden [tokens, hidden]; weight [vocab / tp, hidden] in float32 or more."""
 
     def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, of_hidden: bool, of_weight: bool):
         dtype = torch.promote_types(weight.dtype, torch.float32)

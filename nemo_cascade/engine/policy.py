@@ -52,9 +52,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACK_ALIGNMENT = 8
 
 # A loss sees log-probs [T] of the pack's labels, of which those not trained on mean nothing, and the pack, and returns
-# (sum over the pack, what to divide the global sum by, {metric: (sum, count)}). For packs of several of the head's chunks it is
-# called with those of one chunk as well, the others being 0, for its gradient: what is told of a sum of terms that look at
-# one log-prob each is true then, and of another loss corrected later at some cost.
+# (sum over the pack, what to divide the global sum by, {metric: (sum, count)}). Where a pack is several of the head's
+# chunks, it sees those of each chunk alone first, the others being 0, for its slope there. A sum of terms that look at
+# one log-prob each has the same in the end; another loss is trained just as exactly, at some cost (`engine.head`).
 Loss = Callable[[torch.Tensor, Pack], tuple[torch.Tensor, torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]]
 
 
@@ -343,7 +343,7 @@ class Policy:
 
     @contextlib.contextmanager
     def _without_output_layer(self) -> Iterator[None]:
-        """Inside, the model returns hidden states: logits are the head's business, which makes them of a chunk at a time."""
+        """Inside, the model returns its last hidden states: logits are the head's business, a chunk at a time."""
         last, self.model.post_process = self.model.post_process, False
         try:
             yield

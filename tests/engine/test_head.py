@@ -66,7 +66,7 @@ def logprobs_in_words(*arguments):
 
 
 def with_gradients(function, hidden, weight, labels, generation, **options):
-    """[log-probs, entropy if there is one, gradients of hidden states and weight of their sum weighted by `weights`]."""
+    """[log-probs, entropy if any, gradients by hidden states and weight of their sum weighted by `weights`]."""
     values = [value for value in function(hidden, weight, labels, generation, **options) if value is not None]
     total = sum((value * factors).sum() for value, factors in zip(values, weights(len(labels))))
     return [value.detach() for value in values] + [*torch.autograd.grad(total, (hidden, weight))]
@@ -109,7 +109,8 @@ def test_a_single_token_and_none(tokens):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_results_are_float32_and_gradients_of_the_inputs_type(dtype, generation):
     inputs = case(dtype)
-    expected = with_gradients(in_words, *(x.detach().double().requires_grad_() for x in inputs[:2]), inputs[2], generation)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs[:2]]
+    expected = with_gradients(in_words, *exact, inputs[2], generation)
     with in_chunks(3):
         found = with_gradients(label_logprobs, *inputs, generation, with_entropy=True)
     assert [tensor.dtype for tensor in found] == [torch.float32, torch.float32, dtype, dtype]
@@ -154,7 +155,9 @@ class Watch(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("told", "made"), {"no slope told": 8 + 7, "the true slope": 8, "a wrong slope": 8 + 7}.items())
+@pytest.mark.parametrize(
+    ("told", "made"), [("no slope told", 8 + 7), ("the true slope", 8), ("a wrong slope", 8 + 7)]
+)
 @pytest.mark.parametrize("generation", [GenerationConfig(), GenerationConfig(temperature=0.7, top_p=0.8)], ids=str)
 def test_nothing_is_larger_than_a_chunk_and_a_told_slope_saves_making_it_twice(generation, told, made):
     generator = torch.Generator().manual_seed(0)
