@@ -39,11 +39,13 @@ def problems(stage: LoopConfig, where: Callable[[str], str], world_size: int | N
         yield f"{where('policy.model_name')}: {error}"
         return
     yield from split_problems(preset, cfg, where)
-    if stage.kind == "rl" and cfg.pipeline_model_parallel_size > 1:
-        yield (
-            f"{where('policy.megatron_cfg.pipeline_model_parallel_size')}: {cfg.pipeline_model_parallel_size}, but the embedded "
-            "rollout engine cannot decode under pipeline parallel; set it to 1 (or leave RL stages out of cascade.order)"
-        )
+    for key in ("pipeline_model_parallel_size", "context_parallel_size"):
+        size = getattr(cfg, key)
+        if stage.kind == "rl" and size > 1:
+            yield (
+                f"{where(f'policy.megatron_cfg.{key}')}: {size}, but the embedded rollout engine cannot decode under "
+                f"{key.split('_')[0]} parallel; set it to 1 (or leave RL stages out of cascade.order)"
+            )
     if stage.policy.max_total_sequence_length > preset.max_sequence_length:
         yield (
             f"{where('policy.max_total_sequence_length')}: {stage.policy.max_total_sequence_length} is more than the "
@@ -98,3 +100,15 @@ def split_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[st
             unfit.append(f"num_query_groups {groups}")
         if unfit:
             yield f"{where(f'policy.megatron_cfg.{key}')}: {size} does not divide {preset.name}'s {', '.join(unfit)}"
+    yield from context_problems(preset, cfg, where)
+
+
+def context_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[str], str]) -> Iterator[str]:
+    """Mamba's heads are dealt to tensor and then to context ranks, and its groups too where there are as many."""
+    cp, tp = cfg.context_parallel_size, cfg.tensor_model_parallel_size
+    heads, groups = preset.mamba_num_heads // tp, preset.mamba_num_groups // tp
+    key = where("policy.megatron_cfg.context_parallel_size")
+    if heads % cp:
+        yield f"{key}: {cp} does not divide {preset.name}'s {heads} Mamba heads of a tensor rank"
+    elif groups and groups % cp and cp % groups:
+        yield f"{key}: {cp} neither divides {preset.name}'s {groups} Mamba groups of a tensor rank nor is a multiple of them"

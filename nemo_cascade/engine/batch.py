@@ -1,7 +1,8 @@
 """From a global batch of samples to packed microbatches, and back.
 
 A pack lays several samples end to end in one row of T tokens; `cu_seqlens` tells the attention and the Mamba layers where each
-begins. Input t predicts label t, so a sample of n tokens fills n - 1 positions. Packs are cut from the global batch before they
+begins. Input t predicts label t, so a sample of n tokens fills n - 1 positions (and padding, where context parallel cuts each
+sample into equal chunks). Packs are cut from the global batch before they
 are dealt to data-parallel ranks, so the same packs are computed whatever the layout (unless their number does not divide by it).
 """
 
@@ -11,7 +12,7 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from nemo_cascade.data.packing import pack as pack_lengths
-from nemo_cascade.data.packing import spread
+from nemo_cascade.data.packing import round_up, spread
 from nemo_cascade.data.sample import Sample
 
 PAD_ID = 0
@@ -21,7 +22,7 @@ PAD_ID = 0
 class Pack:
     """One packed row. All but `params` are [T] (tokens, labels and position_ids [1, T]).
 
-    mask: 1 where the label is trained on. segments: index of the sample in the batch, -1 on padding.
+    mask: 1 where the label is trained on. segments: index of the sample in the batch, -1 on padding, a sample's own too.
     fields: the samples' own per-token values at the label's position.
     """
 
@@ -33,15 +34,25 @@ class Pack:
     fields: dict[str, torch.Tensor]
     params: PackedSeqParams
 
+    @property
+    def padding(self) -> torch.Tensor:
+        """[T] bool: what the router must not count. Of padding alone all counts: balance over no token is no number."""
+        padding = self.segments < 0
+        return padding & ~padding.all()
 
-def plan_packs(samples: list[Sample], capacity: int, data_parallel_size: int) -> list[list[int]]:
+
+def plan_packs(
+    samples: list[Sample], capacity: int, data_parallel_size: int, document_multiple: int = 1
+) -> list[list[int]]:
     """Indices of the samples in each pack; the number of packs is a multiple of data_parallel_size.
+
+    Each sample takes a multiple of document_multiple tokens of a pack's `capacity`.
 
     They are the fewest that best-fit packing finds, evenly filled if that fits, because the slowest rank sets the pace. To
     make their number a multiple where it does not, the fullest packs of several samples are halved; where none is left, packs
     without a sample are added.
     """
-    lengths = [len(sample.tokens) - 1 for sample in samples]
+    lengths = [round_up(len(sample.tokens) - 1, document_multiple) for sample in samples]
     packs = pack_lengths(lengths, capacity)
     even = spread(lengths, -(-len(packs) // data_parallel_size) * data_parallel_size, capacity)
     if even is not None:
@@ -57,18 +68,23 @@ def plan_packs(samples: list[Sample], capacity: int, data_parallel_size: int) ->
     return sorted(packs, key=lambda pack: (-sum(lengths[i] for i in pack), pack))
 
 
-def build_pack(samples: list[Sample], indices: list[int], multiple: int, device, dtype=torch.float32) -> Pack:
-    """Lays samples[indices] end to end, padded to a multiple of `multiple` tokens (a padding segment of its own).
+def build_pack(
+    samples: list[Sample], indices: list[int], multiple: int, device, dtype=torch.float32, document_multiple: int = 1
+) -> Pack:
+    """Lays samples[indices] end to end, each padded to a multiple of `document_multiple` tokens, the pack to one of
+    `multiple` (by a padding segment of its own).
 
     A pack without samples is padding alone, which keeps a rank in step with its peers.
     """
     chosen = [samples[i] for i in indices]
     lengths = [len(sample.tokens) - 1 for sample in chosen]
-    padding = -sum(lengths) % multiple if chosen else multiple
-    segment_lengths = lengths + ([padding] if padding else [])
+    segment_lengths = [round_up(length, document_multiple) for length in lengths]
+    padding = -sum(segment_lengths) % multiple if chosen else multiple
+    segment_lengths += [padding] if padding else []
 
-    def row(values, fill, kind):
-        return torch.tensor([x for part in values for x in part] + [fill] * padding, dtype=kind, device=device)
+    def row(parts, fill, kind):
+        padded = (list(part) + [fill] * (n - len(part)) for part, n in zip([*parts, []], segment_lengths))
+        return torch.tensor([x for part in padded for x in part], dtype=kind, device=device)
 
     boundaries = torch.tensor([0, *segment_lengths], device=device).cumsum(0).int()
     longest = max(segment_lengths)
@@ -78,9 +94,7 @@ def build_pack(samples: list[Sample], indices: list[int], multiple: int, device,
         position_ids=torch.cat([torch.arange(n, device=device) for n in segment_lengths])[None],
         mask=row((s.loss_mask[1:] for s in chosen), 0, dtype),
         segments=row(([i] * n for i, n in zip(indices, lengths)), -1, torch.long),
-        fields={
-            name: row((s.fields[name][1:] for s in chosen), 0.0, dtype) for name in samples[0].fields
-        },
+        fields={name: row((s.fields[name][1:] for s in chosen), 0.0, dtype) for name in samples[0].fields},
         params=PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=boundaries,
@@ -91,10 +105,10 @@ def build_pack(samples: list[Sample], indices: list[int], multiple: int, device,
     )
 
 
-def scored_positions(pack: Pack) -> torch.Tensor:
-    """Where the labels are trained on; one position where none are, because a head over nothing has no gradient."""
-    trained = pack.mask.nonzero()[:, 0]
-    return trained if len(trained) else torch.zeros(1, dtype=torch.long, device=pack.mask.device)
+def scored_positions(mask: torch.Tensor) -> torch.Tensor:
+    """Where a mask [T] is not 0; one position where it is 0 everywhere, because a head over nothing has no gradient."""
+    trained = mask.nonzero()[:, 0]
+    return trained if len(trained) else torch.zeros(1, dtype=torch.long, device=mask.device)
 
 
 def scatter_logprobs(packs: list[Pack], rows: list[torch.Tensor], samples: list[Sample]) -> torch.Tensor:

@@ -102,8 +102,6 @@ def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:
     """What keeps this layout from being run on so many processes, each with its remedy; empty when nothing does."""
     tp, ep, etp = config.tensor_model_parallel_size, config.expert_model_parallel_size, config.expert_tensor_parallel
     problems = []
-    if config.context_parallel_size > 1:
-        problems.append(f"context_parallel_size={config.context_parallel_size} is not supported yet; set it to 1")
     for product, keys in (
         (tp * config.pipeline_model_parallel_size * config.context_parallel_size, "tensor * pipeline * context"),
         (etp * ep * config.pipeline_model_parallel_size, "expert_tensor * expert * pipeline"),

@@ -1,13 +1,11 @@
 """`Policy`: the model being trained, behind every parallel layout.
 
 The contract of the design: `logprobs`, `train_step`, `save`, `load`, `hf_weights`, `weights_of`. Every rank passes the same global
-batch and gets the same answers; sharding, schedules, gradient reduction and the optimizer are megatron-core's own. Context
-parallel is not here yet.
+batch and gets the same answers; sharding, schedules, gradient reduction and the optimizer are megatron-core's own.
 """
 
 import contextlib
 import dataclasses
-import functools
 import math
 import queue
 from collections.abc import Callable, Iterator
@@ -31,7 +29,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # n
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.transformer import TransformerConfig  # noqa: E402
 
-from nemo_cascade.data.packing import pack_multiple  # noqa: E402
+from nemo_cascade.data.packing import document_multiple, pack_multiple  # noqa: E402
 from nemo_cascade.data.sample import Sample  # noqa: E402
 from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
 from nemo_cascade.engine import parallel  # noqa: E402
@@ -40,16 +38,13 @@ from nemo_cascade.engine.config import PolicyConfig  # noqa: E402
 from nemo_cascade.engine.convert import read_hf  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
 from nemo_cascade.engine.head import label_logprobs, whole_pack  # noqa: E402
+from nemo_cascade.models.context_parallel import gather_values, held_indices  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
 from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-# Packs are padded to this at every layout, not only to what sequence parallel needs: the router sees padding too (mcore's
-# own padding mask for it fails on the expert-bias counts), so equal padding is what makes layouts agree.
-PACK_ALIGNMENT = 8
 
 # A loss sees log-probs [T] of the pack's labels, of which those not trained on mean nothing, and the pack, and returns
 # (sum over the pack, what to divide the global sum by, {metric: (sum, count)}). Where a pack is several of the head's
@@ -68,8 +63,6 @@ def model_settings(config: PolicyConfig) -> dict:
     """What the keys of `policy` set in megatron-core's TransformerConfig."""
     cfg = config.megatron_cfg
     sequence_parallel = cfg.sequence_parallel and cfg.tensor_model_parallel_size > 1
-    # mcore scales a pack's auxiliary loss by the tokens of one tensor rank, but divides by those of all of them.
-    aux_loss_scale = cfg.tensor_model_parallel_size if sequence_parallel else 1
     return dict(
         tensor_model_parallel_size=cfg.tensor_model_parallel_size,
         pipeline_model_parallel_size=cfg.pipeline_model_parallel_size,
@@ -81,7 +74,7 @@ def model_settings(config: PolicyConfig) -> dict:
         bf16=config.precision == "bfloat16",
         moe_router_dtype=cfg.moe_router_dtype,
         moe_router_load_balancing_type=cfg.moe_router_load_balancing_type,
-        moe_aux_loss_coeff=cfg.moe_aux_loss_coeff * aux_loss_scale,
+        moe_aux_loss_coeff=cfg.moe_aux_loss_coeff,
         moe_router_bias_update_rate=cfg.moe_router_bias_update_rate,
         # Packs are of different lengths, so a pipeline stage tells the next one the shape before the values.
         variable_seq_lengths=cfg.pipeline_model_parallel_size > 1,
@@ -285,13 +278,15 @@ class Policy:
         )
 
     def _packs(self, samples: list[Sample]) -> list[Pack]:
-        """This rank's share of the global batch."""
+        """This rank's share of the global batch; all ranks that hold a part of a pack have the whole of it."""
         size, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
-        plan = plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size)
         layout = self.config.megatron_cfg
-        needed = pack_multiple(layout.tensor_model_parallel_size, layout.context_parallel_size)
-        multiple = math.lcm(PACK_ALIGNMENT, needed)
-        return [build_pack(samples, indices, multiple, self.device) for indices in plan[rank::size]]
+        multiple = pack_multiple(layout.tensor_model_parallel_size, layout.context_parallel_size)
+        slot = document_multiple(layout.context_parallel_size)
+        plan = plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size, slot)
+        return [
+            build_pack(samples, indices, multiple, self.device, document_multiple=slot) for indices in plan[rank::size]
+        ]
 
     def _run(
         self,
@@ -303,32 +298,50 @@ class Policy:
     ) -> list[dict]:
         """megatron-core's schedule over the packs; returns what `loss` put last, a pack each."""
         generation = self.config.generation if as_sampled else GenerationConfig()
+        context, tensor = parallel_state.get_context_parallel_group(), parallel_state.get_tensor_model_parallel_group()
+        sequence_parallel = self.transformer_config.sequence_parallel
 
         def forward_step(iterator, model):
             pack = next(iterator)
+            boundaries = pack.params.cu_seqlens_q
+            held = held_indices(boundaries, len(pack.mask), context)
+            padding = pack.padding[held]
+            if sequence_parallel:
+                padding = padding.chunk(tensor.size())[tensor.rank()]
             with self._without_output_layer():
-                hidden = model(pack.tokens, pack.position_ids, None, packed_seq_params=pack.params)
+                hidden = model(
+                    pack.tokens[:, held],
+                    pack.position_ids[:, held],
+                    None,
+                    packed_seq_params=pack.params,
+                    padding_mask=padding[None],
+                )
             if not parallel_state.is_pipeline_last_stage():
                 return hidden, None
-            scored = scored_positions(pack) if trained_only else torch.arange(len(pack.mask), device=self.device)
-
-            def loss_at(positions, logprobs):
-                return loss(torch.zeros_like(pack.mask).index_copy(0, positions, logprobs), pack)
+            # Places among those that this rank holds.
+            scored = scored_positions(pack.mask[held]) if trained_only else torch.arange(len(held), device=self.device)
 
             def slope(logprobs, chunk):
                 with torch.enable_grad():
                     logprobs = logprobs.detach().requires_grad_()
-                    return torch.autograd.grad(loss_at(scored[chunk], logprobs)[0], logprobs)[0]
+                    row = torch.zeros_like(pack.mask).index_copy(0, held[scored[chunk]], logprobs)
+                    return torch.autograd.grad(loss(row, pack)[0], logprobs)[0]
+
+            def loss_of(logprobs):
+                row = torch.zeros_like(pack.mask[held]).index_copy(0, scored, logprobs)
+                total, count, collected = loss(gather_values(row, boundaries, context), pack)
+                # The ranks of a pack compute one loss, which is divided by its count once.
+                return total, count * (context.rank() == 0), collected
 
             logprobs, _ = label_logprobs(
-                whole_pack(hidden, self.transformer_config.sequence_parallel)[scored],
+                whole_pack(hidden, sequence_parallel)[scored],
                 self.model.output_layer.weight,
-                pack.labels[0, scored],
+                pack.labels[0, held[scored]],
                 generation,
-                group=parallel_state.get_tensor_model_parallel_group(),
+                group=tensor,
                 slope=slope,
             )
-            return logprobs, functools.partial(loss_at, scored)
+            return logprobs, loss_of
 
         model = self.model if forward_only else self.wrapped
         return get_forward_backward_func()(

@@ -27,10 +27,28 @@ def partitioned_indices(cu_seqlens: torch.Tensor, total_tokens: int, size: int, 
     return torch.cat(pieces)
 
 
+def held_indices(cu_seqlens: torch.Tensor, total_tokens: int, group) -> torch.Tensor:
+    """`partitioned_indices` of this rank of a context-parallel group; one rank alone holds all, documents of any length."""
+    if group.size() == 1:
+        return torch.arange(total_tokens, device=cu_seqlens.device)
+    return partitioned_indices(cu_seqlens, total_tokens, group.size(), group.rank())
+
+
 def whole_order(cu_seqlens: torch.Tensor, total_tokens: int, size: int) -> torch.Tensor:
     """Where each token of the pack lies when what all ranks hold is laid end to end [total_tokens]."""
     held = torch.cat([partitioned_indices(cu_seqlens, total_tokens, size, rank) for rank in range(size)])
     return torch.empty_like(held).scatter_(0, held, torch.arange(total_tokens, device=held.device))
+
+
+def gather_values(local: torch.Tensor, cu_seqlens: torch.Tensor, group) -> torch.Tensor:
+    """A pack's values [tokens] from each rank's [tokens / cp], for a loss that every rank computes alike.
+
+    Backwards a rank keeps the gradient of its own: they are the same everywhere, and a sum would count them cp times.
+    """
+    if group.size() == 1:
+        return local
+    everyone = gather_from_sequence_parallel_region(local, tensor_parallel_output_grad=False, group=group)
+    return everyone[whole_order(cu_seqlens, len(everyone), group.size())]
 
 
 def gather_pack(local: torch.Tensor, cu_seqlens: torch.Tensor, group) -> torch.Tensor:

@@ -47,6 +47,7 @@ from nemo_cascade.models.mamba import (  # noqa: E402
     split_conv1d_scan,
 )
 from nemo_cascade.models.config import ModelConfig  # noqa: E402
+from nemo_cascade.models.router import Router  # noqa: E402
 
 
 class ShardedGatedRMSNorm(GatedRMSNorm):
@@ -102,6 +103,7 @@ def stack_spec(conv_kernel: int = 4) -> ModuleSpec:
     # Any number says that there are experts; how many is the configuration's.
     moe = get_moe_module_spec(use_te=False, num_experts=1, moe_grouped_gemm=False)
     moe.submodules.experts.module = Experts
+    moe.submodules.router = Router
     layers = MambaStackSubmodules(
         mamba_layer=ModuleSpec(
             module=MambaLayer, submodules=MambaLayerSubmodules(mixer=mamba, mamba_bda=get_bias_dropout_add)

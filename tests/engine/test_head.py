@@ -232,7 +232,7 @@ def of_policy(layout, loss, tokens):
     parallel.init(policy_config.megatron_cfg)
     policy = Policy(policy_config, seed=0, max_num_steps=1)
     samples = samples_for(policy)
-    scored = [len(scored_positions(pack)) for pack in policy._packs(samples)]
+    scored = [len(scored_positions(pack.mask)) for pack in policy._packs(samples)]
     with (
         in_chunks(tokens, width=len(policy.model.output_layer.weight)),
         patch.object(head._Head, "softmax", autospec=True, side_effect=head._Head.softmax) as softmax,

@@ -14,6 +14,7 @@ LAYOUTS = {
     "EP2": dict(world=2, expert_model_parallel_size=2),
     "TP2+EP2": dict(world=2, tensor_model_parallel_size=2, expert_model_parallel_size=2, sequence_parallel=True),
     "PP2": dict(world=2, pipeline_model_parallel_size=2),
+    "CP2": dict(world=2, context_parallel_size=2),
     "TP2+PP2": dict(world=4, tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True),
 }
 STEPS = 5
@@ -34,10 +35,12 @@ def config(distributed_optimizer: bool, **layout) -> PolicyConfig:
 
 
 def samples_for(policy):
-    """As many packs as divide by two ranks. Were they cut anew, mcore's balancing loss, which is a mean over each pack, would
-    not be the same."""
-    samples = random_samples(policy.preset.vocab_size, seed=2)
-    assert len(plan_packs(samples, policy.config.sequence_packing.train_mb_tokens, 1)) % 2 == 0
+    """Samples whose packs are the same at every layout. Were they cut anew, mcore's balancing loss, which is a mean over each
+    pack, would not be the same."""
+    samples = random_samples(policy.preset.vocab_size, seed=1177)
+    ways = [(ranks, multiple) for ranks in (1, 2) for multiple in (1, 4)]
+    plans = [plan_packs(samples, policy.config.sequence_packing.train_mb_tokens, *way) for way in ways]
+    assert all(plan == plans[0] for plan in plans) and any((len(sample.tokens) - 1) % 4 for sample in samples)
     return samples
 
 

@@ -116,13 +116,13 @@ def losses(generation, as_sampled):
     samples, seen = random_samples(policy.preset.vocab_size), []
 
     def watched(logprobs, pack):
-        seen.append(logprobs.detach()[scored_positions(pack)])
+        seen.append(logprobs.detach()[scored_positions(pack.mask)])
         return -(logprobs * pack.mask).sum(), pack.mask.sum(), {}
 
     policy.model.train()
     plain = []
     for pack in policy._packs(samples):
-        where = scored_positions(pack)
+        where = scored_positions(pack.mask)
         # At these positions alone, as matmuls of other sizes round otherwise.
         hook = policy.model.output_layer.register_forward_pre_hook(lambda _, inputs: (inputs[0][where],))
         with torch.no_grad():
