@@ -15,7 +15,8 @@ from nemo_cascade import environments
 from nemo_cascade.cascade import layout
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing
 from nemo_cascade.data import demo
-from nemo_cascade.data.rows import environment_of
+from nemo_cascade.data.packing import document_multiple
+from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.tokenizer import find_tokenizer
 
 if TYPE_CHECKING:
@@ -416,7 +417,10 @@ def data_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
                 yield from demo_file_problems(cascade.demo_data.path, dataset.data_path, where(f"{key}.data_path"))
             else:
                 needs_environment = split == "validation" or stage.kind == "rl"
-                yield from file_problems(dataset.data_path, where(f"{key}.data_path"), needs_environment)
+                if not needs_environment and Path(dataset.data_path).is_dir():
+                    yield from packed_problems(stage, Path(dataset.data_path), where(f"{key}.data_path"))
+                else:
+                    yield from file_problems(dataset.data_path, where(f"{key}.data_path"), needs_environment)
     if stage.kind == "rl" and cascade.validation.num_prompts > 0:
         for domain in stage.data.train:
             if domain not in stage.data.validation:
@@ -441,6 +445,38 @@ def file_problems(path: str, key: str, needs_environment: bool) -> Iterator[str]
         if name not in environments.names():
             suggestion = did_you_mean(name, environments.names())
             yield f"{key}: the first row of {path} asks for environment {name}{suggestion}"
+
+
+def packed_problems(stage: "StageConfig", folder: Path, key: str) -> Iterator[str]:
+    """A folder of packs is all that a stage trains on, and was packed for its tokenizer, its packs and its layout."""
+    from nemo_cascade.data.packed_dataset import read_report
+
+    try:
+        report = read_report(folder)
+    except DataError as error:
+        yield f"{key}: {error}"
+        return
+    if len(stage.data.train) > 1:
+        yield f"{key}: packs are a mixture already; pack all files of data.train together, or name no folder"
+    policy = stage.policy
+    if report.tokenizer != policy.tokenizer.name:
+        yield f"{key}: packed with the tokenizer {report.tokenizer}, not policy.tokenizer.name={policy.tokenizer.name}; pack again"
+    if report.capacity > policy.sequence_packing.train_mb_tokens:
+        yield (
+            f"{key}: packs of {report.capacity} tokens, more than policy.sequence_packing.train_mb_tokens="
+            f"{policy.sequence_packing.train_mb_tokens}; raise it or pack again"
+        )
+    if report.longest + 1 > policy.max_total_sequence_length:
+        yield (
+            f"{key}: a document has {report.longest + 1} tokens, more than policy.max_total_sequence_length="
+            f"{policy.max_total_sequence_length}; raise it or pack again without"
+        )
+    multiple = document_multiple(policy.megatron_cfg.context_parallel_size)
+    if report.document_multiple % multiple:
+        yield (
+            f"{key}: packed for documents of a multiple of {report.document_multiple} tokens, but context_parallel_size="
+            f"{policy.megatron_cfg.context_parallel_size} needs {multiple}; pack again with it"
+        )
 
 
 def demo_file_problems(folder: str, path: str, key: str) -> Iterator[str]:

@@ -61,7 +61,10 @@ def place(cfg: MegatronConfig, where: Callable[[str], str]) -> str:
 
 
 def batch_problems(stage: LoopConfig, where: Callable[[str], str], world_size: int) -> Iterator[str]:
-    """Every data-parallel rank needs a rollout to train on in every step (SFT's documents are many and short)."""
+    """Every data-parallel rank needs a rollout to train on in every step, or as many ready packs as every other one.
+
+    SFT's documents are many and short enough to be dealt to any number of ranks.
+    """
     cfg = stage.policy.megatron_cfg
     ranks = world_size // (
         cfg.tensor_model_parallel_size * cfg.pipeline_model_parallel_size * cfg.context_parallel_size
@@ -71,6 +74,12 @@ def batch_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
         yield (
             f"{where('grpo.num_prompts_per_step')}: {rollouts} rollouts a step cannot be dealt to {ranks} "
             "data-parallel ranks; raise it"
+        )
+    packs = stage.policy.train_global_batch_size
+    if stage.kind == "sft" and stage.data.packed_folder and packs % ranks:
+        yield (
+            f"{where('policy.train_global_batch_size')}: {packs} packs a step cannot be dealt evenly to {ranks} data-parallel "
+            "ranks; set it to a multiple"
         )
 
 

@@ -292,6 +292,8 @@ def check_rows(cascade: CascadeConfig) -> None:
         rules = (stage.data.trusted_demo, stage.policy.max_total_sequence_length, stage.policy.generation.max_new_tokens)
         for split, kind in (("train", stage.kind), ("validation", "rl")):
             files = stage.data.train if split == "train" else cascade.scored(name)
+            if split == "train" and stage.data.packed_folder:
+                continue  # its rows were read when it was packed
             new = {domain: file for domain, file in files.items() if (file.data_path, kind, rules) not in seen}
             domains = load_domains(dataclasses.replace(stage.data, **{split: new}), split, kind=kind)
             if kind == "rl":

@@ -8,8 +8,8 @@ them. `packing.json` tells what the folder holds.
 A document of n tokens predicts n - 1 and counts as that many everywhere here. It has a slot of that size, rounded up
 to what the layout needs, and one token more in the row: inputs are all of them but the last, labels all but the first.
 
-Rows are held in memory file by file, tokens on disk. Left out: shares (each document is packed once), tokenising in
-several processes, and training from such a folder: `stages.sft` packs its rows itself.
+Rows are held in memory file by file, tokens on disk. Left out: shares (each document is packed once) and tokenising in
+several processes.
 """
 
 import bisect
@@ -219,16 +219,22 @@ def _write_shards(folder: Path, plan: list[list[int]], row: Callable[[list[int]]
                 writer.write_table(pa.Table.from_pylist([row(chosen) for chosen in shard[at : at + group]], SCHEMA))
 
 
+def read_report(folder: Path) -> Report:
+    """What a folder that `write_packed` made holds. Raises DataError for another folder."""
+    try:
+        return Report(**json.loads((folder / REPORT).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder}: no packed dataset ({REPORT}: {error}); write one with nemo-cascade pack") from error
+
+
 class PackedDataset:
     """The packs of a folder that `write_packed` made: dataset[i] is the samples of pack i, without padding.
 
-    Raises DataError for a folder without `packing.json`.
+    Raises DataError for another folder.
     """
 
     def __init__(self, folder: Path):
-        if not (folder / REPORT).is_file():
-            raise DataError(f"{folder}: no {REPORT}; write a packed dataset with nemo-cascade pack")
-        self.report = Report(**json.loads((folder / REPORT).read_text(encoding="utf-8")))
+        self.report = read_report(folder)
         self._files = [pq.ParquetFile(path) for path in sorted(folder.glob("shard_*.parquet"))]
         self._groups = [(file, group) for file in self._files for group in range(file.num_row_groups)]
         sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]

@@ -33,24 +33,17 @@ from nemo_cascade.data.packing import document_multiple, pack_multiple  # noqa: 
 from nemo_cascade.data.sample import Sample  # noqa: E402
 from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
 from nemo_cascade.engine import parallel  # noqa: E402
-from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs, scored_positions  # noqa: E402
+from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs  # noqa: E402
 from nemo_cascade.engine.config import PolicyConfig  # noqa: E402
 from nemo_cascade.engine.convert import read_hf  # noqa: E402
+from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
-from nemo_cascade.engine.head import label_logprobs, whole_pack  # noqa: E402
-from nemo_cascade.models.context_parallel import gather_values, held_indices  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
 from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-# A loss sees log-probs [T] of the pack's labels, of which those not trained on mean nothing, and the pack, and returns
-# (sum over the pack, what to divide the global sum by, {metric: (sum, count)}). Where a pack is several of the head's
-# chunks, it sees those of each chunk alone first, the others being 0, for its slope there. A sum of terms that look at
-# one log-prob each has the same in the end; another loss is trained just as exactly, at some cost (`engine.head`).
-Loss = Callable[[torch.Tensor, Pack], tuple[torch.Tensor, torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]]
 
 
 def model_override_names() -> list[str]:
@@ -138,14 +131,17 @@ class Policy:
         parallel.broadcast_from_last_stage(flat)
         return [row.tolist() for row in flat.split([len(sample.tokens) for sample in samples])]
 
-    def train_step(self, samples: list[Sample], loss: Loss, *, as_sampled: bool = True) -> dict[str, float]:
+    def train_step(
+        self, samples: list[Sample], loss: Loss, *, as_sampled: bool = True, plan: list[list[int]] | None = None
+    ) -> dict[str, float]:
         """One optimizer step on the global batch. Returns the loss's metrics (global means), loss, grad_norm, lr.
 
         The loss sees log-probs as `logprobs` gives them; with as_sampled=False, for texts that were not sampled, those
-        of the plain softmax.
+        of the plain softmax. plan: which samples share a pack, as many packs as the data-parallel ranks can share;
+        without it they are packed here.
         Raises FloatingPointError, before the weights are touched, when the gradient is not finite.
         """
-        packs = self._packs(samples)
+        packs = self._packs(samples, plan)
         self.model.train()
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -277,13 +273,13 @@ class Policy:
             wd_incr_style="constant",
         )
 
-    def _packs(self, samples: list[Sample]) -> list[Pack]:
+    def _packs(self, samples: list[Sample], plan: list[list[int]] | None = None) -> list[Pack]:
         """This rank's share of the global batch; all ranks that hold a part of a pack have the whole of it."""
         size, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         layout = self.config.megatron_cfg
         multiple = pack_multiple(layout.tensor_model_parallel_size, layout.context_parallel_size)
         slot = document_multiple(layout.context_parallel_size)
-        plan = plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size, slot)
+        plan = plan or plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size, slot)
         return [
             build_pack(samples, indices, multiple, self.device, document_multiple=slot) for indices in plan[rank::size]
         ]
@@ -298,54 +294,9 @@ class Policy:
     ) -> list[dict]:
         """megatron-core's schedule over the packs; returns what `loss` put last, a pack each."""
         generation = self.config.generation if as_sampled else GenerationConfig()
-        context, tensor = parallel_state.get_context_parallel_group(), parallel_state.get_tensor_model_parallel_group()
-        sequence_parallel = self.transformer_config.sequence_parallel
-
-        def forward_step(iterator, model):
-            pack = next(iterator)
-            boundaries = pack.params.cu_seqlens_q
-            held = held_indices(boundaries, len(pack.mask), context)
-            padding = pack.padding[held]
-            if sequence_parallel:
-                padding = padding.chunk(tensor.size())[tensor.rank()]
-            with self._without_output_layer():
-                hidden = model(
-                    pack.tokens[:, held],
-                    pack.position_ids[:, held],
-                    None,
-                    packed_seq_params=pack.params,
-                    padding_mask=padding[None],
-                )
-            if not parallel_state.is_pipeline_last_stage():
-                return hidden, None
-            # Places among those that this rank holds.
-            scored = scored_positions(pack.mask[held]) if trained_only else torch.arange(len(held), device=self.device)
-
-            def slope(logprobs, chunk):
-                with torch.enable_grad():
-                    logprobs = logprobs.detach().requires_grad_()
-                    row = torch.zeros_like(pack.mask).index_copy(0, held[scored[chunk]], logprobs)
-                    return torch.autograd.grad(loss(row, pack)[0], logprobs)[0]
-
-            def loss_of(logprobs):
-                row = torch.zeros_like(pack.mask[held]).index_copy(0, scored, logprobs)
-                total, count, collected = loss(gather_values(row, boundaries, context), pack)
-                # The ranks of a pack compute one loss, which is divided by its count once.
-                return total, count * (context.rank() == 0), collected
-
-            logprobs, _ = label_logprobs(
-                whole_pack(hidden, sequence_parallel)[scored],
-                self.model.output_layer.weight,
-                pack.labels[0, held[scored]],
-                generation,
-                group=tensor,
-                slope=slope,
-            )
-            return logprobs, loss_of
-
         model = self.model if forward_only else self.wrapped
         return get_forward_backward_func()(
-            forward_step_func=forward_step,
+            forward_step_func=ForwardStep(self.model, loss, generation, trained_only),
             data_iterator=iter(packs),
             model=[model],
             num_microbatches=len(packs),
@@ -353,15 +304,6 @@ class Policy:
             micro_batch_size=1,
             forward_only=forward_only,
         )
-
-    @contextlib.contextmanager
-    def _without_output_layer(self) -> Iterator[None]:
-        """Inside, the model returns its last hidden states: logits are the head's business, a chunk at a time."""
-        last, self.model.post_process = self.model.post_process, False
-        try:
-            yield
-        finally:
-            self.model.post_process = last
 
     def _reduce(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """Global mean of every metric from this rank's (sum, count) pairs, which the last pipeline stage has."""

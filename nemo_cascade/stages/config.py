@@ -1,6 +1,7 @@
 """What a user may say about a stage's loop: NeMo RL's `sft`, `grpo`, `loss_fn`, `data` and `checkpointing` blocks."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -23,6 +24,12 @@ class DataConfig:
     shuffle: bool = True
     on_bad_row: str = "stop"
     trusted_demo: bool = False
+
+    @property
+    def packed_folder(self) -> Path | None:
+        """The folder of packs that SFT trains on, where `train` names one (and nothing else, as `cascade.checks` sees to)."""
+        paths = [Path(dataset.data_path) for dataset in self.train.values()]
+        return next((path for path in paths if path.is_dir()), None)
 
 
 @dataclass

@@ -1,10 +1,15 @@
-"""Supervised fine-tuning: packed documents of all domains, loss on assistant tokens, the mean over the global batch's tokens."""
+"""Supervised fine-tuning: packed documents of all domains, loss on assistant tokens, the mean over the global batch's tokens.
+
+They are packed when the stage begins, or come packed from a folder that `nemo-cascade pack` wrote.
+"""
 
 import time
+from itertools import accumulate
 
 from nemo_cascade.algorithms import negative_log_likelihood
 from nemo_cascade.data.chat import conversation_to_samples
 from nemo_cascade.data.loader import Loader, Mixture
+from nemo_cascade.data.packed_dataset import PackedDataset
 from nemo_cascade.data.packing import pack
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.sample import Sample
@@ -20,7 +25,8 @@ def run(stage: StageRun) -> None:
     """Trains to `sft.max_num_steps`, from the newest checkpoint of the stage or from its parent (or from scratch)."""
     config = stage.config
     policy = Policy(config.policy, seed=stage.seed, max_num_steps=config.sft.max_num_steps)
-    packs = packed_documents(stage, policy)
+    packed = config.data.packed_folder
+    packs = PackedDataset(packed) if packed else packed_documents(stage, policy)
     loader = Loader(len(packs), config.policy.train_global_batch_size, shuffle=config.data.shuffle, seed=stage.seed)
     info = resume_or_begin(stage, policy)
     loader.load_state_dict(info["loader"]) if info else None
@@ -28,8 +34,11 @@ def run(stage: StageRun) -> None:
     with stage.progress(config.sft.max_num_steps, stage.name, done=policy.step) as bar:
         while policy.step < config.sft.max_num_steps:
             started = time.perf_counter()
-            batch = [sample for index in loader.next() for sample in packs[index]]
-            metrics = policy.train_step(batch, sft_loss, as_sampled=False)
+            chosen = [packs[index] for index in loader.next()]
+            batch = [sample for pack in chosen for sample in pack]
+            # What was packed to the last token beforehand stays so.
+            plan = ranges([len(pack) for pack in chosen]) if packed else None
+            metrics = policy.train_step(batch, sft_loss, as_sampled=False, plan=plan)
             metrics["tokens"] = sum(len(sample.tokens) - 1 for sample in batch)
             stage.log(train_metrics(metrics, time.perf_counter() - started), policy.step)
             bar.advance(loss=metrics["loss"])
@@ -41,6 +50,12 @@ def sft_loss(logprobs, pack):
     """Token mean of -log p over assistant tokens."""
     total, count = negative_log_likelihood(logprobs, pack.mask)
     return total, count, {}
+
+
+def ranges(sizes: list[int]) -> list[list[int]]:
+    """Consecutive numbers from 0, so many in each: [2, 1] -> [[0, 1], [2]]."""
+    ends = list(accumulate(sizes))
+    return [list(range(end - size, end)) for size, end in zip(sizes, ends)]
 
 
 def packed_documents(stage: StageRun, policy: Policy) -> list[list[Sample]]:

@@ -37,7 +37,8 @@ def full_gradients(policy, samples, loss) -> tuple[float, dict[str, torch.Tensor
     results = policy._run(policy._packs(samples), as_pairs, forward_only=False)
     value = policy._reduce(results)["loss"]
     for parameter in policy.model.parameters():
-        parameter.data = parameter.main_grad
+        # A frozen one keeps its weights here.
+        parameter.data = parameter.main_grad if parameter.requires_grad else parameter.data
     # By the end of its name: a pipeline stage counts its layers from 0, the full tensors have their place in the model.
     full = full_tensors(policy.model)
     return value, {name: t.detach().clone() for name, t in full if not name.endswith("expert_bias")}

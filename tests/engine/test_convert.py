@@ -17,6 +17,7 @@ LAYOUTS = {
     "one": dict(world=1),
     "tp2": dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True),
     "ep2": dict(world=2, expert_model_parallel_size=2),
+    "cp2": dict(world=2, context_parallel_size=2),
     "pp2": dict(world=2, pipeline_model_parallel_size=2),
     "tp2_ep2": dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True, expert_model_parallel_size=2),
     "tp2_pp2": dict(world=4, tensor_model_parallel_size=2, sequence_parallel=True, pipeline_model_parallel_size=2),

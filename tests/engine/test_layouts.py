@@ -1,5 +1,7 @@
 """The same weights give the same loss, the same gradients and the same training at every layout."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -16,6 +18,18 @@ LAYOUTS = {
     "PP2": dict(world=2, pipeline_model_parallel_size=2),
     "CP2": dict(world=2, context_parallel_size=2),
     "TP2+PP2": dict(world=4, tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True),
+}
+# With these, all of what a cluster would combine; they take longer.
+MORE_LAYOUTS = {
+    "PP2+EP2": dict(world=4, pipeline_model_parallel_size=2, expert_model_parallel_size=2),
+    "TP2+CP2": dict(world=4, tensor_model_parallel_size=2, context_parallel_size=2, sequence_parallel=True),
+    "TP2+PP2+EP2": dict(
+        world=8,
+        tensor_model_parallel_size=2,
+        pipeline_model_parallel_size=2,
+        expert_model_parallel_size=2,
+        sequence_parallel=True,
+    ),
 }
 STEPS = 5
 
@@ -53,6 +67,46 @@ def loss_and_gradients(checkpoint, policy_config):
     policy = Policy(policy_config, seed=0, max_num_steps=STEPS)
     policy.load(checkpoint, optimizer=False)
     return full_gradients(policy, samples_for(policy), sft_loss)
+
+
+def along_a_run(directory, policy_config):
+    """Weights of five checkpoints of a run, and the smallest distance between a chosen expert and one that was not."""
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.policy import Policy
+    from nemo_cascade.models.router import Router
+    from nemo_cascade.stages.sft import sft_loss
+
+    parallel.init(policy_config.megatron_cfg)
+    policy = Policy(policy_config, seed=0, max_num_steps=4 * STEPS)
+    margins, routing = [], Router.routing
+
+    def watched(router, logits, padding_mask=None):
+        scores = logits.detach().flatten(0, 1).sigmoid() + router.expert_bias
+        best = scores.topk(router.topk + 1).values
+        margins.append(float((best[:, -2] - best[:, -1]).min()))
+        return routing(router, logits, padding_mask)
+
+    with patch.object(Router, "routing", watched):
+        for number in range(STEPS):
+            policy.save(directory / str(number), optimizer=False)
+            for _ in range(4):
+                policy.train_step(samples_for(policy), sft_loss)
+    biases = [float(t.abs().max()) for name, t in policy.model.state_dict().items() if name.endswith("expert_bias")]
+    return min(margins), min(biases)
+
+
+def five_losses_and_gradients(directory, policy_config):
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.policy import Policy
+    from nemo_cascade.stages.sft import sft_loss
+
+    parallel.init(policy_config.megatron_cfg)
+    results = []
+    for number in range(STEPS):
+        policy = Policy(policy_config, seed=0, max_num_steps=1)
+        policy.load(directory / str(number), optimizer=False)
+        results.append(full_gradients(policy, samples_for(policy), sft_loss))
+    return results
 
 
 def training_losses(checkpoint, policy_config):
@@ -95,6 +149,37 @@ def test_loss_and_every_gradient_equal_one_process(name, single):
         for parameter, gradient in gradients.items():
             error = (other[parameter] - gradient).norm() / gradient.norm().clamp(min=1e-12)
             assert error < 1e-5, f"{parameter}: {error:.2e}"
+
+
+@pytest.fixture(scope="module", params=["router trained", "router frozen"])
+def run(request, tmp_path_factory):
+    """A run's checkpoints with loss and gradients of each, by one process."""
+    frozen = dict(freeze_moe_router=request.param == "router frozen")
+    directory = tmp_path_factory.mktemp("run")
+    ((margin, bias),) = run_distributed(along_a_run, 1, directory, config(True, **frozen))
+    print(f"{request.param}: smallest router margin {margin:.1e}, expert biases up to {bias:.3f}")
+    assert bias > 0, "a bias of 0 would hide one that is lost"
+    (expected,) = run_distributed(five_losses_and_gradients, 1, directory, config(False, **frozen))
+    return directory, frozen, margin, expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS | MORE_LAYOUTS)
+def test_along_a_run_loss_and_every_gradient_equal_one_process(name, run):
+    directory, frozen, margin, expected = run
+    layout = dict((LAYOUTS | MORE_LAYOUTS)[name])
+    worst = 0.0
+    for of_rank in run_distributed(
+        five_losses_and_gradients, layout.pop("world"), directory, config(False, **layout, **frozen)
+    ):
+        for (other_loss, other), (loss, gradients) in zip(of_rank, expected, strict=True):
+            assert other_loss == pytest.approx(loss, rel=1e-5)
+            assert other.keys() == gradients.keys()
+            for parameter, gradient in gradients.items():
+                error = float((other[parameter] - gradient).norm() / gradient.norm().clamp(min=1e-12))
+                assert error < 1e-5, f"{parameter}: {error:.2e}; smallest router margin {margin:.1e}"
+                worst = max(worst, error)
+    print(f"{name}: largest error of a gradient {worst:.1e}")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

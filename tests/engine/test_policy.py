@@ -13,6 +13,7 @@ from tests.helpers import run_distributed
 
 LAYOUTS = [dict(world=1), dict(world=2), dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True)]
 LAYOUTS += [dict(world=2, expert_model_parallel_size=2), dict(world=2, pipeline_model_parallel_size=2)]
+LAYOUTS += [dict(world=2, context_parallel_size=2)]
 
 
 def build(max_num_steps=4, seed=0, distributed_optimizer=True, top_p=1.0, **layout):

@@ -15,6 +15,7 @@ LAYOUTS = [
     dict(world=1),
     dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True),
     dict(world=2, expert_model_parallel_size=2),
+    dict(world=2, context_parallel_size=2),
 ]
 
 

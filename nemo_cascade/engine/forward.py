@@ -1,0 +1,98 @@
+"""A pack through model, head and loss, at every layout: the forward step that megatron-core's schedules call.
+
+Under context parallel a rank holds a part of each document of the pack (`models.context_parallel`); its log-probs are
+gathered, so that the loss sees the whole pack on every rank and need not know.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from nemo_cascade.engine import cpu
+
+cpu.install()
+
+import torch  # noqa: E402
+from megatron.core import parallel_state  # noqa: E402
+
+from nemo_cascade.engine.batch import Pack, scored_positions  # noqa: E402
+from nemo_cascade.engine.head import label_logprobs, whole_pack  # noqa: E402
+from nemo_cascade.models.context_parallel import gather_values, held_indices  # noqa: E402
+from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
+
+# A loss sees log-probs [T] of the pack's labels, of which those not trained on mean nothing, and the pack, and returns
+# (sum over the pack, what to divide the global sum by, {metric: (sum, count)}). Where a pack is several of the head's
+# chunks, it sees those of each chunk alone first, the others being 0, for its slope there. A sum of terms that look at
+# one log-prob each has the same in the end; another loss is trained just as exactly, at some cost (`engine.head`).
+Loss = Callable[[torch.Tensor, Pack], tuple[torch.Tensor, torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]]
+
+
+@dataclass
+class ForwardStep:
+    """`step(iterator of packs, model)` -> (hidden states or log-probs, the loss of these), as megatron-core wants it.
+
+    model: the unwrapped one. trained_only: log-probs of the labels that the mask has, 0 for the others. The loss may put
+    anything third.
+    """
+
+    model: torch.nn.Module
+    loss: Callable
+    generation: GenerationConfig
+    trained_only: bool
+
+    def __call__(self, packs: Iterator[Pack], model: torch.nn.Module):
+        pack = next(packs)
+        context = parallel_state.get_context_parallel_group()
+        held = held_indices(pack.params.cu_seqlens_q, len(pack.mask), context)
+        with self._without_output_layer():
+            hidden = model(
+                pack.tokens[:, held],
+                pack.position_ids[:, held],
+                None,
+                packed_seq_params=pack.params,
+                padding_mask=self._padding(pack, held),
+            )
+        if not parallel_state.is_pipeline_last_stage():
+            return hidden, None
+        # Places among those that this rank holds.
+        scored = scored_positions(pack.mask[held]) if self.trained_only else torch.arange(len(held), device=held.device)
+
+        def loss_of(logprobs):
+            row = torch.zeros_like(pack.mask[held]).index_copy(0, scored, logprobs)
+            total, count, collected = self.loss(gather_values(row, pack.params.cu_seqlens_q, context), pack)
+            # All ranks that hold a part compute the same loss, which is divided by its count once.
+            return total, count * (context.rank() == 0), collected
+
+        logprobs, _ = label_logprobs(
+            whole_pack(hidden, self.model.config.sequence_parallel)[scored],
+            self.model.output_layer.weight,
+            pack.labels[0, held[scored]],
+            self.generation,
+            group=parallel_state.get_tensor_model_parallel_group(),
+            slope=lambda logprobs, chunk: self._slope(logprobs, held[scored[chunk]], pack),
+        )
+        return logprobs, loss_of
+
+    def _slope(self, logprobs: torch.Tensor, positions: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """d loss / d log-probs [n] of a chunk, which lie at these positions of the pack."""
+        with torch.enable_grad():
+            logprobs = logprobs.detach().requires_grad_()
+            row = torch.zeros_like(pack.mask).index_copy(0, positions, logprobs)
+            return torch.autograd.grad(self.loss(row, pack)[0], logprobs)[0]
+
+    def _padding(self, pack: Pack, held: torch.Tensor) -> torch.Tensor:
+        """[1, tokens of this rank] bool, for the router, which sees a tensor rank's part under sequence parallel."""
+        padding = pack.padding[held]
+        if self.model.config.sequence_parallel:
+            tensor = parallel_state.get_tensor_model_parallel_group()
+            padding = padding.chunk(tensor.size())[tensor.rank()]
+        return padding[None]
+
+    @contextlib.contextmanager
+    def _without_output_layer(self) -> Iterator[None]:
+        """Inside, the model returns its last hidden states: logits are the head's business, a chunk at a time."""
+        last, self.model.post_process = self.model.post_process, False
+        try:
+            yield
+        finally:
+            self.model.post_process = last
