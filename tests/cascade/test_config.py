@@ -1,5 +1,6 @@
 """A wrong config stops with all its problems, each naming its key and a remedy, before anything is started."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from nemo_cascade.cascade.checks import get
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.data.demo import DOMAINS
+from nemo_cascade.data.packed_dataset import write_packed
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -586,3 +588,42 @@ def test_composing_leaves_hydra_as_it_was(tmp_path, monkeypatch):
     compose_config("tiny")
     compose_config("smoke")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory):
+    """A folder of packs of 128 tokens."""
+    directory = tmp_path_factory.mktemp("packed")
+    rows = DOMAINS["math"].rows(5, "train", level="demo")
+    lines = [json.dumps(DOMAINS["math"].demonstration(row, number)) for number, row in enumerate(rows)]
+    (directory / "sft.jsonl").write_text("\n".join(lines))
+    write_packed([directory / "sft.jsonl"], directory / "packs", "tiny", 128)
+    return directory / "packs"
+
+
+def packed(folder, *more: str) -> list[str]:
+    """Overrides of `tiny` that have its SFT train on a folder."""
+    return [f"cascade.stages.sft.data.train={{packs: {{data_path: {folder}}}}}", *more]
+
+
+def test_sft_takes_a_folder_of_packs(packs):
+    assert load(*packed(packs)).stages["sft"].data.packed_folder == packs
+
+
+PACKED_CASES = {
+    "of longer packs": (["policy.sequence_packing.train_mb_tokens=100"], "packs of 128 tokens, more than"),
+    "with longer documents": (["policy.max_total_sequence_length=20"], "more than policy.max_total_sequence_length=20"),
+    "beside a file": (["cascade.stages.sft.data.train.more={data_path: x.jsonl}"], "packs are a mixture already"),
+    "of another layout": ([f"{LAYOUT}context_parallel_size=2"], "context_parallel_size=2 needs 4; pack again with it"),
+    "of too few a step": (["policy.train_global_batch_size=3"], "3 packs a step cannot be dealt evenly to 2"),
+}
+
+
+@pytest.mark.parametrize("case", PACKED_CASES)
+def test_a_folder_of_packs_that_does_not_fit_is_refused(case, packs):
+    overrides, expected = PACKED_CASES[case]
+    assert any(expected in line for line in problems(*packed(packs, *overrides), world_size=2))
+
+
+def test_a_folder_without_packs_is_refused(tmp_path):
+    assert any(f"{tmp_path}: no packed dataset" in line for line in problems(*packed(tmp_path)))

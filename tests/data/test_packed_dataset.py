@@ -173,7 +173,7 @@ def test_a_killed_write_leaves_nothing_that_looks_finished(files, samples, tmp_p
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run([sys.executable, "-c", program, *map(str, files)], env=environment, timeout=240)
     assert done.returncode == -signal.SIGKILL and list((tmp_path / "tmp_out").glob("*.parquet"))
-    with pytest.raises(DataError, match="no packing.json"):
+    with pytest.raises(DataError, match="no packed dataset"):
         PackedDataset(tmp_path / "out")
     assert write_packed(files, tmp_path / "out", "tiny", 512).documents == len(samples)
     assert len(PackedDataset(tmp_path / "out")) and not (tmp_path / "tmp_out").exists()
