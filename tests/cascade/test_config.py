@@ -485,7 +485,7 @@ IMPOSSIBLE = {
     "experts do not divide": (
         ["expert_model_parallel_size=3"],
         3,
-        "expert_model_parallel_size: 3 does not divide tiny's num_moe_experts 8",
+        "expert_model_parallel_size: 3 does not divide tiny's num_moe_experts 8 = 3 * 2 + 2",
     ),
     "heads do not divide": (
         ["tensor_model_parallel_size=8", "sequence_parallel=true"],
@@ -503,7 +503,7 @@ IMPOSSIBLE = {
         "2, but the embedded rollout engine cannot decode under pipeline parallel; set it to 1",
     ),
     "layers do not divide": (["pipeline_model_parallel_size=4"], 4, "4 does not divide tiny's num_layers 6"),
-    "context parallel": (["context_parallel_size=2"], 2, "context_parallel_size=2 is not supported yet; set it to 1"),
+    "context parallel": (["context_parallel_size=2"], 2, "2, but the embedded rollout engine cannot decode under context parallel"),
     "tensor without sequence parallel": (["tensor_model_parallel_size=2"], 2, "needs sequence_parallel=true"),
     "zero": (["tensor_model_parallel_size=0"], 2, "tensor_model_parallel_size: must be >= 1, got 0"),
 }
