@@ -21,8 +21,7 @@ from nemo_cascade.rollout.config import MAX_CACHE_BYTES
 
 Measure = Callable[[PolicyConfig, int], tuple[RankModel, ...]]
 
-# What a suggestion may change, in the order of preference among equally near ones: recomputing costs a third of a step's
-# time, offloading an update over the host's bus, more parallel ranks communication in every layer.
+# Sizes that a suggestion may have.
 TENSOR, CONTEXT, PIPELINE, EXPERT = (1, 2, 4, 8), (1, 2, 4, 8, 16), (1, 2, 4), (1, 2, 4, 8, 16, 32, 64, 128)
 PREFIX = "policy.megatron_cfg."
 
@@ -134,18 +133,15 @@ def plan_stage(
 
 def layout_of(cfg: MegatronConfig) -> Layout:
     """The keys of `policy.megatron_cfg` that the formulas know."""
-    recomputed: str | tuple[str, ...] = "none"
-    if cfg.activation_checkpointing or cfg.recompute_granularity == "full":
-        recomputed = "full"
-    elif cfg.recompute_granularity == "selective":
-        recomputed = tuple(cfg.recompute_modules or ("core_attn",))
+    modules = cfg.recompute_modules or () if cfg.recompute_granularity == "selective" else ()
     return Layout(
         tensor=cfg.tensor_model_parallel_size,
         pipeline=cfg.pipeline_model_parallel_size,
         context=cfg.context_parallel_size,
         expert=cfg.expert_model_parallel_size,
         expert_tensor=cfg.expert_tensor_parallel,
-        recomputed=recomputed,
+        recompute_layers=cfg.activation_checkpointing or cfg.recompute_granularity == "full",
+        recompute_modules=tuple(modules),
         distributed_optimizer=cfg.optimizer.use_distributed_optimizer,
         optimizer_offload=cfg.optimizer.optimizer_cpu_offload,
     )
@@ -182,6 +178,9 @@ def notes(cascade: CascadeConfig) -> Iterator[str]:
     for stage in cascade.stages.values():
         for problem in legality.decoding_problems(stage, lambda key: key):
             yield f"planned as if it could, but: {problem}"
+        together = stage.policy.megatron_cfg.recompute_num_layers
+        if together not in (None, 1):
+            yield f"planned as if every layer was recomputed by itself, but: recompute_num_layers is {together}"
 
 
 # ---------------------------------------------------------------------------------- another layout
@@ -203,41 +202,44 @@ def nearest(cascade: CascadeConfig, gpu: Gpu, world_size: int, measure: Measure)
             if rows is None:
                 break
         else:
-            return tuple([f"{key}={str(value).lower()}" for key, value in changes.items()] + rows)
+            return tuple([f"{key}={told(value)}" for key, value in changes.items()] + rows)
     return None
 
 
 def candidates(cfg: MegatronConfig, most_tensor: int) -> Iterator[dict[str, Any]]:
     """Changes to the layout, nearest first, none being the first: {dotted key: value}."""
-    recompute = (False, True) if layout_of(cfg).recomputed != "full" else (True,)
-    offload = (False, True) if not cfg.optimizer.optimizer_cpu_offload else (True,)
+    # By key: what it is, what it may be, and how gladly it is changed (lowest first) where two candidates are equally near.
+    present = layout_of(cfg)
+    may_be = {
+        "activation_checkpointing": (present.recompute_layers, (True,)),
+        "context_parallel_size": (present.context, CONTEXT),
+        "expert_model_parallel_size": (present.expert, EXPERT),
+        "optimizer.optimizer_cpu_offload": (present.optimizer_offload, (True,)),
+        "tensor_model_parallel_size": (present.tensor, [size for size in TENSOR if size <= most_tensor]),
+        "pipeline_model_parallel_size": (present.pipeline, PIPELINE),
+    }
     found = []
-    sizes = itertools.product(TENSOR, CONTEXT, PIPELINE, EXPERT)
-    for (tensor, context, pipeline, expert), again, offloaded in itertools.product(sizes, recompute, offload):
-        if tensor > most_tensor:
-            continue
-        wanted = {
-            "activation_checkpointing": again or cfg.activation_checkpointing,
-            "context_parallel_size": context,
-            "expert_model_parallel_size": expert,
-            "tensor_model_parallel_size": tensor,
-            "pipeline_model_parallel_size": pipeline,
-        }
-        changes = {PREFIX + key: value for key, value in wanted.items() if value != getattr(cfg, key)}
-        if layout_of(cfg).recomputed == "full":
-            changes.pop(PREFIX + "activation_checkpointing", None)
-        if offloaded and not cfg.optimizer.optimizer_cpu_offload:
-            changes[PREFIX + "optimizer.optimizer_cpu_offload"] = True
-        steps = sum(
-            abs(math.log2(value / getattr(cfg, key.removeprefix(PREFIX)))) if type(value) is int else 1
-            for key, value in changes.items()
-        )
-        preference = [list(wanted).index(key.removeprefix(PREFIX)) if key.removeprefix(PREFIX) in wanted else 2.5 for key in changes]
-        if tensor > 1 and not cfg.sequence_parallel:
+    for values in itertools.product(*({now, *others} for now, others in may_be.values())):
+        changed = [
+            (place, key, now, value)
+            for place, ((key, (now, _)), value) in enumerate(zip(may_be.items(), values))
+            if value != now
+        ]
+        # How many doublings or halvings; switching something on is one.
+        steps = sum(1 if value is True else abs(math.log2(value / now)) for _, _, now, value in changed)
+        changes = {PREFIX + key: value for _, key, _, value in changed}
+        if changes.get(PREFIX + "activation_checkpointing"):
+            changes |= {PREFIX + name: None for name in ("recompute_granularity", "recompute_modules") if getattr(cfg, name)}
+        if changes.get(PREFIX + "tensor_model_parallel_size", 1) > 1 and not cfg.sequence_parallel:
             changes[PREFIX + "sequence_parallel"] = True
-        found.append(((len(preference), steps, sum(preference)), changes))
-    for _, changes in sorted(found, key=lambda entry: entry[0]):
-        yield changes
+        found.append((len(changed), steps, sum(place for place, *_ in changed), list(changes.items())))
+    for *_, changes in sorted(found, key=lambda entry: entry[:3]):
+        yield dict(changes)
+
+
+def told(value: bool | int | None) -> str:
+    """A value as it is written on the command line."""
+    return "null" if value is None else str(value).lower()
 
 
 def with_changes(cascade: CascadeConfig, changes: dict[str, Any]) -> CascadeConfig:
@@ -355,7 +357,7 @@ def show(plan: CascadePlan, console) -> None:
             )
     console.print(table)
     console.print(
-        f"peak: the worst of train, sample and score, with {gib(memory.RESERVE)} for CUDA, NCCL and fragmentation, of "
+        f"peak: the worst of load, train, sample and score, with {gib(memory.RESERVE)} for CUDA, NCCL and fragmentation, of "
         f"{gib(plan.gpu.memory)}; aside: the student while another checkpoint answers; host/node: teachers, offloaded optimizer"
     )
     for stage in plan.stages:
@@ -373,8 +375,8 @@ def layout_name(layout: Layout) -> str:
     """ "TP2 CP8 EP8 recompute" """
     sizes = {"TP": layout.tensor, "PP": layout.pipeline, "CP": layout.context, "EP": layout.expert, "ETP": layout.expert_tensor}
     words = [f"{name}{size}" for name, size in sizes.items() if size > 1]
-    if layout.recomputed != "none":
-        words.append("recompute" if layout.recomputed == "full" else "recompute " + "+".join(layout.recomputed))
+    if layout.recompute_layers or layout.recompute_modules:
+        words.append("+".join(["recompute", *layout.recompute_modules]))
     if layout.optimizer_offload:
         words.append("offload")
     return " ".join(words) or "DP"

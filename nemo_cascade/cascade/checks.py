@@ -414,6 +414,9 @@ def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
             find_tokenizer(stage.policy.tokenizer.name)
         except ValueError as error:
             yield f"{where('policy.tokenizer.name')}: {error}"
+    if stage.policy.megatron_cfg.optimizer.optimizer_cpu_offload and find_spec("transformer_engine") is None:
+        key = where("policy.megatron_cfg.optimizer.optimizer_cpu_offload")
+        yield f"{key}: megatron-core offloads with Transformer Engine only, which is not installed; install it, or set it to false"
     if stage.logger.tensorboard_enabled and find_spec("tensorboard") is None:
         yield f"{where('logger.tensorboard_enabled')}: tensorboard is not installed; pip install tensorboard, or set it to false"
 

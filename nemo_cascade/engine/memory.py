@@ -3,8 +3,8 @@
 What a rank holds (`RankModel`) is counted on the model itself, by `engine.planner`. What depends on lengths and batches is estimated
 here: activations, caches, optimizer shards, teachers that wait. Everything is in bytes.
 
-Known to be left out: growth of NCCL's buffers with the number of groups and the allocator's fragmentation (`RESERVE` stands for
-both, and for the CUDA context), and in host memory data loaders and the page cache.
+`RESERVE` stands for the CUDA context, NCCL's buffers and the allocator's fragmentation. Left out: what a checkpoint of the optimizer
+gathers while it is written, and in host memory data loaders and the page cache.
 """
 
 import math
@@ -77,14 +77,16 @@ class RankModel:
 
 @dataclass(frozen=True)
 class Layout:
-    """What formulas want to know of `policy.megatron_cfg`. recomputed: "none", "full", or the modules of selective recompute."""
+    """What formulas want to know of `policy.megatron_cfg`. recompute_layers: all of them, each from its input; recompute_modules:
+    only these parts of a layer, by megatron-core's names."""
 
     tensor: int = 1
     pipeline: int = 1
     context: int = 1
     expert: int = 1
     expert_tensor: int = 1
-    recomputed: str | tuple[str, ...] = "none"
+    recompute_layers: bool = False
+    recompute_modules: tuple[str, ...] = ()
     distributed_optimizer: bool = True
     optimizer_offload: bool = False
 
@@ -161,7 +163,8 @@ def kept_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size:
     out_proj's. *: queries, keys, values, the output and its log-sum-exp in float32. E: the routed rows, their hidden layer before and
     after the activation, the same of the shared expert, and four float32 numbers for each token and expert in the router.
 
-    The torch layers keep more in the Mamba layers: a few float32 arrays of the chunked scan.
+    The torch layers of this package keep the same, and the attention's output once more, but in M three to five times as much:
+    float32 arrays of the chunked scan.
     """
     tp, etp = layout.tensor, layout.expert_tensor
     s = tokens / layout.context
@@ -201,13 +204,13 @@ def remaining_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, 
     Of those "moe" (all between the layer's norm and its residual) and "shared_experts" are accounted for; others count as kept.
     """
     n = tokens / layout.context / layout.tensor
-    if layout.recomputed == "full":
+    if layout.recompute_layers:
         return math.ceil(size * model.hidden_size * n)
     kept = kept_bytes(model, kind, tokens, layout, size)
-    if kind == "E" and "moe" in layout.recomputed:
+    if kind == "E" and "moe" in layout.recompute_modules:
         return math.ceil(size * 2 * model.hidden_size * n)
-    if kind == "E" and "shared_experts" in layout.recomputed:
-        return kept - math.ceil(size * 2 * model.moe_shared_expert_intermediate_size * tokens / layout.context / layout.tensor)
+    if kind == "E" and "shared_experts" in layout.recompute_modules:
+        return kept - math.ceil(size * 2 * model.moe_shared_expert_intermediate_size * n)
     return kept
 
 
@@ -230,9 +233,13 @@ def running_bytes(model: ModelConfig, rank: RankModel, tokens: int, layout: Layo
     """
     peaks = [0]
     for kind in set(rank.layers):
-        made = kept_bytes(model, kind, tokens, layout, size) + passing_bytes(model, kind, tokens, layout, size)
-        again = made if not backward or layout.recomputed != "none" else 0
-        peaks.append(again + (made if backward else 0))
+        kept = kept_bytes(model, kind, tokens, layout, size)
+        made = kept + passing_bytes(model, kind, tokens, layout, size)
+        if not backward:
+            peaks.append(made)
+        else:
+            again = kept if remaining_bytes(model, kind, tokens, layout, size) < kept else 0
+            peaks.append(again + made)
     if rank.pipeline_stage == layout.pipeline - 1:
         peaks.append(head_bytes(model, rank, tokens, layout, size, backward))
     return max(peaks)
@@ -295,8 +302,9 @@ class Need:
 
 
 def need(model: ModelConfig, rank: RankModel, work: Work, layout: Layout) -> Need:
-    """The memory of a rank in the phases of a step, which the training loops run one after the other:
+    """The memory of a rank in the phases of a stage, which the training loops go through one after the other:
 
+        load     weights, gradients, optimizer, the weights that were read
         train    weights, gradients, optimizer, activations
         sample   weights, gradients, optimizer, cache, what reading a prompt needs
         score    weights, gradients, optimizer, the student's own weights set aside, what one forward pass needs
@@ -311,7 +319,7 @@ def need(model: ModelConfig, rank: RankModel, work: Work, layout: Layout) -> Nee
     held = weights + gradients + on_gpu
     # A gradient is made in the parameter's type before it is added to the buffer.
     activations = training_bytes(model, rank, work, layout, size) + rank.largest
-    phases = {"train": held + activations}
+    phases = {"load": held + weights, "train": held + activations}
     cache = copy = 0
     if work.rows:
         cache = work.rows * row_bytes(model, rank.layers, work.row_tokens, layout.tensor, size)
