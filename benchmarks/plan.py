@@ -2,8 +2,8 @@
 
     python benchmarks/plan.py --out plan.json
 
-Every layout is measured and estimated for packs of 262,144 tokens on each known GPU. The time includes importing torch and
-megatron-core. No test looks at what this prints.
+Every layout is measured and estimated for packs of 262,144 tokens on each known GPU. The time includes importing torch
+and megatron-core. No test looks at what this prints.
 """
 
 import argparse
@@ -98,14 +98,16 @@ def measure(world_size: int, tensor: int, pipeline: int, context: int, expert: i
 
 def show(told: dict) -> None:
     """All layouts, then the bars."""
-    table = Table("ranks", "layout", "built", "s", "most parameters", "peak GiB", "fits", title=f"packs of {PACK:,} tokens")
+    heads = ("ranks", "layout", "built", "s", "most parameters", "peak GiB", "fits")
+    table = Table(*heads, title=f"packs of {PACK:,} tokens")
     for row in told["rows"]:
         most, fits = f"{max(row['parameters']) / 1e9:.3f} B", ", ".join(row["fits"]) or "none"
-        figures = (str(row["ranks"]), row["layout"], str(row["kinds"]), f"{row['seconds']:.1f}", most, gib(row["peak"]), fits)
-        table.add_row(*figures)
+        counts = str(row["ranks"]), row["layout"], str(row["kinds"])
+        table.add_row(*counts, f"{row['seconds']:.1f}", most, gib(row["peak"]), fits)
     count, seconds = len(told["rows"]), told["seconds"]
+    quick = count >= BAR_LAYOUTS and seconds <= BAR_SECONDS
     holds = {
-        f"{count} layouts, at least {BAR_LAYOUTS}, in at most {BAR_SECONDS} s": count >= BAR_LAYOUTS and seconds <= BAR_SECONDS,
+        f"{count} layouts, at least {BAR_LAYOUTS}, in at most {BAR_SECONDS} s": quick,
         f"each adds up to {PARAMETERS:,} parameters": all(row["whole"] == PARAMETERS for row in told["rows"]),
     }
     console = Console(width=120)

@@ -1,7 +1,7 @@
 """Whether every stage of a cascade fits its GPUs, rank by rank, and the nearest layout that does when one does not.
 
-What a rank holds is counted on the model (`engine.planner`, given here as `measure`), what a step needs beside it is estimated
-(`engine.memory`). This module turns a stage's keys into the numbers both want, and looks for other layouts.
+What a rank holds is counted on the model (`engine.planner`, given here as `measure`), what a step needs beside it is
+estimated (`engine.memory`). This module turns a stage's keys into the numbers both want, and looks for other layouts.
 """
 
 import dataclasses
@@ -71,7 +71,9 @@ class CascadePlan:
         return plain | {"fits": self.fits}
 
 
-def plan_cascade(cascade: CascadeConfig, gpu: Gpu, world_size: int, measure: Measure, suggest: bool = True) -> CascadePlan:
+def plan_cascade(
+    cascade: CascadeConfig, gpu: Gpu, world_size: int, measure: Measure, suggest: bool = True
+) -> CascadePlan:
     """The plan of a legal config (`load_config(planning=True)` with this world size)."""
     measure = remembering(measure)
     stages = tuple(plan_stage(cascade, stage, gpu, world_size, measure) for stage in cascade.stages.values())
@@ -122,8 +124,9 @@ def plan_stage(
             )
         if need.cache > MAX_CACHE_BYTES:
             problems.append(
-                f"pipeline stage {rank.pipeline_stage}: {gib(need.cache)} GiB of decoding cache for {work.rows} replies of "
-                f"{work.row_tokens} tokens, more than the {gib(MAX_CACHE_BYTES)} the engine allows; lower generation.max_batch_size"
+                f"pipeline stage {rank.pipeline_stage}: {gib(need.cache)} GiB of cache to decode {work.rows} replies "
+                f"of {work.row_tokens} tokens, more than the {gib(MAX_CACHE_BYTES)} that the engine allows; lower "
+                "policy.generation.max_batch_size"
             )
     per_node = max(need.host for need in needs) * min(stage.cluster.gpus_per_node, world_size)
     if per_node > gpu.host_memory:
@@ -150,9 +153,9 @@ def layout_of(cfg: MegatronConfig) -> Layout:
 def work_of(stage: StageConfig, world_size: int) -> Work:
     """A stage's batch, as one rank sees it.
 
-    Replies are dealt to all that hold the whole model together, context ranks too (a reply being decoded is not cut), and
-    `generation.max_batch_size` of them are decoded at once. How many packs they make is not known beforehand: enough to fill a
-    pipeline. Checkpoints beside the student's: teachers, the parent under a KL term, the judge.
+    Replies are dealt to all that hold the whole model together, context ranks too (a reply being decoded is not cut),
+    and `generation.max_batch_size` of them are decoded at once. How many packs they make is not known beforehand:
+    enough to fill a pipeline. Checkpoints beside the student's: teachers, the parent under a KL term, the judge.
     """
     cfg, policy = stage.policy.megatron_cfg, stage.policy
     model_ranks = cfg.tensor_model_parallel_size * cfg.pipeline_model_parallel_size
@@ -208,7 +211,8 @@ def nearest(cascade: CascadeConfig, gpu: Gpu, world_size: int, measure: Measure)
 
 def candidates(cfg: MegatronConfig, most_tensor: int) -> Iterator[dict[str, Any]]:
     """Changes to the layout, nearest first, none being the first: {dotted key: value}."""
-    # By key: what it is, what it may be, and how gladly it is changed (lowest first) where two candidates are equally near.
+    # By key: what it is, what it may be, and how gladly it is changed (lowest first) where two candidates are equally
+    # near.
     present = layout_of(cfg)
     may_be = {
         "activation_checkpointing": (present.recompute_layers, (True,)),
@@ -229,7 +233,8 @@ def candidates(cfg: MegatronConfig, most_tensor: int) -> Iterator[dict[str, Any]
         steps = sum(1 if value is True else abs(math.log2(value / now)) for _, _, now, value in changed)
         changes = {PREFIX + key: value for _, key, _, value in changed}
         if changes.get(PREFIX + "activation_checkpointing"):
-            changes |= {PREFIX + name: None for name in ("recompute_granularity", "recompute_modules") if getattr(cfg, name)}
+            selective = ("recompute_granularity", "recompute_modules")
+            changes |= {PREFIX + name: None for name in selective if getattr(cfg, name)}
         if changes.get(PREFIX + "tensor_model_parallel_size", 1) > 1 and not cfg.sequence_parallel:
             changes[PREFIX + "sequence_parallel"] = True
         found.append((len(changed), steps, sum(place for place, *_ in changed), list(changes.items())))
@@ -296,7 +301,7 @@ def _expert_ranks(cfg: MegatronConfig) -> int:
 
 
 def _fitting_rows(cascade: CascadeConfig, gpu: Gpu, world_size: int, measure: Measure) -> list[str] | None:
-    """Overrides of `generation.max_batch_size`, where fewer replies at once are needed; None when some stage does not fit."""
+    """Overrides of `generation.max_batch_size` where it must be lower; None when some stage does not fit with any."""
     overrides = []
     for stage in cascade.stages.values():
         plan = plan_stage(cascade, stage, gpu, world_size, measure)
@@ -357,8 +362,9 @@ def show(plan: CascadePlan, console) -> None:
             )
     console.print(table)
     console.print(
-        f"peak: the worst of load, train, sample and score, with {gib(memory.RESERVE)} for CUDA, NCCL and fragmentation, of "
-        f"{gib(plan.gpu.memory)}; aside: the student while another checkpoint answers; host/node: teachers, offloaded optimizer"
+        f"peak: the worst of load, train, sample and score, with {gib(memory.RESERVE)} for CUDA, NCCL and "
+        f"fragmentation, of {gib(plan.gpu.memory)}; aside: the student while another checkpoint answers; host/node: "
+        "other checkpoints and the offloaded optimizer"
     )
     for stage in plan.stages:
         for problem in stage.problems:
@@ -368,13 +374,13 @@ def show(plan: CascadePlan, console) -> None:
     if plan.suggestion is not None:
         console.print("fits with: " + " ".join(plan.suggestion))
     elif not plan.fits:
-        console.print(f"no layout on {plan.world_size} of these GPUs was found to fit; use more of them or shorter packs")
+        console.print(f"found no layout of {plan.world_size} of these GPUs that fits; use more or shorter packs")
 
 
 def layout_name(layout: Layout) -> str:
     """ "TP2 CP8 EP8 recompute" """
-    sizes = {"TP": layout.tensor, "PP": layout.pipeline, "CP": layout.context, "EP": layout.expert, "ETP": layout.expert_tensor}
-    words = [f"{name}{size}" for name, size in sizes.items() if size > 1]
+    sizes = (layout.tensor, layout.pipeline, layout.context, layout.expert, layout.expert_tensor)
+    words = [f"{name}{size}" for name, size in zip(("TP", "PP", "CP", "EP", "ETP"), sizes) if size > 1]
     if layout.recompute_layers or layout.recompute_modules:
         words.append("+".join(["recompute", *layout.recompute_modules]))
     if layout.optimizer_offload:

@@ -416,7 +416,7 @@ def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
             yield f"{where('policy.tokenizer.name')}: {error}"
     if stage.policy.megatron_cfg.optimizer.optimizer_cpu_offload and find_spec("transformer_engine") is None:
         key = where("policy.megatron_cfg.optimizer.optimizer_cpu_offload")
-        yield f"{key}: megatron-core offloads with Transformer Engine only, which is not installed; install it, or set it to false"
+        yield f"{key}: megatron-core needs Transformer Engine for it, which is not installed; install it or set this to false"
     if stage.logger.tensorboard_enabled and find_spec("tensorboard") is None:
         yield f"{where('logger.tensorboard_enabled')}: tensorboard is not installed; pip install tensorboard, or set it to false"
 

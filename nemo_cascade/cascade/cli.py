@@ -25,7 +25,7 @@ EXIT_DOES_NOT_FIT, EXIT_REFUSED = 1, 2
 SECONDS_FOR_RANK_0_TO_SPEAK = 5
 
 Overrides = Annotated[Optional[list[str]], typer.Argument(help="key=value, +key=value or ~key, as in Hydra")]
-ConfigName = Annotated[str, typer.Option(help="A config shipped with the package or in --config-dir")]
+ConfigName = Annotated[str, typer.Option(help="A config shipped with the package or in --config-dir, or a .yaml file")]
 ConfigDir = Annotated[Optional[Path], typer.Option(help="A folder of your own configs")]
 ConfigFile = Annotated[Optional[Path], typer.Option(help="One file, instead of --config-name and --config-dir")]
 
@@ -184,6 +184,8 @@ def load(
     planning: bool = False,
 ) -> CascadeConfig:
     """The checked config; ends the program when it is wrong. planning: for machines that this is not one of."""
+    if file is None and directory is None and name.endswith(".yaml") and Path(name).is_file():
+        file = Path(name)
     if file is not None:
         name, directory = file.stem, file.parent
     try:

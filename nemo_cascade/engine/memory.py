@@ -1,10 +1,10 @@
 """How much memory one rank needs, as formulas over plain numbers: nothing here imports torch or megatron-core.
 
-What a rank holds (`RankModel`) is counted on the model itself, by `engine.planner`. What depends on lengths and batches is estimated
-here: activations, caches, optimizer shards, teachers that wait. Everything is in bytes.
+What a rank holds (`RankModel`) is counted on the model itself, by `engine.planner`. What depends on lengths and batches
+is estimated here: activations, caches, optimizer shards, teachers that wait. Everything is in bytes.
 
-`RESERVE` stands for the CUDA context, NCCL's buffers and the allocator's fragmentation. Left out: what a checkpoint of the optimizer
-gathers while it is written, and in host memory data loaders and the page cache.
+`RESERVE` stands for the CUDA context, NCCL's buffers and the allocator's fragmentation. Left out: what a checkpoint of
+the optimizer gathers while it is written, and in host memory data loaders and the page cache.
 """
 
 import math
@@ -34,7 +34,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Tensors:
-    """Parameters of one sort on a rank. expert: reduced over expert-data-parallel ranks only, and so sharded over those."""
+    """Parameters of one sort on a rank. expert: whose gradients are reduced over expert-data-parallel ranks only."""
 
     count: int
     element_size: int
@@ -51,8 +51,9 @@ class Tensors:
 class RankModel:
     """What every rank of one pipeline stage holds.
 
-    ranks: how many of them there are; layers: their letters of the pattern. data_parallel counts context ranks too, since
-    gradients and optimizer are shared out over both. whole: parameters of the stage's part of the model, each counted once.
+    ranks: how many of them there are; layers: their letters of the pattern. data_parallel counts context ranks too,
+    since gradients and optimizer are shared out over both. whole: parameters of the stage's part of the model, each
+    counted once.
     """
 
     pipeline_stage: int
@@ -77,8 +78,8 @@ class RankModel:
 
 @dataclass(frozen=True)
 class Layout:
-    """What formulas want to know of `policy.megatron_cfg`. recompute_layers: all of them, each from its input; recompute_modules:
-    only these parts of a layer, by megatron-core's names."""
+    """What formulas want to know of `policy.megatron_cfg`. recompute_layers: all of them, each from its input;
+    recompute_modules: only these parts of a layer, by megatron-core's names."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -95,9 +96,9 @@ class Layout:
 class Work:
     """What a stage asks of a rank.
 
-    pack: tokens of the longest pack. microbatches: packs a rank trains on in a step (those of a pipeline are in flight at once).
-    rows, row_tokens, prompt_tokens: replies decoded at once, their longest length, the longest prompt; 0 rows for SFT.
-    copies: other checkpoints whose log-probs or judgements a step needs, which wait in host memory.
+    pack: tokens of the longest pack. microbatches: packs a rank trains on in a step (those of a pipeline are in flight
+    at once). rows, row_tokens, prompt_tokens: replies decoded at once, their longest length, the longest prompt; 0 rows
+    for SFT. copies: other checkpoints whose log-probs or judgements a step needs, which wait in host memory.
     """
 
     pack: int
@@ -119,8 +120,8 @@ def gradient_bytes(rank: RankModel) -> int:
 def optimizer_bytes(rank: RankModel, layout: Layout) -> int:
     """Adam as megatron-core keeps it: two float32 moments, and a float32 master of what is not float32 itself.
 
-    The distributed optimizer deals them out over the ranks that hold the same parameters: data x context parallel, for experts
-    expert-data parallel. Its buckets are padded, by less than 0.1 % at sizes that matter.
+    The distributed optimizer deals them out over the ranks that hold the same parameters: data x context parallel, for
+    experts expert-data parallel. Its buckets are padded, by less than 0.1 % at sizes that matter.
     """
     total = 0
     for tensors in rank.tensors:
@@ -151,7 +152,8 @@ PREFILL = 4_096
 
 
 def kept_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size: int) -> int:
-    """What one layer keeps for its backward pass, per rank, with fused kernels (Transformer Engine, mamba-ssm, flash attention).
+    """What one layer keeps for its backward pass, per rank, with fused kernels (Transformer Engine, mamba-ssm, flash
+    attention).
 
     With s = tokens / CP, n = s / TP (sequence parallel), h the hidden size, and `size` bytes a number:
 
@@ -159,12 +161,13 @@ def kept_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size:
         *   size * (2 h n + s (2 heads + 2 max(groups, TP)) head_dim / TP) + 4 s heads / TP
         E   size * (2 h n + h r + 2 ffn r / ETP + 2 shared s / TP) + 16 n experts,    r = n topk ETP * IMBALANCE
 
-    2 h n: the input of the norm and of the mixer. M: in_proj's output (z, x, B, C, dt), the scan's output, the gated norm's input and
-    out_proj's. *: queries, keys, values, the output and its log-sum-exp in float32. E: the routed rows, their hidden layer before and
-    after the activation, the same of the shared expert, and four float32 numbers for each token and expert in the router.
+    2 h n: the input of the norm and of the mixer. M: in_proj's output (z, x, B, C, dt), the scan's output, the gated
+    norm's input and out_proj's. *: queries, keys, values, the output and its log-sum-exp in float32. E: the routed
+    rows, their hidden layer before and after the activation, the same of the shared expert, and four float32 numbers
+    for each token and expert in the router.
 
-    The torch layers of this package keep the same, and the attention's output once more, but in M three to five times as much:
-    float32 arrays of the chunked scan.
+    The torch layers of this package keep the same, and the attention's output once more, but in M three to five times
+    as much: float32 arrays of the chunked scan.
     """
     tp, etp = layout.tensor, layout.expert_tensor
     s = tokens / layout.context
@@ -190,7 +193,7 @@ def _routed_rows(model: ModelConfig, tokens: float, layout: Layout) -> float:
 
 
 def passing_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size: int) -> int:
-    """What one layer needs for the time it runs, beside what it keeps: gathered inputs under TP, and rows on their way to experts."""
+    """What a layer needs while it runs, beside what it keeps: gathered inputs (TP), rows on their way to experts."""
     s = tokens / layout.context
     passing = 2 * model.hidden_size * s if layout.tensor > 1 else 0
     if kind == "E":
@@ -199,9 +202,11 @@ def passing_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, si
 
 
 def remaining_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size: int) -> int:
-    """What one layer keeps under the layout's recompute: full leaves its input, selective what is outside of the modules named.
+    """What one layer keeps under the layout's recompute: full leaves its input, selective what is outside of the
+    modules named.
 
-    Of those "moe" (all between the layer's norm and its residual) and "shared_experts" are accounted for; others count as kept.
+    Of those "moe" (all between the layer's norm and its residual) and "shared_experts" are accounted for; others count
+    as kept.
     """
     n = tokens / layout.context / layout.tensor
     if layout.recompute_layers:
@@ -229,7 +234,8 @@ def training_bytes(model: ModelConfig, rank: RankModel, work: Work, layout: Layo
 def running_bytes(model: ModelConfig, rank: RankModel, tokens: int, layout: Layout, size: int, backward: bool) -> int:
     """The hungriest layer while it runs, or the head: forward what it makes, backward that and its gradients.
 
-    The head is never there together with a layer's backward pass, but its gathered hidden states and their gradient are.
+    The head is never there together with a layer's backward pass, but its gathered hidden states and their gradient
+    are.
     """
     peaks = [0]
     for kind in set(rank.layers):
@@ -246,8 +252,9 @@ def running_bytes(model: ModelConfig, rank: RankModel, tokens: int, layout: Layo
 
 
 def head_bytes(model: ModelConfig, rank: RankModel, tokens: int, layout: Layout, size: int, backward: bool) -> int:
-    """The output layer and the log-probs, in chunks of tokens: hidden states of all of the rank's tokens [tokens / CP, hidden] on
-    every tensor rank, a chunk of logits in float32 twice; backward also the gradients of the hidden states and of the weight.
+    """The output layer and the log-probs, in chunks of tokens: hidden states of all of the rank's tokens [tokens / CP,
+    hidden] on every tensor rank, a chunk of logits in float32 twice; backward also the gradients of the hidden states
+    and of the weight.
 
     Without chunks it would be 4 tokens vocab / TP bytes, and several times that.
     """
@@ -261,7 +268,8 @@ def head_bytes(model: ModelConfig, rank: RankModel, tokens: int, layout: Layout,
 
 
 def row_bytes(model: ModelConfig, layers: str, tokens: int, tensor: int, size: int) -> int:
-    """Cache of one reply on a rank: keys and values of its attention layers, convolution and float32 SSM states of its Mamba layers.
+    """Cache of one reply on a rank: keys and values of its attention layers, convolution and float32 SSM states of its
+    Mamba layers.
 
     Under more tensor ranks than query groups every rank has one group.
     """
@@ -309,8 +317,8 @@ def need(model: ModelConfig, rank: RankModel, work: Work, layout: Layout) -> Nee
         sample   weights, gradients, optimizer, cache, what reading a prompt needs
         score    weights, gradients, optimizer, the student's own weights set aside, what one forward pass needs
 
-    Gradients and optimizer stay on the GPU throughout. Scoring keeps the student on the GPU while another checkpoint lies in its
-    place (`Policy.weights_of`), and every rank keeps its own shards of each such checkpoint in host memory.
+    Gradients and optimizer stay on the GPU throughout. Scoring keeps the student on the GPU while another checkpoint
+    lies in its place (`Policy.weights_of`), and every rank keeps its own shards of each such checkpoint in host memory.
     """
     size = max(rank.tensors, key=lambda tensors: tensors.count).element_size
     weights, gradients = rank.weights, gradient_bytes(rank)

@@ -2,7 +2,8 @@
 
 Nothing is sent and no weights exist, but the groups are those that megatron-core builds and the model is the one that
 `build_model` builds there, so what a rank holds is counted, not computed. All ranks of a pipeline stage hold the same
-amounts, because tensor, expert and data parallel divide evenly or are refused (`cascade.layout`): one rank a stage is built.
+amounts, because tensor, expert and data parallel divide evenly or are refused (`cascade.layout`): one rank a stage is
+built.
 """
 
 import contextlib
@@ -43,14 +44,14 @@ def rank_model(config: PolicyConfig, world_size: int, rank: int) -> RankModel:
         with torch.device("meta"):
             model = build_model(preset, transformer_config(preset, **settings, **cfg.model_overrides))
         stage = parallel_state.get_pipeline_model_parallel_rank()
-        layers = len(model.decoder.layers)
         parameters = dict(model.named_parameters())
+        state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
         return RankModel(
             pipeline_stage=stage,
             ranks=world_size // cfg.pipeline_model_parallel_size,
             layers="".join(model.decoder.layer_type_list),
             tensors=_sorted_out(parameters, cfg.freeze_moe_router),
-            buffers=sum(t.numel() * t.element_size() for name, t in model.state_dict().items() if _is_buffer(t, name, parameters)),
+            buffers=sum(t.numel() * t.element_size() for name, t in state.items() if name not in parameters),
             whole=_whole(model, parameters),
             largest=max(p.numel() * p.element_size() for p in parameters.values()),
             data_parallel=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
@@ -95,10 +96,6 @@ def _sorted_out(parameters: dict[str, torch.nn.Parameter], freeze_router: bool) 
         sort = parameter.element_size(), expert, not (freeze_router and name.endswith("router.weight"))
         counts[sort] = counts.get(sort, 0) + parameter.numel()
     return tuple(Tensors(count, *sort) for sort, count in sorted(counts.items()))
-
-
-def _is_buffer(value, name: str, parameters: dict) -> bool:
-    return isinstance(value, torch.Tensor) and name not in parameters
 
 
 def _whole(model, parameters: dict) -> int:

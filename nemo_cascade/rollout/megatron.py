@@ -122,7 +122,7 @@ class MegatronEngine:
         """Cache of one row: keys and values of every attention layer, convolution and SSM state of every Mamba layer."""
         config = self.model.config
         tp = parallel_state.get_tensor_model_parallel_world_size()
-        attention_layers = sum(hasattr(layer, "self_attention") for layer in self.model.decoder.layers)
+        attention_layers = self.model.decoder.layer_type_list.count("*")
         keys = 2 * tokens * config.num_query_groups * config.kv_channels * attention_layers
         states = sum(
             mixer.nheads_local_tp * mixer.headdim * mixer.d_state + mixer.conv1d.weight.numel() for mixer in self.mixers

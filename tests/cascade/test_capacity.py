@@ -54,7 +54,8 @@ def test_the_stages_of_full_are_those_of_the_paper_in_its_order():
     assert main == ["sft", *rl.split()]
     steps = {name: stage.max_num_steps for name, stage in cascade.stages.items()}
     assert (steps["sft"], steps["if_rl"], steps["multi_domain_rl"], steps["code_rl"]) == (33_000, 180, 70, 22)
-    sizes = {name: (s.grpo.num_prompts_per_step, s.grpo.num_generations_per_prompt) for name, s in cascade.stages.items()}
+    grpo = {name: stage.grpo for name, stage in cascade.stages.items()}
+    sizes = {name: (g.num_prompts_per_step, g.num_generations_per_prompt) for name, g in grpo.items()}
     assert (sizes["if_rl"], sizes["mopd"], sizes["swe_agentic_rl"]) == ((128, 16), (512, 1), (16, 64))
     assert cascade.stages["sft"].policy.sequence_packing.train_mb_tokens == 262_144
 
@@ -63,7 +64,7 @@ def test_what_full_and_node_lack_on_this_machine_is_told_without_a_crash(tmp_pat
     done = command("check", "--config-name=full", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     for line in (
-        "cascade.stages.if_rl.data.train.instruction_following.data_path: no file data/instruction_following/train.jsonl",
+        "cascade.stages.code_rl.data.train.code_gen.data_path: no file data/code_gen/train.jsonl",
         "policy.tokenizer.name: nano_30b_a3b is neither a folder nor shipped with the package (tiny)",
     ):
         assert f"nemo-cascade: {line}\n" in done.stderr
@@ -92,13 +93,15 @@ def test_a_suggestion_may_be_of_several_keys_and_of_fewer_replies_at_once():
         "cascade.stages.code_rl.policy.generation.max_batch_size=4096",
     )
     told = plan("full", overrides, world_size=32)
-    assert not told["fits"] and len(told["suggestion"]) >= 3
-    assert any(change.startswith("cascade.stages.code_rl.policy.generation.max_batch_size=") for change in told["suggestion"])
-    assert plan("full", overrides + tuple(told["suggestion"]), world_size=32)["fits"]
+    changes = tuple(told["suggestion"])
+    assert not told["fits"] and len(changes) >= 3
+    assert any(change.startswith("cascade.stages.code_rl.policy.generation.max_batch_size=") for change in changes)
+    assert plan("full", overrides + changes, world_size=32)["fits"]
 
 
 def test_what_fits_nowhere_is_told_so():
-    told = plan("full", world_size=8, overrides=(LAYOUT + "context_parallel_size=1",), gpu="h100-80g")
+    alone = [f"{LAYOUT}{name}_parallel_size=1" for name in ("tensor_model", "context", "expert_model")]
+    told = plan("full", (*alone, LAYOUT + "sequence_parallel=false"), world_size=1)
     assert not told["fits"] and told["suggestion"] is None
 
 

@@ -35,7 +35,7 @@ DOCUMENTS = (512, 512, 1024)
 
 
 def kept_by_autograd(precision):
-    """Bytes that each layer of WIDE keeps for its backward pass over a pack of DOCUMENTS, by its letter; each storage once."""
+    """Bytes that each layer of WIDE keeps for its backward pass over a pack of DOCUMENTS, by its letter."""
     import torch
 
     from nemo_cascade.data.sample import Sample
@@ -76,7 +76,8 @@ def test_layers_keep_for_their_backward_pass_what_the_formulas_say(precision, si
     formula = {kind: memory.kept_bytes(WIDE, kind, tokens, Layout(), size) for kind in "M*E"}
     assert kept["E"] == pytest.approx(formula["E"], rel=0.01)
     # The torch attention puts its output in the pack's order for the projection, and so keeps it twice.
-    assert kept["*"] - size * tokens * WIDE.num_attention_heads * WIDE.kv_channels == pytest.approx(formula["*"], rel=0.01)
+    output = size * tokens * WIDE.num_attention_heads * WIDE.kv_channels
+    assert kept["*"] - output == pytest.approx(formula["*"], rel=0.01)
     # A fused scan keeps less than the torch one.
     assert formula["M"] < kept["M"] < 5 * formula["M"]
 
@@ -96,18 +97,26 @@ def test_whole_layers_that_are_recomputed_leave_their_input_only(kind):
     assert memory.remaining_bytes(NANO, kind, 4096, Layout(), 2) == memory.kept_bytes(NANO, kind, 4096, Layout(), 2)
 
 
-def cache_of_a_row(tokens):
+def cache_of_rows(rows, tokens):
+    """Bytes that the engine counts for a row, and those of the caches it then has for all rows."""
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.policy import Policy
+    from nemo_cascade.rollout.types import Request, SamplingParams
     from nemo_cascade.stages.rollouts import make_engine
 
     parallel.init(MegatronConfig())
-    return make_engine(Policy(PolicyConfig(model_name="micro"), seed=0))._row_bytes(tokens)
+    engine = make_engine(Policy(PolicyConfig(model_name="micro"), seed=0))
+    params = SamplingParams(max_new_tokens=tokens - 4, temperature=1.0, top_p=1.0, stop_ids=(), seed=0)
+    engine.add([Request(prompt_id="0a", sample=sample, prompt=(1, 2, 3, 4)) for sample in range(rows)], params)
+    engine.step()
+    caches = [cache for caches in engine.batch.context.key_value_memory_dict.values() for cache in caches]
+    return engine._row_bytes(tokens), sum(cache.numel() * cache.element_size() for cache in caches)
 
 
-def test_a_row_of_cache_is_what_the_engine_counts():
+def test_rows_of_cache_are_what_the_engine_counts_and_holds():
     micro = get_preset("micro")
-    assert memory.row_bytes(micro, micro.pattern, 500, 1, 4) == run_distributed(cache_of_a_row, 1, 500)[0]
+    row = memory.row_bytes(micro, micro.pattern, 500, 1, 4)
+    assert run_distributed(cache_of_rows, 1, 3, 500)[0] == (row, 3 * row)
 
 
 def test_nano_keeps_6144_bytes_a_token_and_48_megabytes_of_states_a_reply():
@@ -126,7 +135,7 @@ def rank_of(dense: int, expert: int, data_parallel: int, expert_data_parallel: i
 
 
 def test_one_node_of_eight_holds_83_gigabytes_a_rank_before_activations():
-    """Experts split eight ways and everything else whole, in bfloat16 with gradients, masters and moments in float32."""
+    """Experts split eight ways and all else whole, in bfloat16 with gradients, masters and moments in float32."""
     rank = rank_of(2_203_132_736, 29_374_807_040 // 8, 8, 1)
     assert rank.parameters == pytest.approx(5.875e9, rel=1e-3)
     held = rank.weights + memory.gradient_bytes(rank) + memory.optimizer_bytes(rank, Layout())

@@ -66,7 +66,8 @@ def test_every_real_rank_holds_what_was_planned_for_its_pipeline_stage(layout):
     config = policy_config({key: value for key, value in layout.items() if key != "world"})
     plan = run_distributed(planned, 1, config, world)[0]
     ranks = run_distributed(held, world, config)
-    assert [rank.ranks for rank in plan] == [sum(real["stage"] == stage for real in ranks) for stage in range(len(plan))]
+    of_stage = [sum(real["stage"] == stage for real in ranks) for stage in range(len(plan))]
+    assert [rank.ranks for rank in plan] == of_stage
     for real in ranks:
         rank = plan[real["stage"]]
         for key in ("layers", "parameters", "weights", "data_parallel", "expert_data_parallel"):
@@ -93,8 +94,11 @@ NANO = {
     ),
     # More tensor ranks than key-value groups.
     "TP8 EP16": dict(tensor_model_parallel_size=8, expert_model_parallel_size=16, sequence_parallel=True),
-    "TP2 ETP2": dict(
-        tensor_model_parallel_size=2, expert_tensor_parallel_size=2, expert_model_parallel_size=4, sequence_parallel=True
+    "TP2 EP4 ETP2": dict(
+        tensor_model_parallel_size=2,
+        expert_model_parallel_size=4,
+        expert_tensor_parallel_size=2,
+        sequence_parallel=True,
     ),
 }
 
