@@ -18,7 +18,6 @@ import typer
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
-from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.engine.memory import GPUS
 
 EXIT_DOES_NOT_FIT, EXIT_REFUSED = 1, 2
@@ -98,7 +97,7 @@ def plan(
     Exit code 1 when a stage does not fit, 2 when the config or the layout is wrong.
     """
     if gpu is not None and gpu not in GPUS:
-        refuse([f"--gpu {gpu}: not a known GPU{did_you_mean(gpu, GPUS)}"])
+        refuse([f"--gpu {gpu}: not one of {', '.join(GPUS)}"])
     cascade = load(config_name, config_dir, config, overrides, world_size, planning=True)
     # The planner builds on no device; a GPU that it could see would be one.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

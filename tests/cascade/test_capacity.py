@@ -139,7 +139,7 @@ def test_the_command_prints_json_or_a_table_and_says_by_its_exit_code_whether_al
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (("--gpu=h100",), "--gpu h100: not a known GPU; did you mean h100-80g?"),
+        (("--gpu=h100",), "--gpu h100: not one of h100-80g, h200, b200"),
         (("--world-size=12",), "which does not divide the 12 started processes (12 = 8 * 1 + 4)"),
         ((LAYOUT + "tensor_model_paralel_size=2",), "did you mean tensor_model_parallel_size?"),
     ],
