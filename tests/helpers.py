@@ -6,6 +6,7 @@ group of its own, torn down at its end. A call that fails or hangs takes its wor
 
 import atexit
 import multiprocessing
+import multiprocessing.util  # noqa: F401 - waits for its children at exit; imported later it would do so before _stop_workers
 import os
 import socket
 import traceback

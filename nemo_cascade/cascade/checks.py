@@ -18,6 +18,7 @@ from nemo_cascade.data import demo
 from nemo_cascade.data.packing import document_multiple
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.tokenizer import find_tokenizer
+from nemo_cascade.engine.memory import GPUS
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, Source, StageConfig
@@ -39,11 +40,16 @@ CHOICES = {
     "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop"),
     # k1 has a gradient of mean 0, so as a loss it would hold nothing in place.
     "loss_fn.reference_policy_kl_type": ("k2", "k3"),
+    "cluster.gpu": tuple(GPUS),
     "data.on_bad_row": ("stop", "skip"),
     "gate.on_failure": ("stop", "warn", "rollback"),
 }
+# Weights, gradients and optimizer can be planned in both.
+PLANNING_CHOICES = CHOICES | {"policy.precision": ("float32", "bfloat16")}
 
 AT_LEAST_ONE = (
+    "cluster.num_nodes",
+    "cluster.gpus_per_node",
     "policy.train_global_batch_size",
     "policy.max_total_sequence_length",
     "policy.sequence_packing.train_mb_tokens",
@@ -101,12 +107,37 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
 
         problems += value_problems(stage, where)
         problems += relation_problems(stage, where)
+        problems += installation_problems(stage, where)
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
         problems += gate_problems(cascade, stage, source)
         problems += data_problems(cascade, stage, source, where)
         problems += layout.problems(stage, where, world_size)
+    problems += agreement_problems(cascade, source)
+    problems += shadowed_problems(source)
+    return list(dict.fromkeys(problems))
+
+
+def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: int | None) -> list[str]:
+    """What keeps a config from being planned, wherever its data are and whatever the engine can run today.
+
+    world_size None: as many GPUs as `cluster` has.
+    """
+    problems = [*order_problems(cascade, source)]
+    for name, stage in cascade.stages.items():
+
+        def where(key: str, name: str = name) -> str:
+            return source.where(name, key)
+
+        problems += value_problems(stage, where, PLANNING_CHOICES)
+        problems += relation_problems(stage, where)
+        problems += unread_problems(stage, source)
+        problems += graph_problems(cascade, stage, source)
+        problems += teacher_problems(cascade, stage, source)
+        gpus = world_size if world_size is not None else stage.cluster.num_nodes * stage.cluster.gpus_per_node
+        if gpus > 0:
+            problems += layout.legal_problems(stage, where, gpus)
     problems += agreement_problems(cascade, source)
     problems += shadowed_problems(source)
     return list(dict.fromkeys(problems))
@@ -268,11 +299,13 @@ def _earliest_start(cascade: "CascadeConfig", stage: "StageConfig") -> str | Non
 def agreement_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
     """What all stages must share, because weights pass from one to the next inside one set of processes."""
     stages = list(cascade.stages.values())
-    for key in ("policy.model_name", "policy.tokenizer.name", *(f"policy.megatron_cfg.{name}" for name in layout.KEYS)):
+    machines = ("cluster.num_nodes", "cluster.gpus_per_node", "cluster.gpu")
+    sizes = (f"policy.megatron_cfg.{name}" for name in layout.KEYS)
+    for key in ("policy.model_name", "policy.tokenizer.name", *sizes, *machines):
         values = {stage.name: get(stage, key) for stage in stages}
         if len(set(values.values())) > 1:
             told = ", ".join(f"{name} {value}" for name, value in values.items())
-            reason = "stages hand weights on" if "megatron_cfg" not in key else "all stages run in the same processes"
+            reason = "stages hand weights on" if key.endswith("name") else "all stages run in the same processes"
             yield f"{key}: must be the same in every stage, because {reason}; it is {told}"
     files: dict[str, tuple[str, str]] = {}
     for stage in stages:
@@ -295,9 +328,9 @@ def get(stage: object, key: str):
     return stage
 
 
-def value_problems(stage: "StageConfig", where) -> Iterator[str]:
+def value_problems(stage: "StageConfig", where, choices: dict = CHOICES) -> Iterator[str]:
     """Every value by itself: choices and ranges."""
-    for key, allowed in CHOICES.items():
+    for key, allowed in choices.items():
         value = get(stage, key)
         if value not in allowed and not is_missing(value):
             names = ["null" if choice is None else choice for choice in allowed]
@@ -320,11 +353,6 @@ def value_problems(stage: "StageConfig", where) -> Iterator[str]:
 def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
     """Pairs of values of one stage that exclude each other."""
     policy, loss = stage.policy, stage.loss_fn
-    if not is_missing(policy.tokenizer.name):
-        try:
-            find_tokenizer(policy.tokenizer.name)
-        except ValueError as error:
-            yield f"{where('policy.tokenizer.name')}: {error}"
     optimizer = policy.megatron_cfg.optimizer
     if optimizer.min_lr > optimizer.lr:
         key = where("policy.megatron_cfg.optimizer.min_lr")
@@ -345,8 +373,6 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
             f"{loss.truncated_importance_sampling_ratio_min} is above truncated_importance_sampling_ratio "
             f"{loss.truncated_importance_sampling_ratio}"
         )
-    if stage.logger.tensorboard_enabled and find_spec("tensorboard") is None:
-        yield f"{where('logger.tensorboard_enabled')}: tensorboard is not installed; pip install tensorboard, or set it to false"
     if stage.kind == "rl" and not stage.distils and stage.grpo.num_generations_per_prompt == 1:
         yield (
             f"{where('grpo.num_generations_per_prompt')}: a group of one always has advantage 0 with adv_estimator "
@@ -380,6 +406,20 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
             f"{where('loss_fn.use_importance_sampling_correction')}: true has no effect without "
             "truncated_importance_sampling_type; set it to tis or icepop"
         )
+
+
+def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """What must be on this machine beside the data."""
+    if not is_missing(stage.policy.tokenizer.name):
+        try:
+            find_tokenizer(stage.policy.tokenizer.name)
+        except ValueError as error:
+            yield f"{where('policy.tokenizer.name')}: {error}"
+    if stage.policy.megatron_cfg.optimizer.optimizer_cpu_offload and find_spec("transformer_engine") is None:
+        key = where("policy.megatron_cfg.optimizer.optimizer_cpu_offload")
+        yield f"{key}: megatron-core needs Transformer Engine for it, which is not installed; install it or set this to false"
+    if stage.logger.tensorboard_enabled and find_spec("tensorboard") is None:
+        yield f"{where('logger.tensorboard_enabled')}: tensorboard is not installed; pip install tensorboard, or set it to false"
 
 
 def shadowed_problems(source: "Source") -> Iterator[str]:

@@ -1,9 +1,10 @@
-"""The command line: `run` (also examples/cascade.py), `check`, `status` and `pack`.
+"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status` and `pack`.
 
 A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a
 process group exists. Under torchrun only rank 0 speaks.
 """
 
+import json as json_format
 import logging
 import os
 import sys
@@ -17,12 +18,13 @@ import typer
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
+from nemo_cascade.engine.memory import GPUS
 
-EXIT_REFUSED = 2
+EXIT_DOES_NOT_FIT, EXIT_REFUSED = 1, 2
 SECONDS_FOR_RANK_0_TO_SPEAK = 5
 
 Overrides = Annotated[Optional[list[str]], typer.Argument(help="key=value, +key=value or ~key, as in Hydra")]
-ConfigName = Annotated[str, typer.Option(help="A config shipped with the package or in --config-dir")]
+ConfigName = Annotated[str, typer.Option(help="A config shipped with the package or in --config-dir, or a .yaml file")]
 ConfigDir = Annotated[Optional[Path], typer.Option(help="A folder of your own configs")]
 ConfigFile = Annotated[Optional[Path], typer.Option(help="One file, instead of --config-name and --config-dir")]
 
@@ -77,6 +79,42 @@ def check(
         domains = ", ".join(stage.data.train)
         print(f"{number}  {stage.name}: {stage.kind} on {domains}, from {stage.start}, {stage.max_num_steps} steps")
     print(f"ok: {len(cascade.stages)} stages, run directory {cascade.run_dir}")
+
+
+@app.command()
+def plan(
+    overrides: Overrides = None,
+    config_name: ConfigName = "full",
+    config_dir: ConfigDir = None,
+    config: ConfigFile = None,
+    world_size: Annotated[Optional[int], typer.Option(min=1, help="GPUs; without it those of `cluster`")] = None,
+    gpu: Annotated[Optional[str], typer.Option(help=f"{', '.join(GPUS)}; without it that of `cluster`")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes")] = False,
+    suggest: Annotated[bool, typer.Option(help="Look for the nearest layout that fits")] = True,
+) -> None:
+    """Say what each rank of every stage would hold and whether it fits the GPU; needs neither GPU nor data.
+
+    Exit code 1 when a stage does not fit, 2 when the config or the layout is wrong.
+    """
+    if gpu is not None and gpu not in GPUS:
+        refuse([f"--gpu {gpu}: not one of {', '.join(GPUS)}"])
+    cascade = load(config_name, config_dir, config, overrides, world_size, planning=True)
+    # The planner builds on no device; a GPU that it could see would be one.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from rich.console import Console
+
+    from nemo_cascade.cascade import capacity
+    from nemo_cascade.engine.planner import rank_models
+
+    cluster = next(iter(cascade.stages.values())).cluster
+    size = world_size or cluster.num_nodes * cluster.gpus_per_node
+    planned = capacity.plan_cascade(cascade, GPUS[gpu or cluster.gpu], size, rank_models, suggest)
+    if json:
+        print(json_format.dumps(planned.as_dict(), indent=2))
+    else:
+        # A table that is cut off to the width of a pipe would hide numbers.
+        capacity.show(planned, Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200))
+    raise SystemExit(0 if planned.fits else EXIT_DOES_NOT_FIT)
 
 
 @app.command()
@@ -137,13 +175,20 @@ def pack(
 
 
 def load(
-    name: str, directory: Path | None, file: Path | None, overrides: list[str] | None, world_size: int | None
+    name: str,
+    directory: Path | None,
+    file: Path | None,
+    overrides: list[str] | None,
+    world_size: int | None,
+    planning: bool = False,
 ) -> CascadeConfig:
-    """The checked config; ends the program when it is wrong."""
+    """The checked config; ends the program when it is wrong. planning: for machines that this is not one of."""
+    if file is None and directory is None and name.endswith(".yaml") and Path(name).is_file():
+        file = Path(name)
     if file is not None:
         name, directory = file.stem, file.parent
     try:
-        return load_config(compose_config(name, overrides or (), directory), world_size)
+        return load_config(compose_config(name, overrides or (), directory), world_size, planning)
     except ConfigErrors as errors:
         refuse(errors.problems)
 

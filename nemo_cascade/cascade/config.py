@@ -31,6 +31,7 @@ from nemo_cascade.stages.context import LoopConfig
 
 __all__ = [
     "CascadeConfig",
+    "ClusterConfig",
     "ConfigErrors",
     "DemoDataConfig",
     "GateConfig",
@@ -41,7 +42,19 @@ __all__ = [
     "load_config",
 ]
 
-BLOCKS = tuple(block.name for block in dataclasses.fields(LoopConfig))
+BLOCKS = (*(block.name for block in dataclasses.fields(LoopConfig)), "cluster")
+
+
+@dataclass
+class ClusterConfig:
+    """`cluster`: the machines a config is written for. `nemo-cascade plan` reads it; a run takes what torchrun starts.
+
+    gpu: h100-80g, h200 or b200 (`engine.memory.GPUS`).
+    """
+
+    num_nodes: int = 1
+    gpus_per_node: int = 1
+    gpu: str = "h100-80g"
 
 
 @dataclass
@@ -118,6 +131,7 @@ class StageConfig(LoopConfig):
     teachers: dict[str, Teacher] = field(default_factory=dict)
     gate: GateConfig = field(default_factory=GateConfig)
     judge: str | None = None
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
     def max_num_steps(self) -> int:
@@ -177,12 +191,14 @@ class CascadeConfig:
 class _File(LoopConfig):
     """The shape of a config file: the top-level defaults and the pipeline."""
 
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
 
-def load_config(config: DictConfig | dict, world_size: int | None = None) -> CascadeConfig:
+def load_config(config: DictConfig | dict, world_size: int | None = None, planning: bool = False) -> CascadeConfig:
     """Checks and resolves a composed config. world_size None leaves out whether the layout fits the processes.
 
+    planning: of another machine, so files and tokenizers need not be here, nor the engine be able to run it yet.
     Raises ConfigErrors with all problems at once.
     """
     problems: list[str] = []
@@ -192,7 +208,8 @@ def load_config(config: DictConfig | dict, world_size: int | None = None) -> Cas
     cleaned = clean(_File, raw, "", problems)
     source = Source(cleaned)
     cascade = _resolve(source, problems)
-    problems += checks.all_problems(cascade, source, world_size)
+    find = checks.planning_problems if planning else checks.all_problems
+    problems += find(cascade, source, world_size)
     if problems:
         raise ConfigErrors(problems)
     return cascade

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from nemo_cascade.cascade.strict import did_you_mean
-from nemo_cascade.engine.config import MegatronConfig, layout_problems
+from nemo_cascade.engine.config import MegatronConfig, division, layout_problems
 from nemo_cascade.models.config import ModelConfig
 from nemo_cascade.models.presets import PRESETS, get_preset, is_hf_folder
 from nemo_cascade.stages.context import LoopConfig
@@ -20,6 +20,12 @@ KEYS = (*SIZES, "sequence_parallel")
 
 def problems(stage: LoopConfig, where: Callable[[str], str], world_size: int | None) -> Iterator[str]:
     """Lines "key: what is wrong; what to do". world_size None leaves the number of processes out."""
+    yield from legal_problems(stage, where, world_size)
+    yield from decoding_problems(stage, where)
+
+
+def legal_problems(stage: LoopConfig, where: Callable[[str], str], world_size: int | None) -> Iterator[str]:
+    """What no engine could run."""
     cfg = stage.policy.megatron_cfg
     sizes = [getattr(cfg, name) for name in SIZES]
     if any(size is not None and size < 1 for size in sizes):
@@ -39,18 +45,22 @@ def problems(stage: LoopConfig, where: Callable[[str], str], world_size: int | N
         yield f"{where('policy.model_name')}: {error}"
         return
     yield from split_problems(preset, cfg, where)
-    for key in ("pipeline_model_parallel_size", "context_parallel_size"):
-        size = getattr(cfg, key)
-        if stage.kind == "rl" and size > 1:
-            yield (
-                f"{where(f'policy.megatron_cfg.{key}')}: {size}, but the embedded rollout engine cannot decode under "
-                f"{key.split('_')[0]} parallel; set it to 1 (or leave RL stages out of cascade.order)"
-            )
     if stage.policy.max_total_sequence_length > preset.max_sequence_length:
         yield (
             f"{where('policy.max_total_sequence_length')}: {stage.policy.max_total_sequence_length} is more than the "
             f"{preset.max_sequence_length} tokens of {name}"
         )
+
+
+def decoding_problems(stage: LoopConfig, where: Callable[[str], str]) -> Iterator[str]:
+    """What the embedded rollout engine cannot decode under."""
+    for key in ("pipeline_model_parallel_size", "context_parallel_size"):
+        size = getattr(stage.policy.megatron_cfg, key)
+        if stage.kind == "rl" and size > 1:
+            yield (
+                f"{where(f'policy.megatron_cfg.{key}')}: {size}, but the embedded rollout engine cannot decode under "
+                f"{key.split('_')[0]} parallel; set it to 1 (or leave RL stages out of cascade.order)"
+            )
 
 
 def place(cfg: MegatronConfig, where: Callable[[str], str]) -> str:
@@ -102,11 +112,11 @@ def split_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[st
         "expert_tensor_parallel_size": (etp, ("moe_ffn_hidden_size",)),
     }
     for key, (size, names) in split.items():
-        unfit = [f"{name} {getattr(preset, name)}" for name in names if getattr(preset, name) % size]
+        unfit = [f"{name} {division(getattr(preset, name), size)}" for name in names if getattr(preset, name) % size]
         # megatron-core copies the few key-value groups when there are fewer of them than ranks.
         groups = preset.num_query_groups
         if key == "tensor_model_parallel_size" and groups % tp and tp % groups:
-            unfit.append(f"num_query_groups {groups}")
+            unfit.append(f"num_query_groups {division(groups, size)}")
         if unfit:
             yield f"{where(f'policy.megatron_cfg.{key}')}: {size} does not divide {preset.name}'s {', '.join(unfit)}"
     yield from context_problems(preset, cfg, where)

@@ -28,6 +28,7 @@ CONFIG_FILE = "config.yaml"
 HARMLESS = (
     "checkpointing.",
     "logger.",
+    "cluster.",
     "cascade.gate.",
     "grpo.dynamic_sampling_max_gen_batches",
     "policy.generation.max_batch_size",

@@ -11,7 +11,10 @@ from nemo_cascade.rollout.config import GenerationConfig
 
 @dataclass
 class OptimizerConfig:
-    """`policy.megatron_cfg.optimizer`: AdamW as megatron-core builds it."""
+    """`policy.megatron_cfg.optimizer`: AdamW as megatron-core builds it.
+
+    optimizer_cpu_offload: its state waits, and is updated, in host memory (megatron-core's HybridDeviceOptimizer).
+    """
 
     optimizer: str = "adam"
     lr: float = 3.0e-6
@@ -21,6 +24,7 @@ class OptimizerConfig:
     adam_beta2: float = 0.95
     adam_eps: float = 1.0e-8
     use_distributed_optimizer: bool = True
+    optimizer_cpu_offload: bool = False
 
 
 @dataclass
@@ -51,6 +55,11 @@ class MegatronConfig:
     moe_router_load_balancing_type: str = "none"
     moe_aux_loss_coeff: float = 0.0
     moe_router_bias_update_rate: float = 0.0
+    activation_checkpointing: bool = False
+    recompute_granularity: str | None = None
+    recompute_method: str | None = None
+    recompute_num_layers: int | None = None
+    recompute_modules: list[str] | None = None
     model_overrides: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -108,8 +117,8 @@ def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:
     ):
         if world_size % product:
             problems.append(
-                f"{keys} parallel sizes multiply to {product}, which does not divide the {world_size} started processes; "
-                f"start a multiple of {product} or lower these sizes"
+                f"{keys} parallel sizes multiply to {product}, which does not divide the {world_size} started processes "
+                f"({division(world_size, product)}); start a multiple of {product} or lower these sizes"
             )
     if tp > 1 and not config.sequence_parallel:
         problems.append("tensor_model_parallel_size > 1 needs sequence_parallel=true (megatron-core's MoE layers)")
@@ -119,3 +128,8 @@ def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:
             f"would not sum the experts' gradients over tensor ranks; set it to {tp} or null"
         )
     return problems
+
+
+def division(number: int, size: int) -> str:
+    """The arithmetic of a division that leaves a rest, as "10 = 4 * 2 + 2"."""
+    return f"{number} = {size} * {number // size} + {number % size}"

@@ -38,6 +38,12 @@ def init(config: MegatronConfig, seed: int = 0) -> None:
         # A process by itself needs no address, and so cannot find its port taken.
         world = dict(store=dist.HashStore(), rank=0, world_size=1) if alone else {}
         dist.init_process_group(cpu.distributed_backend(), timeout=TIMEOUT, **world)
+    build_groups(config)
+    set_seed(seed)
+
+
+def build_groups(config: MegatronConfig) -> None:
+    """megatron-core's parallel groups over the ranks of torch.distributed's world."""
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
@@ -45,7 +51,6 @@ def init(config: MegatronConfig, seed: int = 0) -> None:
         expert_model_parallel_size=config.expert_model_parallel_size,
         expert_tensor_parallel_size=config.expert_tensor_parallel,
     )
-    set_seed(seed)
 
 
 def set_seed(seed: int) -> None:

@@ -255,6 +255,10 @@ class Policy:
                 bf16=self.config.precision == "bfloat16",
                 params_dtype=DTYPES[self.config.precision],
                 use_distributed_optimizer=settings.use_distributed_optimizer,
+                optimizer_cpu_offload=settings.optimizer_cpu_offload,
+                optimizer_offload_fraction=1.0,
+                # Else megatron-core would keep the master weights on the GPU as well.
+                use_precision_aware_optimizer=settings.optimizer_cpu_offload,
             ),
             [self.wrapped],
         )

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# Decoding cache of one rank beyond which the embedded engine refuses a batch.
+MAX_CACHE_BYTES = 2**34
+
 
 @dataclass
 class GenerationConfig:

@@ -16,6 +16,7 @@ from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.ssm.mamba_mixer import MambaMixer
 
+from nemo_cascade.rollout.config import MAX_CACHE_BYTES
 from nemo_cascade.rollout.noise import row_keys, uniforms
 from nemo_cascade.rollout.sampling import sample
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
@@ -35,7 +36,7 @@ MAX_PREFILL_TOKENS = 4_096
 class MegatronEngine:
     """Decodes with `model` (an unwrapped MambaModel). vocab_size: ids from there on are padding and never sampled."""
 
-    def __init__(self, model, vocab_size: int, max_batch_size: int = 256, max_cache_bytes: int = 2**34):
+    def __init__(self, model, vocab_size: int, max_batch_size: int = 256, max_cache_bytes: int = MAX_CACHE_BYTES):
         """Raises ValueError under pipeline or context parallel, which cannot decode."""
         for name, size in (
             ("pipeline", parallel_state.get_pipeline_model_parallel_world_size()),
@@ -121,7 +122,7 @@ class MegatronEngine:
         """Cache of one row: keys and values of every attention layer, convolution and SSM state of every Mamba layer."""
         config = self.model.config
         tp = parallel_state.get_tensor_model_parallel_world_size()
-        attention_layers = sum(hasattr(layer, "self_attention") for layer in self.model.decoder.layers)
+        attention_layers = self.model.decoder.layer_type_list.count("*")
         keys = 2 * tokens * config.num_query_groups * config.kv_channels * attention_layers
         states = sum(
             mixer.nheads_local_tp * mixer.headdim * mixer.d_state + mixer.conv1d.weight.numel() for mixer in self.mixers

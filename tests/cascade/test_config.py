@@ -487,7 +487,7 @@ IMPOSSIBLE = {
     "experts do not divide": (
         ["expert_model_parallel_size=3"],
         3,
-        "expert_model_parallel_size: 3 does not divide tiny's num_moe_experts 8",
+        "expert_model_parallel_size: 3 does not divide tiny's num_moe_experts 8 = 3 * 2 + 2",
     ),
     "heads do not divide": (
         ["tensor_model_parallel_size=8", "sequence_parallel=true"],

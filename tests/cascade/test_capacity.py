@@ -1,0 +1,149 @@
+"""`nemo-cascade plan`: what is said of the shipped configs, of layouts that cannot be, and of those that do not fit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_cascade.cascade.compose import compose_config
+from nemo_cascade.cascade.config import ConfigErrors, load_config
+from nemo_cascade.engine.memory import GIB, GPUS
+from tests.helpers import run_distributed
+
+LAYOUT = "policy.megatron_cfg."
+
+
+def plan(name: str, overrides=(), gpu: str | None = None, world_size: int | None = None) -> dict:
+    return run_distributed(planned, 1, name, overrides, gpu, world_size)[0]
+
+
+def planned(name, overrides, gpu, world_size):
+    from nemo_cascade.cascade.capacity import plan_cascade
+    from nemo_cascade.engine.planner import rank_models
+
+    cascade = load_config(compose_config(name, overrides), world_size, planning=True)
+    cluster = cascade.stages["sft"].cluster
+    world_size = world_size or cluster.num_nodes * cluster.gpus_per_node
+    return plan_cascade(cascade, GPUS[gpu or cluster.gpu], world_size, rank_models).as_dict()
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    program = [sys.executable, "-m", "nemo_cascade", *arguments]
+    return subprocess.run(program, cwd=cwd, env=os.environ, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize(
+    "name, overrides, gpu, ranks",
+    [("full", (), "H100 80G", 256), ("node", (), "H200 141G", 8), ("node", ("cluster=8x_h100",), "H100 80G", 8)],
+    ids=["full", "node", "node of H100"],
+)
+def test_the_shipped_configs_fit_the_machines_they_are_for(name, overrides, gpu, ranks):
+    told = plan(name, overrides)
+    assert told["fits"] and told["suggestion"] is None
+    assert (told["gpu"]["name"], told["world_size"], told["parameters"]) == (gpu, ranks, 31_577_937_344)
+    assert all(need["peak"] <= told["gpu"]["memory"] for stage in told["stages"] for need in stage["needs"])
+
+
+def test_the_stages_of_full_are_those_of_the_paper_in_its_order():
+    cascade = load_config(compose_config("full"), planning=True)
+    main = [name for name, stage in cascade.stages.items() if not stage.teacher_only]
+    rl = "if_rl multi_domain_rl mopd rlhf long_context_rl code_rl swe_rl swe_agentic_rl"
+    assert main == ["sft", *rl.split()]
+    steps = {name: stage.max_num_steps for name, stage in cascade.stages.items()}
+    assert (steps["sft"], steps["if_rl"], steps["multi_domain_rl"], steps["code_rl"]) == (33_000, 180, 70, 22)
+    grpo = {name: stage.grpo for name, stage in cascade.stages.items()}
+    sizes = {name: (g.num_prompts_per_step, g.num_generations_per_prompt) for name, g in grpo.items()}
+    assert (sizes["if_rl"], sizes["mopd"], sizes["swe_agentic_rl"]) == ((128, 16), (512, 1), (16, 64))
+    assert cascade.stages["sft"].policy.sequence_packing.train_mb_tokens == 262_144
+
+
+def test_what_full_and_node_lack_on_this_machine_is_told_without_a_crash(tmp_path):
+    done = command("check", "--config-name=full", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for line in (
+        "cascade.stages.code_rl.data.train.code_gen.data_path: no file data/code_gen/train.jsonl",
+        "policy.tokenizer.name: nano_30b_a3b is neither a folder nor shipped with the package (tiny)",
+    ):
+        assert f"nemo-cascade: {line}\n" in done.stderr
+
+
+def test_teachers_reference_and_judge_wait_in_the_host_memory_of_every_rank():
+    told = plan("node")
+    host = {stage["name"]: (stage["work"]["copies"], stage["needs"][0]["host"]) for stage in told["stages"]}
+    weights = told["stages"][0]["needs"][0]["weights"]
+    # MOPD's three teachers; in RLHF the model that the KL term holds it to.
+    assert host["mopd"] == (3, 3 * weights) and host["rlhf"] == (1, weights) and host["if_rl"] == (0, 0)
+
+
+def test_a_layout_that_does_not_fit_comes_with_the_nearest_that_does():
+    told = plan("node", gpu="h100-80g")
+    assert not told["fits"] and told["suggestion"] == (LAYOUT + "optimizer.optimizer_cpu_offload=true",)
+    sft = told["stages"][0]
+    assert sft["problems"] and "more than the 79.1 of H100 80G" in sft["problems"][0]
+    assert plan("node", told["suggestion"], gpu="h100-80g")["fits"]
+
+
+def test_a_suggestion_may_be_of_several_keys_and_of_fewer_replies_at_once():
+    overrides = (
+        LAYOUT + "context_parallel_size=1",
+        LAYOUT + "activation_checkpointing=false",
+        "cascade.stages.code_rl.policy.generation.max_batch_size=4096",
+    )
+    told = plan("full", overrides, world_size=32)
+    changes = tuple(told["suggestion"])
+    assert not told["fits"] and len(changes) >= 3
+    assert any(change.startswith("cascade.stages.code_rl.policy.generation.max_batch_size=") for change in changes)
+    assert plan("full", overrides + changes, world_size=32)["fits"]
+
+
+def test_what_fits_nowhere_is_told_so():
+    alone = [f"{LAYOUT}{name}_parallel_size=1" for name in ("tensor_model", "context", "expert_model")]
+    told = plan("full", (*alone, LAYOUT + "sequence_parallel=false"), world_size=1)
+    assert not told["fits"] and told["suggestion"] is None
+
+
+def test_illegal_layouts_are_refused_with_the_arithmetic_all_at_once():
+    sizes = dict(tensor=3, expert=7, pipeline=5)
+    with pytest.raises(ConfigErrors) as errors:
+        overrides = [f"{LAYOUT}{name}_model_parallel_size={size}" for name, size in sizes.items()]
+        load_config(compose_config("full", overrides), 256, planning=True)
+    told = "\n".join(errors.value.problems)
+    for part in (
+        "which does not divide the 256 started processes (256 = 60 * 4 + 16)",
+        "which does not divide the 256 started processes (256 = 35 * 7 + 11)",
+        "num_attention_heads 32 = 3 * 10 + 2",
+        "mamba_num_groups 8 = 3 * 2 + 2",
+        "vocab_size 131072 = 3 * 43690 + 2",
+        "num_query_groups 2 = 3 * 0 + 2",
+        "num_moe_experts 128 = 7 * 18 + 2",
+        "num_layers 52 = 5 * 10 + 2",
+    ):
+        assert part in told
+
+
+def test_the_command_prints_json_or_a_table_and_says_by_its_exit_code_whether_all_fits(tmp_path):
+    done = command("plan", "--config-name=node", "--json", cwd=tmp_path)
+    told = json.loads(done.stdout)
+    assert done.returncode == 0 and told["fits"]
+    assert [stage["name"] for stage in told["stages"]][:2] == ["sft", "if_rl"]
+    rank, need = told["stages"][0]["ranks"][0], told["stages"][0]["needs"][0]
+    assert rank["ranks"] == 8 and need["gradients"] == 4 * rank["parameters"] and need["peak"] > 80 * GIB
+    done = command("plan", "--config-name=node", "--gpu=h100-80g", "--no-suggest", cwd=tmp_path)
+    assert done.returncode == 1 and "31.578 B parameters on 8 x H100 80G" in done.stdout and "NO" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("--gpu=h100",), "--gpu h100: not one of h100-80g, h200, b200"),
+        (("--world-size=12",), "which does not divide the 12 started processes (12 = 8 * 1 + 4)"),
+        ((LAYOUT + "tensor_model_paralel_size=2",), "did you mean tensor_model_parallel_size?"),
+    ],
+)
+def test_what_cannot_be_planned_ends_with_code_2(arguments, said, tmp_path):
+    done = command("plan", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
