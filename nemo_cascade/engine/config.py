@@ -3,9 +3,11 @@
 Kept apart from the policy itself so that a config can be checked without importing torch or megatron-core.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from nemo_cascade.models.fp8 import Fp8Config
 from nemo_cascade.rollout.config import GenerationConfig
 
 
@@ -35,9 +37,12 @@ class SchedulerConfig:
 
 @dataclass
 class MegatronConfig:
-    """`policy.megatron_cfg`: the parallel layout, the router and the optimizer.
+    """`policy.megatron_cfg`: the parallel layout, the router, recomputation, FP8 and the optimizer.
 
-    expert_tensor_parallel_size null means 1 with expert parallel and tensor_model_parallel_size without.
+    expert_tensor_parallel_size null means 1 with expert parallel and tensor_model_parallel_size without. freeze_moe_router freezes
+    the router's weights; its expert bias follows moe_router_bias_update_rate, of which 0 freezes it. activation_checkpointing
+    true recomputes every layer in the backward pass, as recompute_granularity full, recompute_method uniform and
+    recompute_num_layers 1 say in megatron-core's words.
     """
 
     tensor_model_parallel_size: int = 1
@@ -51,6 +56,12 @@ class MegatronConfig:
     moe_router_load_balancing_type: str = "none"
     moe_aux_loss_coeff: float = 0.0
     moe_router_bias_update_rate: float = 0.0
+    activation_checkpointing: bool = False
+    recompute_granularity: str | None = None
+    recompute_method: str | None = None
+    recompute_num_layers: int | None = None
+    recompute_modules: list[str] | None = None
+    fp8_cfg: Fp8Config = field(default_factory=Fp8Config)
     model_overrides: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -121,3 +132,53 @@ def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:
             f"would not sum the experts' gradients over tensor ranks; set it to {tp} or null"
         )
     return problems
+
+
+# megatron-core's recompute_modules that these networks have: the attention itself, the norm before the experts, a whole MoE layer
+# or its shared expert, and (with Transformer Engine's grouped experts only) the experts' activation.
+RECOMPUTE_MODULES = ("core_attn", "layernorm", "moe", "shared_experts", "moe_act")
+
+
+def recompute_settings(config: MegatronConfig) -> dict:
+    """megatron-core's TransformerConfig fields of what is recomputed in the backward pass."""
+    names = ("recompute_granularity", "recompute_method", "recompute_num_layers", "recompute_modules")
+    settings = {name: getattr(config, name) for name in names}
+    if config.activation_checkpointing:
+        usual = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        settings |= {name: value for name, value in usual.items() if settings[name] is None}
+    return settings
+
+
+def recompute_problems(config: MegatronConfig, num_layers: int | None) -> Iterator[tuple[str, str]]:
+    """(key of megatron_cfg, what is wrong; what to do) of what is recomputed; num_layers None where it is not known."""
+    said = recompute_settings(config)
+    granularity, method, modules = (said[f"recompute_{name}"] for name in ("granularity", "method", "modules"))
+    if config.activation_checkpointing and granularity != "full":
+        yield "activation_checkpointing", f"true is recompute_granularity full, but that is {granularity}; set one of them only"
+    elif granularity == "full":
+        for name in ("recompute_method", "recompute_num_layers"):
+            if said[name] is None:
+                yield name, "recompute_granularity full needs it (uniform and 1 recompute every layer); set it"
+        if modules is not None:
+            yield "recompute_modules", "recompute_granularity full recomputes whole layers; remove it or choose selective"
+        per_stage = num_layers and num_layers // config.pipeline_model_parallel_size
+        if per_stage and said["recompute_num_layers"] is not None and said["recompute_num_layers"] > per_stage:
+            yield (
+                "recompute_num_layers",
+                f"{said['recompute_num_layers']} is more than the {num_layers} / {config.pipeline_model_parallel_size} = "
+                f"{per_stage} layers of a pipeline stage; lower it",
+            )
+    else:
+        for name in ("recompute_method", "recompute_num_layers"):
+            if said[name] is not None:
+                yield name, "only recompute_granularity full reads it; remove it"
+        if granularity is None and modules is not None:
+            yield "recompute_modules", "only recompute_granularity selective reads it; set that"
+        if granularity == "selective" and not modules:
+            yield "recompute_modules", f"names none; choose among {', '.join(RECOMPUTE_MODULES)}"
+    for module in modules or ():
+        if module not in RECOMPUTE_MODULES:
+            yield "recompute_modules", f"{module} is not among {', '.join(RECOMPUTE_MODULES)}"
+    if config.fp8_cfg.enabled and config.fp8_cfg.fp8_recipe == "delayed":
+        for module in sorted({"moe_act", "layernorm"} & {*(modules or ())}):
+            yield "recompute_modules", f"{module} cannot be recomputed under fp8_recipe delayed; remove it"
