@@ -19,7 +19,6 @@ import torch  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.extensions.transformer_engine import (  # noqa: E402
     HAVE_TE,
-    TEDotProductAttention,
     TELayerNormColumnParallelLinear,
     TENorm,
     TERowParallelLinear,
@@ -40,7 +39,6 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
 )
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
 
-from nemo_cascade.models.attention import PackedAttention  # noqa: E402
 from nemo_cascade.models.config import ModelConfig  # noqa: E402
 from nemo_cascade.models.context_parallel import partitioned_indices  # noqa: E402
 from nemo_cascade.models.experts import Experts  # noqa: E402
@@ -54,7 +52,7 @@ from nemo_cascade.models.mamba import (  # noqa: E402
 )
 from nemo_cascade.models.megatron import HybridModel, HybridStackSubmodules, hybrid_block  # noqa: E402
 from nemo_cascade.models.stack import Mixer, Stack  # noqa: E402
-from nemo_cascade.models.te import keep_in_bf16, require_fp8  # noqa: E402
+from nemo_cascade.models.te import Attention, keep_in_bf16, require_fp8  # noqa: E402
 
 # Both, because mamba-ssm's training kernel calls causal-conv1d's.
 HAVE_MAMBA_KERNELS = mamba_mixer.HAVE_MAMBA_SSM and mamba_mixer.causal_conv1d_fn is not None
@@ -103,7 +101,6 @@ def stack_spec(conv_kernel: int = 4) -> ModuleSpec:
     norm = TENorm if HAVE_TE else RMSNorm
     column = TELayerNormColumnParallelLinear if HAVE_TE else NormColumnParallelLinear
     row = TERowParallelLinear if HAVE_TE else RowParallelLinear
-    core_attention = TEDotProductAttention if HAVE_TE else PackedAttention
     mamba = ModuleSpec(
         module=Mixer,
         params={"d_conv": conv_kernel},
@@ -112,7 +109,7 @@ def stack_spec(conv_kernel: int = 4) -> ModuleSpec:
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(linear_qkv=column, core_attention=core_attention, linear_proj=row),
+        submodules=SelfAttentionSubmodules(linear_qkv=column, core_attention=Attention, linear_proj=row),
     )
     # Any number says that there are experts; how many is the configuration's.
     moe = get_moe_module_spec(use_te=HAVE_TE, num_experts=1, moe_grouped_gemm=HAVE_TE)

@@ -1,4 +1,4 @@
-"""Transformer Engine: whether it is here, what FP8 asks of this machine, and single matrices kept out of it."""
+"""Transformer Engine: its attention in our decoding, what FP8 asks of this machine, and single matrices kept out of it."""
 
 from collections.abc import Collection
 
@@ -7,14 +7,40 @@ from nemo_cascade.engine import cpu
 cpu.install()
 
 import torch  # noqa: E402
-from megatron.core.extensions.transformer_engine import HAVE_TE  # noqa: E402
+from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention  # noqa: E402
 from megatron.core.quantization.quant_config import MatchContext, QuantizationConfig  # noqa: E402
 
-# The compute capability of the first GPUs with matrix products for a recipe: Ada, Hopper, Blackwell.
-CAPABILITY = {"tensorwise": (8, 9), "delayed": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
+from nemo_cascade.models.attention import PackedAttention  # noqa: E402
+
+# Transformer Engine's own questions whether this GPU and its CUDA have a recipe; each returns (answer, reason).
+CHECKS = {
+    "tensorwise": "check_fp8_support",
+    "delayed": "check_fp8_support",
+    "mxfp8": "check_mxfp8_support",
+    "blockwise": "check_fp8_block_scaling_support",
+}
 
 # As megatron-core's quantization recipes say that a matrix is in BF16, in training and in evaluation.
 BF16 = {"transformer_engine_config_type": "TEQuantizationParams", "training_recipe": {}}
+
+
+if HAVE_TE:
+
+    class Attention(TEDotProductAttention):
+        """Transformer Engine's attention for packs, torch's in decoding: its batches are padded on the left, which a causal mask of
+        Transformer Engine does not hide."""
+
+        def __init__(self, *args, pg_collection=None, **kwargs):
+            super().__init__(*args, pg_collection=pg_collection, **kwargs)
+            self.decoding = PackedAttention(*args, pg_collection=pg_collection, **kwargs)
+
+        def forward(self, query, key, value, attention_mask, *args, packed_seq_params=None, **kwargs):
+            if packed_seq_params is None and not self.training:
+                return self.decoding(query, key, value, attention_mask)
+            return super().forward(query, key, value, attention_mask, *args, packed_seq_params=packed_seq_params, **kwargs)
+
+else:
+    Attention = PackedAttention
 
 
 def require_fp8(recipe: str) -> None:
@@ -25,16 +51,17 @@ def require_fp8(recipe: str) -> None:
             f"{key}.enabled=true needs Transformer Engine, which cannot be imported here; install transformer-engine[pytorch] "
             "(NGC images have it) or set it to false"
         )
-    needed = CAPABILITY[recipe]
     if not torch.cuda.is_available():
-        raise RuntimeError(f"{key}.enabled=true needs a GPU of compute capability {needed[0]}.{needed[1]}, and there is none here; set it to false")
-    found = torch.cuda.get_device_capability()
-    if found < needed:
-        fitting = [name for name, least in CAPABILITY.items() if least <= found]
+        raise RuntimeError(f"{key}.enabled=true needs a GPU, and there is none here; set it to false")
+    import transformer_engine.pytorch.fp8 as te_fp8
+
+    answers = {name: getattr(te_fp8, check, lambda: (True, ""))() for name, check in CHECKS.items()}
+    supported, reason = answers[recipe]
+    if not supported:
+        fitting = [name for name, (other, _) in answers.items() if other]
         advice = f"choose {' or '.join(fitting)}, or set" if fitting else "set"
         raise RuntimeError(
-            f"{key}.fp8_recipe={recipe} needs a GPU of compute capability {needed[0]}.{needed[1]}, and this one "
-            f"({torch.cuda.get_device_name()}) has {found[0]}.{found[1]}; {advice} {key}.enabled=false"
+            f"{key}.fp8_recipe={recipe} cannot be run by {torch.cuda.get_device_name()}: {reason} {advice} {key}.enabled=false"
         )
 
 
