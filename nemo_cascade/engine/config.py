@@ -156,9 +156,9 @@ def recompute_problems(config: MegatronConfig, num_layers: int | None) -> Iterat
     if config.activation_checkpointing and granularity != "full":
         yield "activation_checkpointing", f"true is recompute_granularity full, but that is {granularity}; set one of them only"
     elif granularity == "full":
-        for name in ("recompute_method", "recompute_num_layers"):
-            if said[name] is None:
-                yield name, "recompute_granularity full needs it (uniform and 1 recompute every layer); set it"
+        missing = [name for name in ("recompute_method", "recompute_num_layers") if said[name] is None]
+        if missing:
+            yield "recompute_granularity", f"full needs {' and '.join(missing)} as well (uniform and 1 recompute every layer); set it"
         if modules is not None:
             yield "recompute_modules", "recompute_granularity full recomputes whole layers; remove it or choose selective"
         per_stage = num_layers and num_layers // config.pipeline_model_parallel_size
@@ -175,7 +175,7 @@ def recompute_problems(config: MegatronConfig, num_layers: int | None) -> Iterat
         if granularity is None and modules is not None:
             yield "recompute_modules", "only recompute_granularity selective reads it; set that"
         if granularity == "selective" and not modules:
-            yield "recompute_modules", f"names none; choose among {', '.join(RECOMPUTE_MODULES)}"
+            yield "recompute_granularity", f"selective needs recompute_modules; choose among {', '.join(RECOMPUTE_MODULES)}"
     for module in modules or ():
         if module not in RECOMPUTE_MODULES:
             yield "recompute_modules", f"{module} is not among {', '.join(RECOMPUTE_MODULES)}"

@@ -171,7 +171,14 @@ def problems(preset: ModelConfig, cfg: "MegatronConfig", precision: str, swaps_w
                     f"{getattr(fp8, key)} is more than the {preset.num_layers} / {cfg.pipeline_model_parallel_size} = {per_stage} "
                     "layers of a pipeline stage; lower it",
                 )
-    if not fp8.unaligned_in_bf16:
+    projected = next((m.rows * cfg.tensor_model_parallel_size for m in matrices(preset, cfg) if m.name == "mixer.in_proj"), 0)
+    if projected % 16:
+        yield (
+            f"{block}.enabled",
+            f"megatron-core refuses FP8 unless the rows of mixer.in_proj are a multiple of 16, also where it stays in BF16; those of "
+            f"{preset.name} are {projected} = {projected / 16:g} * 16; set it to false",
+        )
+    elif not fp8.unaligned_in_bf16:
         yield from ((f"{block}.fp8_recipe", text) for text in unaligned_problems(preset, cfg))
 
 
