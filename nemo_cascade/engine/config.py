@@ -39,10 +39,10 @@ class SchedulerConfig:
 class MegatronConfig:
     """`policy.megatron_cfg`: the parallel layout, the router, recomputation, FP8 and the optimizer.
 
-    expert_tensor_parallel_size null means 1 with expert parallel and tensor_model_parallel_size without. freeze_moe_router freezes
-    the router's weights; its expert bias follows moe_router_bias_update_rate, of which 0 freezes it. activation_checkpointing
-    true recomputes every layer in the backward pass, as recompute_granularity full, recompute_method uniform and
-    recompute_num_layers 1 say in megatron-core's words.
+    expert_tensor_parallel_size null means 1 with expert parallel and tensor_model_parallel_size without.
+    freeze_moe_router freezes the router's weights; its expert bias follows moe_router_bias_update_rate, of which 0 freezes
+    it. activation_checkpointing true recomputes every layer in the backward pass, as recompute_granularity full,
+    recompute_method uniform and recompute_num_layers 1 say in megatron-core's words.
     """
 
     tensor_model_parallel_size: int = 1
@@ -134,9 +134,9 @@ def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:
     return problems
 
 
-# megatron-core's recompute_modules that these networks have: the attention itself, the norm before the experts, a whole MoE layer
-# or its shared expert, and (with Transformer Engine's grouped experts only) the experts' activation.
-RECOMPUTE_MODULES = ("core_attn", "layernorm", "moe", "shared_experts", "moe_act")
+# megatron-core's recompute_modules that these networks have: the attention itself, a whole MoE layer or its shared expert,
+# and with Transformer Engine's layers the norm before the experts and their activation.
+RECOMPUTE_MODULES = ("core_attn", "moe", "shared_experts", "layernorm", "moe_act")
 
 
 def recompute_settings(config: MegatronConfig) -> dict:
@@ -154,19 +154,19 @@ def recompute_problems(config: MegatronConfig, num_layers: int | None) -> Iterat
     said = recompute_settings(config)
     granularity, method, modules = (said[f"recompute_{name}"] for name in ("granularity", "method", "modules"))
     if config.activation_checkpointing and granularity != "full":
-        yield "activation_checkpointing", f"true is recompute_granularity full, but that is {granularity}; set one of them only"
+        yield "activation_checkpointing", f"true means recompute_granularity full, but that is {granularity}; set one of them"
     elif granularity == "full":
         missing = [name for name in ("recompute_method", "recompute_num_layers") if said[name] is None]
         if missing:
-            yield "recompute_granularity", f"full needs {' and '.join(missing)} as well (uniform and 1 recompute every layer); set it"
+            advice = "uniform and 1 recompute every layer"
+            yield "recompute_granularity", f"full needs {' and '.join(missing)} as well; set it ({advice})"
         if modules is not None:
-            yield "recompute_modules", "recompute_granularity full recomputes whole layers; remove it or choose selective"
-        per_stage = num_layers and num_layers // config.pipeline_model_parallel_size
-        if per_stage and said["recompute_num_layers"] is not None and said["recompute_num_layers"] > per_stage:
+            yield "recompute_modules", "recompute_granularity full recomputes whole layers; remove it or set selective"
+        count, stages = said["recompute_num_layers"], config.pipeline_model_parallel_size
+        if num_layers and count is not None and count > num_layers // stages:
             yield (
                 "recompute_num_layers",
-                f"{said['recompute_num_layers']} is more than the {num_layers} / {config.pipeline_model_parallel_size} = "
-                f"{per_stage} layers of a pipeline stage; lower it",
+                f"{count} is more than the {num_layers} / {stages} = {num_layers // stages} layers of a pipeline stage; lower it",
             )
     else:
         for name in ("recompute_method", "recompute_num_layers"):
@@ -175,7 +175,8 @@ def recompute_problems(config: MegatronConfig, num_layers: int | None) -> Iterat
         if granularity is None and modules is not None:
             yield "recompute_modules", "only recompute_granularity selective reads it; set that"
         if granularity == "selective" and not modules:
-            yield "recompute_granularity", f"selective needs recompute_modules; choose among {', '.join(RECOMPUTE_MODULES)}"
+            choices = ", ".join(RECOMPUTE_MODULES)
+            yield "recompute_granularity", f"selective needs recompute_modules; choose among {choices}"
     for module in modules or ():
         if module not in RECOMPUTE_MODULES:
             yield "recompute_modules", f"{module} is not among {', '.join(RECOMPUTE_MODULES)}"

@@ -1,4 +1,4 @@
-"""One repair of megatron-core's distributed optimizer, for models that mix types as bfloat16 ones with Mamba's fp32 decay rates do."""
+"""One repair of megatron-core's distributed optimizer, for models that mix types: bfloat16 with Mamba's fp32 decay rates."""
 
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -6,8 +6,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 def restore_state_order(optimizer) -> None:
     """Lets saving and loading find each parameter's state, in a (chained) optimizer of megatron-core.
 
-    The distributed optimizer puts a group's fp32 parameters before those with an fp32 copy, but remembers the places that they had
-    before: where a group has both, one parameter's state would be saved as another's.
+    The distributed optimizer puts a group's fp32 parameters before those with an fp32 copy, but remembers the places that
+    they had before: where a group has both, one parameter's state would be saved as another's.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if not isinstance(part, DistributedOptimizer):

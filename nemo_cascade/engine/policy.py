@@ -109,7 +109,8 @@ class Policy:
         self.transformer_config = transformer_config(self.preset, **model_settings(config), **overrides)
         # Fresh weights depend on the seed alone, not on what this process drew before.
         parallel.set_seed(seed)
-        self.model = build_model(self.preset, self.transformer_config, fp8.matrices_in_bf16(self.preset, config.megatron_cfg)).cuda()
+        in_bf16 = fp8.matrices_in_bf16(self.preset, config.megatron_cfg)
+        self.model = build_model(self.preset, self.transformer_config, in_bf16).cuda()
         self.device = next(self.model.parameters()).device
         self._training = max_num_steps > 0
         self._teachers: dict[Path, dict[str, torch.Tensor]] = {}

@@ -1,7 +1,7 @@
 """FP8 training: what a user may say about it, and which matrices of a network it takes. Nothing here imports torch.
 
-The keys are NeMo RL's and megatron-core's; the arithmetic is what Transformer Engine asks of a matrix product in FP8: every side
-of both operands a multiple of the recipe's block. Weights are not padded, so a matrix that does not fit stays in BF16.
+The keys are NeMo RL's and megatron-core's; the arithmetic is what Transformer Engine asks of a matrix product in FP8: every
+side of both operands a multiple of the recipe's block. Weights are not padded, so a matrix that does not fit stays in BF16.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from nemo_cascade.models.config import ModelConfig
 if TYPE_CHECKING:
     from nemo_cascade.engine.config import MegatronConfig
 
-# What the sides of a weight, and the tokens that one rank multiplies it with, must be multiples of: one scale a tensor (current
-# or delayed scaling), one for 32 values (MXFP8), one for 128 x 128 (blockwise).
+# What the sides of a weight, and the tokens that one rank multiplies it with, must be multiples of: one scale a tensor
+# (current or delayed scaling), one for 32 values (MXFP8), one for 128 x 128 (blockwise).
 MULTIPLE = {"tensorwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}
 FORMATS = ("e4m3", "hybrid")
 
@@ -23,9 +23,10 @@ FORMATS = ("e4m3", "hybrid")
 class Fp8Config:
     """`policy.megatron_cfg.fp8_cfg`. fp8_recipe tensorwise is current scaling; fp8 hybrid has e5m2 for gradients.
 
-    first_last_layers_bf16 and the two numbers after it are megatron-core's. Ours: attention_in_bf16 keeps every attention layer and
-    the Mamba layer before it in BF16, as the released FP8 model has them (Nemotron 3 Nano report, section 4);
-    unaligned_in_bf16 keeps matrices whose sides the recipe does not divide in BF16 instead of refusing them.
+    first_last_layers_bf16 and the two numbers after it are megatron-core's, and so is moe_router_padding_for_quantization
+    (tokens of each expert filled up to a block by the router, else by the experts). Ours: attention_in_bf16 keeps every
+    attention layer and the Mamba layer before it in BF16, as the released FP8 model has them (Nemotron 3 Nano report,
+    section 4); unaligned_in_bf16 keeps matrices whose sides the recipe does not divide in BF16 instead of refusing them.
     """
 
     enabled: bool = False
@@ -41,7 +42,7 @@ class Fp8Config:
 
 
 class Matrix(NamedTuple):
-    """A weight as one rank holds it: `name` inside layer `layer` (from 0), [rows, columns], `copies` of it (experts)."""
+    """A weight as one rank holds it: `name` in layer number `layer` (from 0), [rows, columns], `copies` of it (experts)."""
 
     layer: int
     name: str
@@ -136,47 +137,53 @@ def transformer_settings(fp8: Fp8Config) -> dict:
     )
 
 
-def problems(preset: ModelConfig, cfg: "MegatronConfig", precision: str, swaps_weights: bool) -> Iterator[tuple[str, str]]:
+def problems(
+    preset: ModelConfig, cfg: "MegatronConfig", precision: str, swaps_weights: bool
+) -> Iterator[tuple[str, str]]:
     """(key below policy, what is wrong; what to do) of an enabled fp8_cfg whose values are choices.
 
     swaps_weights: whether other checkpoints pass through the policy's buffers (teachers, a reference, a judge).
     """
     fp8, block = cfg.fp8_cfg, "megatron_cfg.fp8_cfg"
     if precision != "bfloat16":
-        yield f"{block}.enabled", f"FP8 needs policy.precision=bfloat16 around it, but it is {precision}; set that or enabled=false"
+        yield f"{block}.enabled", f"needs policy.precision=bfloat16 around FP8, but it is {precision}; set one of the two"
     if fp8.fp8_param and swaps_weights:
         yield (
             f"{block}.fp8_param",
-            "weights of teachers, of a reference or of a judge pass through the policy's buffers, which parameters kept in FP8 would "
-            "round; set it to false",
+            "weights of teachers, of a reference or of a judge pass through the policy's buffers, which parameters kept in FP8 "
+            "would round; set it to false",
         )
     if fp8.fp8_recipe == "delayed":
         for key in ("first_last_layers_bf16", "attention_in_bf16", "unaligned_in_bf16"):
             if getattr(fp8, key):
                 yield (
                     f"{block}.{key}",
-                    "delayed scaling keeps one FP8 region over all layers, in which none can stay in BF16; set it to false or take "
-                    "fp8_recipe tensorwise, blockwise or mxfp8",
+                    "delayed scaling keeps one FP8 region over all layers, in which none can stay in BF16; set it to false or "
+                    "take fp8_recipe tensorwise, blockwise or mxfp8",
                 )
     if fp8.fp8_param:
         for key in ("attention_in_bf16", "unaligned_in_bf16"):
             if getattr(fp8, key):
-                yield f"{block}.{key}", "fp8_param=true makes FP8 parameters of all layers but the first and last; set one of them to false"
-    if fp8.first_last_layers_bf16:
-        per_stage = preset.num_layers // cfg.pipeline_model_parallel_size
-        for key in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"):
-            if getattr(fp8, key) > per_stage:
                 yield (
                     f"{block}.{key}",
-                    f"{getattr(fp8, key)} is more than the {preset.num_layers} / {cfg.pipeline_model_parallel_size} = {per_stage} "
-                    "layers of a pipeline stage; lower it",
+                    "fp8_param=true makes FP8 parameters of all layers but the first and last; set one of them to false",
                 )
-    projected = next((m.rows * cfg.tensor_model_parallel_size for m in matrices(preset, cfg) if m.name == "mixer.in_proj"), 0)
+    if fp8.first_last_layers_bf16:
+        layers, stages = preset.num_layers, cfg.pipeline_model_parallel_size
+        for key in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"):
+            if getattr(fp8, key) > layers // stages:
+                yield (
+                    f"{block}.{key}",
+                    f"{getattr(fp8, key)} is more than the {layers} / {stages} = {layers // stages} layers of a pipeline stage; "
+                    "lower it",
+                )
+    in_proj = [m for m in matrices(preset, cfg) if m.name == "mixer.in_proj"]
+    projected = in_proj[0].rows * cfg.tensor_model_parallel_size if in_proj else 0
     if projected % 16:
         yield (
             f"{block}.enabled",
-            f"megatron-core refuses FP8 unless the rows of mixer.in_proj are a multiple of 16, also where it stays in BF16; those of "
-            f"{preset.name} are {projected} = {projected / 16:g} * 16; set it to false",
+            f"megatron-core refuses FP8 unless the rows of mixer.in_proj are a multiple of 16, also where it stays in BF16; "
+            f"those of {preset.name} are {projected} = {projected / 16:g} * 16; set it to false",
         )
     elif not fp8.unaligned_in_bf16:
         yield from ((f"{block}.fp8_recipe", text) for text in unaligned_problems(preset, cfg))
@@ -192,9 +199,10 @@ def unaligned_problems(preset: ModelConfig, cfg: "MegatronConfig") -> Iterator[s
     fitting = [other for other, needed in MULTIPLE.items() if needed < multiple and other != "delayed"]
     for name, found in by_name.items():
         matrix = found[0]
-        sides = [f"{side} = {side / multiple:g} * {multiple}" for side in (matrix.rows, matrix.columns) if side % multiple]
+        sides = [side for side in (matrix.rows, matrix.columns) if side % multiple]
+        numbers = ", ".join(f"{side} = {side / multiple:g} * {multiple}" for side in sides)
         other = f", choose a recipe of smaller blocks ({', '.join(fitting)})" if fitting else ""
         yield (
-            f"{recipe} needs multiples of {multiple}, but {name} of {preset.name} is {matrix.rows} x {matrix.columns} on a rank "
-            f"({', '.join(sides)}), in {len(found)} layers; keep such matrices in BF16 with unaligned_in_bf16=true{other}"
+            f"{recipe} needs multiples of {multiple}, but {name} of {preset.name} is {matrix.rows} x {matrix.columns} on a "
+            f"rank ({numbers}), in {len(found)} layers; keep such matrices in BF16 with unaligned_in_bf16=true{other}"
         )

@@ -1,4 +1,4 @@
-"""megatron-core's hybrid model under one set of names: it moved from `mamba` (0.16) to `hybrid` (0.19). Imports only."""
+"""megatron-core's hybrid model under one set of names; they moved from `mamba` (0.16) to `hybrid` (0.19). Imports only."""
 
 from nemo_cascade.engine import cpu
 

@@ -31,9 +31,9 @@ class RMSNormFunction(torch.autograd.Function):
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / rms(x) * weight, the mean over the last axis; x [.., *weight.shape] with at least one axis more than weight."""
-    if not (torch.is_grad_enabled() or is_checkpointing() or x.requires_grad):
-        # Decoding normalises few rows at a time, where calling an autograd function takes as long as what it does. What will be
-        # recomputed in a backward pass (the latter two) must come out the same then, to the bit: else a token near a tie would
-        # change experts in between.
+    if not (torch.is_grad_enabled() or is_checkpointing()):
+        # Decoding normalises few rows at a time, where calling an autograd function takes as long as what it does. What
+        # will be recomputed in the backward pass must come out the same then, to the bit: else a token near a tie would
+        # change experts.
         return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
     return RMSNormFunction.apply(x, weight, eps)

@@ -1,7 +1,7 @@
 """megatron-core's hybrid model: the spec, the settings of the Nemotron family, and the model itself.
 
-Layers are Transformer Engine's where it is installed, torch's under the same parameter names otherwise (norms fused in front of
-column-parallel layers), so that a checkpoint moves between the two. The same holds for mamba-ssm's kernels.
+Layers are Transformer Engine's where it is installed, torch's under the same parameter names otherwise (norms fused in front
+of column-parallel layers), so that a checkpoint moves between the two. The same holds for mamba-ssm's kernels.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ from nemo_cascade.models.mamba import (  # noqa: E402
 )
 from nemo_cascade.models.megatron import HybridModel, HybridStackSubmodules, hybrid_block  # noqa: E402
 from nemo_cascade.models.stack import Mixer, Stack  # noqa: E402
-from nemo_cascade.models.te import Attention, keep_in_bf16, require_fp8  # noqa: E402
+from nemo_cascade.models.te import Attention, keep_in_bf16, require_fp8, require_recompute  # noqa: E402
 
 # Both, because mamba-ssm's training kernel calls causal-conv1d's.
 HAVE_MAMBA_KERNELS = mamba_mixer.HAVE_MAMBA_SSM and mamba_mixer.causal_conv1d_fn is not None
@@ -138,10 +138,11 @@ nemotron_stack_spec = stack_spec()
 def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
     """TransformerConfig of a preset: the family's rules, the preset's sizes, then `settings`, which win.
 
-    Raises RuntimeError for FP8 without Transformer Engine or without a GPU that has it.
+    Raises RuntimeError for FP8 without Transformer Engine or without a GPU that has it, and for what else needs the former.
     """
     if settings.get("fp8"):
         require_fp8(settings["fp8_recipe"])
+    require_recompute(settings.get("recompute_modules") or ())
     same_name = {field.name for field in dataclasses.fields(TransformerConfig)}
     sizes = {name: value for name, value in dataclasses.asdict(preset).items() if name in same_name}
     family = dict(
@@ -171,8 +172,10 @@ def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
     return TransformerConfig(**{**family, **sizes, **settings})
 
 
-def build_model(preset: ModelConfig, config: TransformerConfig, in_bf16: Collection[tuple[int, str]] = ()) -> HybridModel:
-    """mcore's hybrid model of a preset: no positions, embeddings and output weights apart; this pipeline stage's layers.
+def build_model(
+    preset: ModelConfig, config: TransformerConfig, in_bf16: Collection[tuple[int, str]] = ()
+) -> HybridModel:
+    """mcore's hybrid model of a preset, without positions, embeddings and output weights apart: this pipeline stage's part.
 
     in_bf16: (layer, name) of matrices that stay in BF16 when `config` has FP8 (`fp8.matrices_in_bf16`).
     """

@@ -1,4 +1,4 @@
-"""What our hybrid stack adds to megatron-core's: whole layers recomputed in the backward pass, and Mamba states in fp32.
+"""What our hybrid stack adds to megatron-core's: layers recomputed in the backward pass, and Mamba states in fp32.
 
 megatron-core 0.16 takes recompute_granularity full for hybrid models and then keeps every activation all the same.
 """
@@ -42,12 +42,13 @@ class Stack(HybridStack):
                         hidden_states = output[0] if isinstance(output, tuple) else output
                     return hidden_states
 
-                hidden_states = self._recomputed(run, hidden_states, attention_mask) if recomputed else run(hidden_states, attention_mask)
+                inputs = hidden_states, attention_mask
+                hidden_states = self._recomputed(run, *inputs) if recomputed else run(*inputs)
         return self.final_norm(hidden_states) if self.post_process and self.post_layer_norm else hidden_states
 
     def _chunks(self) -> Iterator[tuple[int, int, bool]]:
-        """(first, last, whether it is recomputed) of the layers that run together: uniform makes chunks of recompute_num_layers,
-        block recomputes the first recompute_num_layers of the pipeline stage one by one."""
+        """(first, last, whether they are recomputed) of the layers that run together: uniform makes chunks of
+        recompute_num_layers, block recomputes the first recompute_num_layers of the pipeline stage one by one."""
         size = self.config.recompute_num_layers
         if self.config.recompute_method == "uniform":
             for first in range(0, len(self.layers), size):
@@ -67,8 +68,8 @@ class Stack(HybridStack):
 
 
 class Mixer(MambaMixer):
-    """megatron-core's Mamba-2 mixer, whose decoding state is fp32 at every precision: rounded after every token, it would drift
-    from the state of training, which is one sum (the convolution's last inputs stay as they are)."""
+    """megatron-core's Mamba-2 mixer, whose decoding state is fp32 at every precision: rounded after every token, it would
+    drift from the state of training, which is one sum. (The convolution's last inputs stay as they are.)"""
 
     def _get_states_from_cache(self, inference_context, batch_size, **kwargs):
         conv_state, ssm_state = super()._get_states_from_cache(inference_context, batch_size, **kwargs)

@@ -228,7 +228,7 @@ class Package(types.ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return type(name, (), {"apply": None})
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

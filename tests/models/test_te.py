@@ -43,7 +43,9 @@ def network() -> str:
     return "blocks"
 
 
-def build(fp8=None, precision="float32", world=True, max_num_steps=0, **megatron_cfg):
+def build(fp8=None, precision="float32", max_num_steps=0, **megatron_cfg):
+    import torch.distributed as dist
+
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, SequencePackingConfig
     from nemo_cascade.engine.policy import Policy
@@ -53,7 +55,7 @@ def build(fp8=None, precision="float32", world=True, max_num_steps=0, **megatron
     config = PolicyConfig(
         model_name=network(), precision=precision, sequence_packing=SequencePackingConfig(train_mb_tokens=64), megatron_cfg=cfg
     )
-    if world:
+    if not dist.is_initialized():
         parallel.init(cfg)
     return Policy(config, seed=0, max_num_steps=max_num_steps)
 
@@ -108,7 +110,12 @@ def test_a_checkpoint_of_torchs_layers_opens_in_transformer_engines_and_answers_
 # -------------------------------------------------------------------------------- FP8
 
 
-def in_fp8(settings, recompute):
+def in_fp8(cases):
+    """`one_case` of each."""
+    return [one_case(*case) for case in cases]
+
+
+def one_case(settings, recompute):
     """[layer, name, recipe or None, rows that are no multiple of 16] of every matrix in one training step and in log-probs."""
     from nemo_cascade.models import specs
     from nemo_cascade.stages.sft import sft_loss
@@ -139,21 +146,27 @@ def expected(settings) -> set[tuple[int, str, bool]]:
     return {(m.layer, m.name, m.layer not in layers and (m.layer, m.name) not in kept) for m in matrices(preset, cfg)}
 
 
-@pytest.mark.parametrize(
-    "settings, recompute",
-    [
-        (dict(fp8_recipe="tensorwise"), False),
-        (dict(fp8_recipe="delayed", fp8="hybrid"), True),
-        (dict(fp8_recipe="tensorwise", attention_in_bf16=True), True),
-        (dict(fp8_recipe="mxfp8", unaligned_in_bf16=True, first_last_layers_bf16=True, num_layers_at_end_in_bf16=2), True),
-        (dict(fp8_recipe="blockwise", unaligned_in_bf16=True), False),
-    ],
-    ids=str,
-)
-def test_products_are_in_fp8_where_the_config_says_in_training_and_log_probs(settings, recompute):
-    settings = dict(settings, enabled=True)
+# Settings of fp8_cfg, and whether layers are recomputed.
+CASES = [
+    (dict(fp8_recipe="tensorwise"), False),
+    (dict(fp8_recipe="delayed", fp8="hybrid"), True),
+    (dict(fp8_recipe="tensorwise", attention_in_bf16=True), True),
+    (dict(fp8_recipe="mxfp8", unaligned_in_bf16=True, first_last_layers_bf16=True, num_layers_at_end_in_bf16=2), True),
+    (dict(fp8_recipe="blockwise", unaligned_in_bf16=True), False),
+]
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return with_te("in_fp8", [(dict(settings, enabled=True), recompute) for settings, recompute in CASES])
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: str(CASES[case]))
+def test_products_are_in_fp8_where_the_config_says_in_training_and_log_probs(case, steps):
+    settings = dict(CASES[case][0], enabled=True)
     wanted = expected(settings)
-    for step in with_te("in_fp8", settings, recompute):
+    assert {fp8 for *_, fp8 in wanted} == ({True, False} if len(settings) > 2 and settings["fp8_recipe"] != "delayed" else {True})
+    for step in steps[case]:
         assert {(layer, name, recipe is not None) for layer, name, recipe, _ in step} == wanted
         assert {recipe for *_, recipe, _ in step} <= {RECIPES[settings["fp8_recipe"]], None}
         assert all(rest == 0 for _, _, recipe, rest in step if recipe), "tokens of a product are no whole blocks"
@@ -168,14 +181,10 @@ def refusals():
 
     def error(recipe):
         try:
-            build(dict(enabled=True, fp8_recipe=recipe), "bfloat16", world=False)
+            build(dict(enabled=True, fp8_recipe=recipe), "bfloat16")
         except RuntimeError as refusal:
             return str(refusal)
 
-    from nemo_cascade.engine import parallel
-    from nemo_cascade.engine.config import MegatronConfig
-
-    parallel.init(MegatronConfig())
     told = [error("tensorwise")]
     torch.cuda.is_available, torch.cuda.get_device_name = lambda: True, lambda: "H100"
     te_fp8.check_fp8_support = te_fp8.check_fp8_block_scaling_support = lambda: (True, "")
