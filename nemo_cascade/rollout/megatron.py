@@ -146,7 +146,7 @@ class MegatronEngine:
         padded = self._hidden_from_states(~visible) if visible is not None and not position else contextlib.nullcontext()
         with padded:
             logits = self.model(tokens, positions, visible, inference_context=context, runtime_gather_output=True)
-        return logits[:, -1, : self.vocab_size]
+        return logits[:, -1, : self.vocab_size].float()
 
     @contextlib.contextmanager
     def _hidden_from_states(self, padding: torch.Tensor) -> Iterator[None]:
