@@ -107,55 +107,69 @@ def test_bfloat16_training_goes_on_bit_identically_from_a_checkpoint(layout, tmp
     assert set(run_distributed(resumed, layout.pop("world"), tmp_path, layout, timeout=600)) == {(True, True)}
 
 
-def decoded(rounded):
-    """(type of the states, mean and largest error of incremental log-probs against the training forward) in bfloat16.
-
-    rounded: with megatron-core's own mixer, whose states have the weights' type.
-    """
-    from megatron.core.ssm.mamba_mixer import MambaMixer
-
-    from nemo_cascade.models.stack import Mixer
+def decoded():
+    """(types of the states, largest error of incremental log-probs against the training forward, count) in bfloat16."""
     from nemo_cascade.rollout.engine import generate_global
     from nemo_cascade.rollout.types import Request, SamplingParams
     from nemo_cascade.stages.rl import rollout_sample
     from nemo_cascade.stages.rollouts import make_engine
 
-    ours, seen = Mixer._get_states_from_cache, set()
+    policy = build(model="tiny")
+    engine, seen = make_engine(policy), set()
+    forward = engine._forward
 
-    def watched(mixer, *args, **kwargs):
-        states = (MambaMixer._get_states_from_cache if rounded else ours)(mixer, *args, **kwargs)
-        seen.add(states[1].dtype)
-        return states
+    def watched(tokens, position, context, visible=None):
+        logits = forward(tokens, position, context, visible)
+        states = (context.key_value_memory_dict[mixer.layer_number] for mixer in engine.mixers)
+        seen.update((conv.dtype, ssm.dtype) for conv, ssm in states)
+        return logits
 
-    Mixer._get_states_from_cache = watched
-    try:
-        policy = build(model="tiny")
-        requests = [Request(f"{n:016x}", 0, tuple(range(20, 30 + n))) for n in range(8)]
-        rollouts = generate_global(make_engine(policy), requests, SamplingParams(max_new_tokens=200, seed=2))
-    finally:
-        Mixer._get_states_from_cache = ours
+    engine._forward = watched
+    requests = [Request(f"{n:016x}", 0, tuple(range(20, 30 + n))) for n in range(8)]
+    rollouts = generate_global(engine, requests, SamplingParams(max_new_tokens=100, seed=2))
     trained = policy.logprobs([rollout_sample(rollout, True) for rollout in rollouts])
     errors = [abs(a - b) for r, row in zip(rollouts, trained) for a, b in zip(r.logprobs, row[len(r.prompt) :], strict=True)]
-    return seen, sum(errors) / len(errors), max(errors), len(errors)
+    return seen, max(errors), len(errors)
 
 
-def test_mamba_decodes_with_fp32_states_and_so_nearer_to_the_training_forward():
-    seen, mean, largest, count = run_distributed(decoded, 1, False, timeout=600)[0]
-    rounded_seen, rounded_mean, *_ = run_distributed(decoded, 1, True, timeout=600)[0]
-    print(f"\nmean error of log-probs over {count} tokens: {mean:.2e} with fp32 states, {rounded_mean:.2e} with bfloat16 ones")
-    assert seen == {torch.float32} and rounded_seen == {torch.bfloat16}
-    assert mean < rounded_mean and largest < 0.2
+def test_mamba_decodes_with_fp32_states():
+    seen, largest, count = run_distributed(decoded, 1, timeout=600)[0]
+    assert seen == {(torch.bfloat16, torch.float32)}
+    assert largest < 0.2 and count > 100
+
+
+def test_a_state_rounded_after_every_token_is_50_times_further_off():
+    """Slowly decaying states, as Mamba's longest memories are, over 1,000 tokens against float64."""
+    from nemo_cascade.models.mamba import selective_state_update
+
+    generator = torch.Generator().manual_seed(0)
+    heads, width, size, length = 4, 8, 16, 1000
+    x, B, C = (torch.randn(length, 1, *shape, generator=generator).bfloat16() for shape in ((heads, width), (1, size), (1, size)))
+    dt = torch.full((1, heads, width), 0.01).bfloat16()
+    A, D = torch.full((heads, width, size), -1.0), torch.zeros(heads, width)
+
+    def run(dtype):
+        state = torch.zeros(1, heads, width, size, dtype=dtype)
+        outputs = [selective_state_update(state, x[t], dt, A, B[t], C[t], D) for t in range(length)]
+        return torch.cat(outputs).double()
+
+    exact, single, rounded = run(torch.float64), run(torch.float32), run(torch.bfloat16)
+    off, rounded_off = ((run - exact).norm() / exact.norm() for run in (single, rounded))
+    assert off < 1e-3 and rounded_off > 50 * off
 
 
 # -------------------------------------------------------------------------------- the router
 
 
-def after_two_steps(layout, frozen, rate):
-    """[routers' weights, expert biases, another weight] unchanged after two steps with decay."""
+def after_a_step(layout, frozen, rate):
+    """[routers' weights, expert biases, other weights] unchanged after a step with decay, as sets of answers.
+
+    One step only: after the next every expert that had too few tokens may have too many, and all biases be back at 0.
+    """
     policy = build("float32", freeze_moe_router=frozen, moe_router_bias_update_rate=rate,
                    optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.1), **layout)  # fmt: skip
     before = {name: tensor.detach().clone() for name, tensor in policy._tensors().items()}
-    train(policy, range(2))
+    train(policy, range(1))
     same = {name: torch.equal(tensor, before[name]) for name, tensor in policy._tensors().items()}
     ends = ("router.weight", "router.expert_bias", "in_proj.weight")
     return [{value for name, value in same.items() if name.endswith(end)} for end in ends]
@@ -166,5 +180,5 @@ def test_freezing_the_router_and_freezing_its_bias_are_two_keys(layout):
     layout = dict(layout)
     world = layout.pop("world")
     for frozen, rate in ((True, 0.0), (True, 1e-2), (False, 0.0)):
-        for weights, bias, other in run_distributed(after_two_steps, world, layout, frozen, rate, timeout=600):
+        for weights, bias, other in run_distributed(after_a_step, world, layout, frozen, rate, timeout=600):
             assert (weights, bias, other) == ({frozen}, {rate == 0}, {False})
