@@ -21,7 +21,8 @@ FORMATS = ("e4m3", "hybrid")
 
 @dataclass
 class Fp8Config:
-    """`policy.megatron_cfg.fp8_cfg`. fp8_recipe tensorwise is current scaling; fp8 hybrid has e5m2 for gradients.
+    """`policy.megatron_cfg.fp8_cfg`. fp8_recipe tensorwise is current scaling; fp8 hybrid has e5m2 for gradients. Delayed
+    scaling begins its history anew after a resume, the others have none.
 
     first_last_layers_bf16 and the two numbers after it are megatron-core's, and so is moe_router_padding_for_quantization
     (tokens of each expert filled up to a block by the router, else by the experts). Ours: attention_in_bf16 keeps every
