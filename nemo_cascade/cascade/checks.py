@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cascade import environments
-from nemo_cascade.cascade import layout
+from nemo_cascade.cascade import compute, layout
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing
 from nemo_cascade.data import demo
 from nemo_cascade.data.packing import document_multiple
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.tokenizer import find_tokenizer
 from nemo_cascade.engine.memory import GPUS
+from nemo_cascade.models import fp8
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, Source, StageConfig
@@ -27,11 +28,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 CHOICES = {
     "kind": ("sft", "rl"),
-    # bfloat16 trains but its optimizer state cannot be saved yet, so it could not be resumed.
-    "policy.precision": ("float32",),
+    "policy.precision": ("float32", "bfloat16"),
     "policy.generation.backend": ("megatron",),
     "policy.megatron_cfg.moe_router_dtype": ("fp32", "fp64"),
     "policy.megatron_cfg.moe_router_load_balancing_type": ("none", "aux_loss", "seq_aux_loss", "global_aux_loss"),
+    "policy.megatron_cfg.recompute_granularity": (None, "full", "selective"),
+    "policy.megatron_cfg.recompute_method": (None, "uniform", "block"),
+    "policy.megatron_cfg.fp8_cfg.fp8": fp8.FORMATS,
+    "policy.megatron_cfg.fp8_cfg.fp8_recipe": tuple(fp8.MULTIPLE),
     "policy.megatron_cfg.optimizer.optimizer": ("adam",),
     "policy.megatron_cfg.scheduler.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
     "grpo.adv_estimator.name": ("grpo", "opd"),
@@ -44,8 +48,6 @@ CHOICES = {
     "data.on_bad_row": ("stop", "skip"),
     "gate.on_failure": ("stop", "warn", "rollback"),
 }
-# Weights, gradients and optimizer can be planned in both.
-PLANNING_CHOICES = CHOICES | {"policy.precision": ("float32", "bfloat16")}
 
 AT_LEAST_ONE = (
     "cluster.num_nodes",
@@ -60,6 +62,7 @@ AT_LEAST_ONE = (
     "policy.megatron_cfg.context_parallel_size",
     "policy.megatron_cfg.expert_model_parallel_size",
     "policy.megatron_cfg.expert_tensor_parallel_size",
+    "policy.megatron_cfg.recompute_num_layers",
     "policy.megatron_cfg.scheduler.lr_decay_iters",
     "sft.max_num_steps",
     "grpo.max_num_steps",
@@ -72,6 +75,8 @@ NOT_NEGATIVE = (
     "policy.generation.temperature",
     "policy.megatron_cfg.moe_aux_loss_coeff",
     "policy.megatron_cfg.moe_router_bias_update_rate",
+    "policy.megatron_cfg.fp8_cfg.num_layers_at_start_in_bf16",
+    "policy.megatron_cfg.fp8_cfg.num_layers_at_end_in_bf16",
     "policy.megatron_cfg.optimizer.lr",
     "policy.megatron_cfg.optimizer.min_lr",
     "policy.megatron_cfg.optimizer.weight_decay",
@@ -114,6 +119,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += gate_problems(cascade, stage, source)
         problems += data_problems(cascade, stage, source, where)
         problems += layout.problems(stage, where, world_size)
+        problems += compute.problems(stage, where, swaps_weights(stage))
     problems += agreement_problems(cascade, source)
     problems += shadowed_problems(source)
     return list(dict.fromkeys(problems))
@@ -130,7 +136,7 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
         def where(key: str, name: str = name) -> str:
             return source.where(name, key)
 
-        problems += value_problems(stage, where, PLANNING_CHOICES)
+        problems += value_problems(stage, where)
         problems += relation_problems(stage, where)
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
@@ -328,9 +334,9 @@ def get(stage: object, key: str):
     return stage
 
 
-def value_problems(stage: "StageConfig", where, choices: dict = CHOICES) -> Iterator[str]:
+def value_problems(stage: "StageConfig", where) -> Iterator[str]:
     """Every value by itself: choices and ranges."""
-    for key, allowed in choices.items():
+    for key, allowed in CHOICES.items():
         value = get(stage, key)
         if value not in allowed and not is_missing(value):
             names = ["null" if choice is None else choice for choice in allowed]
@@ -348,6 +354,11 @@ def value_problems(stage: "StageConfig", where, choices: dict = CHOICES) -> Iter
             value = get(stage, key)
             if value is not None and not holds(value):
                 yield f"{where(key)}: must be {text}, got {value}"
+
+
+def swaps_weights(stage: "StageConfig") -> bool:
+    """Whether weights of teachers, of a reference or of a judge pass through the policy's buffers."""
+    return stage.distils or stage.judge is not None or stage.kind == "rl" and stage.loss_fn.reference_policy_kl_penalty > 0
 
 
 def relation_problems(stage: "StageConfig", where) -> Iterator[str]:

@@ -3,9 +3,11 @@
 Kept apart from the policy itself so that a config can be checked without importing torch or megatron-core.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from nemo_cascade.models.fp8 import Fp8Config
 from nemo_cascade.rollout.config import GenerationConfig
 
 
@@ -39,9 +41,12 @@ class SchedulerConfig:
 
 @dataclass
 class MegatronConfig:
-    """`policy.megatron_cfg`: the parallel layout, the router and the optimizer.
+    """`policy.megatron_cfg`: the parallel layout, the router, recomputation, FP8 and the optimizer.
 
     expert_tensor_parallel_size null means 1 with expert parallel and tensor_model_parallel_size without.
+    freeze_moe_router freezes the router's weights; its expert bias follows moe_router_bias_update_rate, of which 0 freezes
+    it. activation_checkpointing true recomputes every layer in the backward pass, as recompute_granularity full,
+    recompute_method uniform and recompute_num_layers 1 say in megatron-core's words.
     """
 
     tensor_model_parallel_size: int = 1
@@ -60,6 +65,7 @@ class MegatronConfig:
     recompute_method: str | None = None
     recompute_num_layers: int | None = None
     recompute_modules: list[str] | None = None
+    fp8_cfg: Fp8Config = field(default_factory=Fp8Config)
     model_overrides: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -133,3 +139,53 @@ def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:
 def division(number: int, size: int) -> str:
     """The arithmetic of a division that leaves a rest, as "10 = 4 * 2 + 2"."""
     return f"{number} = {size} * {number // size} + {number % size}"
+
+# megatron-core's recompute_modules that these networks have: the attention itself, a whole MoE layer or its shared expert,
+# and with Transformer Engine's layers the norm before the experts and their activation.
+RECOMPUTE_MODULES = ("core_attn", "moe", "shared_experts", "layernorm", "moe_act")
+
+
+def recompute_settings(config: MegatronConfig) -> dict:
+    """megatron-core's TransformerConfig fields of what is recomputed in the backward pass."""
+    names = ("recompute_granularity", "recompute_method", "recompute_num_layers", "recompute_modules")
+    settings = {name: getattr(config, name) for name in names}
+    if config.activation_checkpointing:
+        usual = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        settings |= {name: value for name, value in usual.items() if settings[name] is None}
+    return settings
+
+
+def recompute_problems(config: MegatronConfig, num_layers: int | None) -> Iterator[tuple[str, str]]:
+    """(key of megatron_cfg, what is wrong; what to do) of what is recomputed; num_layers None where it is not known."""
+    said = recompute_settings(config)
+    granularity, method, modules = (said[f"recompute_{name}"] for name in ("granularity", "method", "modules"))
+    if config.activation_checkpointing and granularity != "full":
+        yield "activation_checkpointing", f"true means recompute_granularity full, but that is {granularity}; set one of them"
+    elif granularity == "full":
+        missing = [name for name in ("recompute_method", "recompute_num_layers") if said[name] is None]
+        if missing:
+            advice = "uniform and 1 recompute every layer"
+            yield "recompute_granularity", f"full needs {' and '.join(missing)} as well; set it ({advice})"
+        if modules is not None:
+            yield "recompute_modules", "recompute_granularity full recomputes whole layers; remove it or set selective"
+        count, stages = said["recompute_num_layers"], config.pipeline_model_parallel_size
+        if num_layers and count is not None and count > num_layers // stages:
+            yield (
+                "recompute_num_layers",
+                f"{count} is more than the {num_layers} / {stages} = {num_layers // stages} layers of a pipeline stage; lower it",
+            )
+    else:
+        for name in ("recompute_method", "recompute_num_layers"):
+            if said[name] is not None:
+                yield name, "only recompute_granularity full reads it; remove it"
+        if granularity is None and modules is not None:
+            yield "recompute_modules", "only recompute_granularity selective reads it; set that"
+        if granularity == "selective" and not modules:
+            choices = ", ".join(RECOMPUTE_MODULES)
+            yield "recompute_granularity", f"selective needs recompute_modules; choose among {choices}"
+    for module in modules or ():
+        if module not in RECOMPUTE_MODULES:
+            yield "recompute_modules", f"{module} is not among {', '.join(RECOMPUTE_MODULES)}"
+    if config.fp8_cfg.enabled and config.fp8_cfg.fp8_recipe == "delayed":
+        for module in sorted({"moe_act", "layernorm"} & {*(modules or ())}):
+            yield "recompute_modules", f"{module} cannot be recomputed under fp8_recipe delayed; remove it"

@@ -26,13 +26,16 @@ def sharded_state_dict(model) -> dict:
 
 
 def empty_like(state: dict) -> dict:
-    """The same sharded state dict over fresh memory, so that a checkpoint can be read without touching the model."""
-    fresh = {}
-    for name, entry in state.items():
-        if isinstance(entry, (ShardedTensor, ShardedTensorFactory)):
-            entry = dataclasses.replace(entry, data=torch.empty_like(entry.data, requires_grad=False))
-        fresh[name] = entry
-    return fresh
+    """The tensors of a sharded state dict over fresh memory, so that a checkpoint can be read without touching the model.
+
+    Layers' extra states are left out: those that torch's layers leave in a checkpoint are not those that Transformer
+    Engine's would ask for, and none is a weight.
+    """
+    return {
+        name: dataclasses.replace(entry, data=torch.empty_like(entry.data, requires_grad=False))
+        for name, entry in state.items()
+        if isinstance(entry, (ShardedTensor, ShardedTensorFactory))
+    }
 
 
 def stored_parts(model) -> Iterator[tuple[str, int, ShardedTensor]]:

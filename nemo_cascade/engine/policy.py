@@ -34,10 +34,12 @@ from nemo_cascade.data.sample import Sample  # noqa: E402
 from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
 from nemo_cascade.engine import parallel  # noqa: E402
 from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs  # noqa: E402
-from nemo_cascade.engine.config import PolicyConfig  # noqa: E402
+from nemo_cascade.engine.config import PolicyConfig, recompute_settings  # noqa: E402
 from nemo_cascade.engine.convert import read_hf  # noqa: E402
 from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
+from nemo_cascade.engine.optimizer import restore_state_order  # noqa: E402
+from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
@@ -69,6 +71,8 @@ def model_settings(config: PolicyConfig) -> dict:
         moe_router_load_balancing_type=cfg.moe_router_load_balancing_type,
         moe_aux_loss_coeff=cfg.moe_aux_loss_coeff,
         moe_router_bias_update_rate=cfg.moe_router_bias_update_rate,
+        **recompute_settings(cfg),
+        **fp8.transformer_settings(cfg.fp8_cfg),
         # Packs are of different lengths, so a pipeline stage tells the next one the shape before the values.
         variable_seq_lengths=cfg.pipeline_model_parallel_size > 1,
         # The loss returns a sum and what to divide by; mcore divides the summed gradient once, over all ranks.
@@ -95,7 +99,8 @@ class Policy:
         self.transformer_config = transformer_config(self.preset, **model_settings(config), **overrides)
         # Fresh weights depend on the seed alone, not on what this process drew before.
         parallel.set_seed(seed)
-        self.model = build_model(self.preset, self.transformer_config)
+        in_bf16 = fp8.matrices_in_bf16(self.preset, config.megatron_cfg)
+        self.model = build_model(self.preset, self.transformer_config, in_bf16).cuda()
         self.device = next(self.model.parameters()).device
         self._training = max_num_steps > 0
         self._teachers: dict[Path, dict[str, torch.Tensor]] = {}
@@ -262,6 +267,7 @@ class Policy:
             ),
             [self.wrapped],
         )
+        restore_state_order(self.optimizer)
         decay_steps = schedule.lr_decay_iters or max_num_steps
         self.scheduler = OptimizerParamScheduler(
             self.optimizer,
@@ -281,7 +287,8 @@ class Policy:
         """This rank's share of the global batch; all ranks that hold a part of a pack have the whole of it."""
         size, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         layout = self.config.megatron_cfg
-        multiple = pack_multiple(layout.tensor_model_parallel_size, layout.context_parallel_size)
+        needed = pack_multiple(layout.tensor_model_parallel_size, layout.context_parallel_size)
+        multiple = math.lcm(needed, fp8.token_multiple(layout))
         slot = document_multiple(layout.context_parallel_size)
         plan = plan or plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size, slot)
         return [
@@ -321,7 +328,9 @@ class Policy:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """All parameters and persistent buffers of this rank, by local name (references, not copies)."""
-        return {name: t for name, t in self.model.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
+        # Extra states, Transformer Engine's scales of FP8, are tensors too, but not weights.
+        state = self.model.state_dict(keep_vars=True).items()
+        return {name: t for name, t in state if isinstance(t, torch.Tensor) and not name.endswith("_extra_state")}
 
     @torch.no_grad()
     def _copy_in(self, tensors: dict[str, torch.Tensor]) -> None:

@@ -133,8 +133,11 @@ def split_conv1d_scan(
 def chunk_scan(
     x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, dt_softplus=False, return_final_states=False, seq_idx=None, **_
 ):
-    """mcore's prefill path: y [b, l, heads, p], and with return_final_states the state [b, heads, p, n] after the last token."""
-    dt = dt if dt_bias is None else dt + dt_bias
+    """mcore's prefill path: y [b, l, heads, p], and with return_final_states the state [b, heads, p, n] after the last token.
+
+    As in training, steps and decays are computed in A's type.
+    """
+    dt = dt.to(A.dtype) if dt_bias is None else dt.to(A.dtype) + dt_bias
     dt = F.softplus(dt) if dt_softplus else dt
     if seq_idx is None:
         seq_idx = torch.zeros(x.shape[:2], dtype=torch.int32, device=x.device)
@@ -146,7 +149,8 @@ def chunk_scan(
 
 
 def final_state(x, dt, A, B) -> torch.Tensor:
-    """h after the last token of rows that are one document each: sum_t exp(sum_{s>t} dt_s A) dt_t x_t B_t^T."""
+    """h after the last token of rows that are one document each: sum_t exp(sum_{s>t} dt_s A) dt_t x_t B_t^T, in A's type."""
+    x, dt, B = (t.to(A.dtype) for t in (x, dt, B))
     decay = (dt * A).cumsum(1)
     weighted = x * ((decay[:, -1:] - decay).exp() * dt)[..., None]
     b, length, h, p = x.shape
@@ -176,10 +180,12 @@ def selective_state_update(
     """mcore's decoding path: one token x [b, h, p] through state [b, h, p, n], in place; -> y [b, h, p].
 
     mcore hands Mamba-2's values a head over as wide as Mamba-1's kernel wants them: dt, dt_bias, A and D are the same along p
-    (and n) and only their first entries are read. Raises ValueError for arguments that decoding here has no use for.
+    (and n) and only their first entries are read. Computed in the state's type, returned in x's. Raises ValueError for arguments
+    that decoding here has no use for.
     """
     if z is not None or state_batch_indices is not None:
         raise ValueError("decoding gates in the norm after it and has a state for every row: no z, no state_batch_indices")
+    kind, (x, dt, B, C) = x.dtype, (t.to(state.dtype) for t in (x, dt, B, C))
     dt = dt[..., 0] if dt_bias is None else dt[..., 0] + dt_bias[:, 0]
     dt = F.softplus(dt) if dt_softplus else dt
     b, h, p, n = state.shape
@@ -187,7 +193,7 @@ def selective_state_update(
     state.mul_((dt * A[:, 0, 0]).exp()[..., None, None])
     state.view(b, g, h // g * p, n).addcmul_((x * dt[..., None]).view(b, g, -1, 1), B[:, :, None])
     y = (state.view(b, g, -1, n) @ C[..., None]).view(b, h, p)
-    return y + x * D[:, :1]
+    return (y + x * D[:, :1]).to(kind)
 
 
 class GatedRMSNorm(torch.nn.Module):

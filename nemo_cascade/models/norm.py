@@ -1,7 +1,12 @@
 """RMSNorm with its own backward, which takes fewer passes over memory than autograd's."""
 
-import torch
-import torch.nn.functional as F
+from nemo_cascade.engine import cpu
+
+cpu.install()
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from megatron.core.tensor_parallel.random import is_checkpointing  # noqa: E402
 
 
 class RMSNormFunction(torch.autograd.Function):
@@ -26,7 +31,9 @@ class RMSNormFunction(torch.autograd.Function):
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / rms(x) * weight, the mean over the last axis; x [.., *weight.shape] with at least one axis more than weight."""
-    if not torch.is_grad_enabled():
-        # Decoding normalises few rows at a time, where calling an autograd function takes as long as what it does.
+    if not (torch.is_grad_enabled() or is_checkpointing()):
+        # Decoding normalises few rows at a time, where calling an autograd function takes as long as what it does. What
+        # will be recomputed in the backward pass must come out the same then, to the bit: else a token near a tie would
+        # change experts.
         return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
     return RMSNormFunction.apply(x, weight, eps)

@@ -1,28 +1,32 @@
-"""megatron-core's hybrid model from torch layers: the spec, the settings of the Nemotron family, and the model itself.
+"""megatron-core's hybrid model: the spec, the settings of the Nemotron family, and the model itself.
 
-Parameter names are those of the Transformer Engine spec (norms fused in front of column-parallel layers), so that a checkpoint
-moves between the two. Transformer Engine layers come later.
+Layers are Transformer Engine's where it is installed, torch's under the same parameter names otherwise (norms fused in front
+of column-parallel layers), so that a checkpoint moves between the two. The same holds for mamba-ssm's kernels.
 """
 
 import dataclasses
+from collections.abc import Collection
 from types import SimpleNamespace
 
 from nemo_cascade.engine import cpu
 
 cpu.install()
 
-import megatron.core.ssm.mamba_block as mamba_block  # noqa: E402
 import megatron.core.ssm.mamba_context_parallel as mamba_context_parallel  # noqa: E402
 import megatron.core.ssm.mamba_mixer as mamba_mixer  # noqa: E402
 import megatron.core.transformer.moe.moe_utils as moe_utils  # noqa: E402
 import torch  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
+from megatron.core.extensions.transformer_engine import (  # noqa: E402
+    HAVE_TE,
+    TELayerNormColumnParallelLinear,
+    TENorm,
+    TERowParallelLinear,
+)
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec  # noqa: E402
-from megatron.core.models.mamba.mamba_model import MambaModel  # noqa: E402
-from megatron.core.ssm.mamba_block import MambaStack, MambaStackSubmodules  # noqa: E402
 from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules  # noqa: E402
-from megatron.core.ssm.mamba_mixer import MambaMixer, MambaMixerSubmodules  # noqa: E402
+from megatron.core.ssm.mamba_mixer import MambaMixerSubmodules  # noqa: E402
 from megatron.core.tensor_parallel.layers import RowParallelLinear  # noqa: E402
 from megatron.core.transformer import TransformerConfig  # noqa: E402
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules  # noqa: E402
@@ -35,7 +39,7 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
 )
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
 
-from nemo_cascade.models.attention import PackedAttention  # noqa: E402
+from nemo_cascade.models.config import ModelConfig  # noqa: E402
 from nemo_cascade.models.context_parallel import partitioned_indices  # noqa: E402
 from nemo_cascade.models.experts import Experts  # noqa: E402
 from nemo_cascade.models.layers import NormColumnParallelLinear, RMSNorm, relu2  # noqa: E402
@@ -46,8 +50,13 @@ from nemo_cascade.models.mamba import (  # noqa: E402
     selective_state_update,
     split_conv1d_scan,
 )
-from nemo_cascade.models.config import ModelConfig  # noqa: E402
+from nemo_cascade.models.megatron import HybridModel, HybridStackSubmodules, hybrid_block  # noqa: E402
 from nemo_cascade.models.router import Router  # noqa: E402
+from nemo_cascade.models.stack import Mixer, Stack  # noqa: E402
+from nemo_cascade.models.te import Attention, keep_in_bf16, require_fp8, require_recompute  # noqa: E402
+
+# Both, because mamba-ssm's training kernel calls causal-conv1d's.
+HAVE_MAMBA_KERNELS = mamba_mixer.HAVE_MAMBA_SSM and mamba_mixer.causal_conv1d_fn is not None
 
 
 class ShardedGatedRMSNorm(GatedRMSNorm):
@@ -65,15 +74,17 @@ class ShardedGatedRMSNorm(GatedRMSNorm):
 
 
 def use_torch_kernels() -> None:
-    """Puts the torch forms where mcore's modules look up mamba-ssm's and Transformer Engine's names."""
-    mamba_mixer.HAVE_MAMBA_SSM = True
-    mamba_mixer.ExtendedRMSNorm = ShardedGatedRMSNorm
-    mamba_mixer.mamba_chunk_scan_combined = chunk_scan
-    mamba_mixer.mamba_split_conv1d_scan_combined = split_conv1d_scan
-    mamba_mixer.selective_state_update = selective_state_update
-    mamba_mixer.causal_conv1d_update = conv_update
-    mamba_mixer._check_mamba_sequence_packing_support = lambda for_inference_not_training=False: (True, None)
-    mamba_block.TENorm = RMSNorm
+    """Puts the torch forms where mcore's modules look up what is not installed of mamba-ssm and Transformer Engine."""
+    if not HAVE_MAMBA_KERNELS:
+        mamba_mixer.HAVE_MAMBA_SSM = True
+        mamba_mixer.ExtendedRMSNorm = ShardedGatedRMSNorm
+        mamba_mixer.mamba_chunk_scan_combined = chunk_scan
+        mamba_mixer.mamba_split_conv1d_scan_combined = split_conv1d_scan
+        mamba_mixer.selective_state_update = selective_state_update
+        mamba_mixer.causal_conv1d_update = conv_update
+        mamba_mixer._check_mamba_sequence_packing_support = lambda for_inference_not_training=False: (True, None)
+    if not HAVE_TE:
+        hybrid_block.TENorm = RMSNorm
     if mamba_context_parallel.tex is None:
         mamba_context_parallel.tex = SimpleNamespace(thd_get_partitioned_indices=partitioned_indices)
         mamba_context_parallel.is_te_min_version = lambda version: True
@@ -88,23 +99,25 @@ def stack_spec(conv_kernel: int = 4) -> ModuleSpec:
     conv_kernel: taps of Mamba's convolution, which megatron-core's configuration has no field for.
     """
     use_torch_kernels()
+    norm = TENorm if HAVE_TE else RMSNorm
+    column = TELayerNormColumnParallelLinear if HAVE_TE else NormColumnParallelLinear
+    row = TERowParallelLinear if HAVE_TE else RowParallelLinear
     mamba = ModuleSpec(
-        module=MambaMixer,
+        module=Mixer,
         params={"d_conv": conv_kernel},
-        submodules=MambaMixerSubmodules(in_proj=NormColumnParallelLinear, out_proj=RowParallelLinear),
+        submodules=MambaMixerSubmodules(in_proj=column, out_proj=row),
     )
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(
-            linear_qkv=NormColumnParallelLinear, core_attention=PackedAttention, linear_proj=RowParallelLinear
-        ),
+        submodules=SelfAttentionSubmodules(linear_qkv=column, core_attention=Attention, linear_proj=row),
     )
     # Any number says that there are experts; how many is the configuration's.
-    moe = get_moe_module_spec(use_te=False, num_experts=1, moe_grouped_gemm=False)
-    moe.submodules.experts.module = Experts
+    moe = get_moe_module_spec(use_te=HAVE_TE, num_experts=1, moe_grouped_gemm=HAVE_TE)
     moe.submodules.router = Router
-    layers = MambaStackSubmodules(
+    if not HAVE_TE:
+        moe.submodules.experts.module = Experts
+    layers = HybridStackSubmodules(
         mamba_layer=ModuleSpec(
             module=MambaLayer, submodules=MambaLayerSubmodules(mixer=mamba, mamba_bda=get_bias_dropout_add)
         ),
@@ -114,12 +127,10 @@ def stack_spec(conv_kernel: int = 4) -> ModuleSpec:
         ),
         moe_layer=ModuleSpec(
             module=MoETransformerLayer,
-            submodules=TransformerLayerSubmodules(
-                pre_mlp_layernorm=RMSNorm, mlp=moe, mlp_bda=get_bias_dropout_add
-            ),
+            submodules=TransformerLayerSubmodules(pre_mlp_layernorm=norm, mlp=moe, mlp_bda=get_bias_dropout_add),
         ),
     )
-    return ModuleSpec(module=MambaStack, submodules=layers)
+    return ModuleSpec(module=Stack, submodules=layers)
 
 
 # As Megatron-LM's `--spec nemo_cascade.models.specs nemotron_stack_spec` and Bridge's `mamba_stack_spec` take it.
@@ -127,7 +138,13 @@ nemotron_stack_spec = stack_spec()
 
 
 def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
-    """TransformerConfig of a preset: the family's rules, the preset's sizes, then `settings`, which win."""
+    """TransformerConfig of a preset: the family's rules, the preset's sizes, then `settings`, which win.
+
+    Raises RuntimeError for FP8 without Transformer Engine or without a GPU that has it, and for what else needs the former.
+    """
+    if settings.get("fp8"):
+        require_fp8(settings["fp8_recipe"])
+    require_recompute(settings.get("recompute_modules") or ())
     same_name = {field.name for field in dataclasses.fields(TransformerConfig)}
     sizes = {name: value for name, value in dataclasses.asdict(preset).items() if name in same_name}
     family = dict(
@@ -148,6 +165,7 @@ def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
         moe_router_enable_expert_bias=True,
         moe_router_dtype="fp32",
         moe_token_dispatcher_type="alltoall",
+        moe_grouped_gemm=HAVE_TE,
         # Linear layers are drawn whole and then split, so they start the same at every tensor-parallel size. Mamba's own
         # parameters and, under expert parallel, the experts do not: equal layouts need a checkpoint to start from.
         use_cpu_initialization=True,
@@ -156,9 +174,14 @@ def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
     return TransformerConfig(**{**family, **sizes, **settings})
 
 
-def build_model(preset: ModelConfig, config: TransformerConfig) -> MambaModel:
-    """mcore's MambaModel of a preset: no positions, embeddings and output weights apart; this pipeline stage's layers."""
-    return MambaModel(
+def build_model(
+    preset: ModelConfig, config: TransformerConfig, in_bf16: Collection[tuple[int, str]] = ()
+) -> HybridModel:
+    """mcore's hybrid model of a preset, without positions, embeddings and output weights apart: this pipeline stage's part.
+
+    in_bf16: (layer, name) of matrices that stay in BF16 when `config` has FP8 (`fp8.matrices_in_bf16`).
+    """
+    model = HybridModel(
         config,
         stack_spec(preset.mamba_conv_kernel),
         vocab_size=preset.vocab_size,
@@ -169,3 +192,5 @@ def build_model(preset: ModelConfig, config: TransformerConfig) -> MambaModel:
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
     )
+    keep_in_bf16(model, in_bf16)
+    return model

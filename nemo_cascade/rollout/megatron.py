@@ -47,6 +47,11 @@ class MegatronEngine:
                     f"the embedded rollout engine cannot decode under {name} parallel ({size}); set "
                     f"policy.megatron_cfg.{name + '_model' if name == 'pipeline' else name}_parallel_size=1"
                 )
+        if model.config.fp8:
+            from megatron.core.fp8_utils import prepare_model_for_fp8_inference
+
+            # A few tokens are padded to what a product in FP8 needs.
+            prepare_model_for_fp8_inference(model)
         self.model, self.vocab_size = model, vocab_size
         self.max_batch_size, self.max_cache_bytes = max_batch_size, max_cache_bytes
         self.waiting: list[tuple[Request, SamplingParams]] = []
@@ -75,8 +80,10 @@ class MegatronEngine:
     @torch.no_grad()
     def step(self) -> list[Rollout]:
         """One forward pass of the current batch (or of a stand-in token, to keep expert-parallel peers company)."""
-        if self.batch is None and self.waiting:
-            self.batch = self._next_batch()
+        if self.batch is None:
+            # Weights may have changed since the last batch: Transformer Engine must not go on with FP8 copies of the old ones.
+            self.model.set_is_first_microbatch()
+            self.batch = self._next_batch() if self.waiting else None
         with self._decoding():
             if self.batch is None:
                 self._forward(torch.zeros(1, 1, dtype=torch.long), 0, StaticInferenceContext(1, 1))
@@ -124,10 +131,10 @@ class MegatronEngine:
         tp = parallel_state.get_tensor_model_parallel_world_size()
         attention_layers = self.model.decoder.layer_type_list.count("*")
         keys = 2 * tokens * config.num_query_groups * config.kv_channels * attention_layers
-        states = sum(
-            mixer.nheads_local_tp * mixer.headdim * mixer.d_state + mixer.conv1d.weight.numel() for mixer in self.mixers
-        )
-        return (keys // tp + states) * next(self.model.parameters()).element_size()
+        inputs = sum(mixer.conv1d.weight.numel() for mixer in self.mixers)
+        states = sum(mixer.nheads_local_tp * mixer.headdim * mixer.d_state for mixer in self.mixers)
+        # The states are fp32 at every precision.
+        return (keys // tp + inputs) * next(self.model.parameters()).element_size() + 4 * states
 
     def _forward(self, tokens: torch.Tensor, position: int, context, visible: torch.Tensor | None = None) -> torch.Tensor:
         """tokens [rows, n] at positions position.. -> logits of the last one [rows, vocab], the same on all tensor ranks.
@@ -140,7 +147,7 @@ class MegatronEngine:
         padded = self._hidden_from_states(~visible) if visible is not None and not position else contextlib.nullcontext()
         with padded:
             logits = self.model(tokens, positions, visible, inference_context=context, runtime_gather_output=True)
-        return logits[:, -1, : self.vocab_size]
+        return logits[:, -1, : self.vocab_size].float()
 
     @contextlib.contextmanager
     def _hidden_from_states(self, padding: torch.Tensor) -> Iterator[None]:

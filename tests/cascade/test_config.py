@@ -196,7 +196,7 @@ CASES = {
     "a backend": (["policy.generation.backend=vlm"], "policy.generation.backend: 'vlm' is not a choice"),
     "a precision": (
         ["policy.precision=float16"],
-        "policy.precision: 'float16' is not a choice; did you mean float32?",
+        "policy.precision: 'float16' is not a choice; did you mean bfloat16?",
     ),
     "a temperature": (["policy.generation.temperature=-0.1"], "policy.generation.temperature: must be >= 0, got -0.1"),
     "a validation temperature": (

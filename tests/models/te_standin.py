@@ -1,0 +1,267 @@
+"""A stand-in for Transformer Engine, which cannot be installed without CUDA: the classes that megatron-core builds on, in torch.
+
+SIGNATURES is what Transformer Engine 2.8.0 takes, read from its sources; a call with anything else raises TypeError here as there.
+Products are done in the precision of their operands, and RAN notes whether an FP8 region was open around each. Everything else of
+the package is there only to be imported.
+"""
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import inspect
+import sys
+import types
+
+import torch
+
+VERSION = "2.8.0"
+LINEAR = """in_features out_features sequence_parallel= fuse_wgrad_accumulation= tp_group= tp_size= get_rng_state_tracker= rng_tracker_name=
+    init_method= bias= return_bias= params_dtype= parallel_mode= parameters_split= device= ub_overlap_ag= ub_overlap_rs=
+    ub_overlap_rs_dgrad= ub_bulk_dgrad= ub_bulk_wgrad= ub_name= delay_wgrad_compute= symmetric_ar_type= save_original_input= name="""
+SIGNATURES = {
+    "Linear": (LINEAR, "inp is_first_microbatch= fp8_output= fp8_grad="),
+    "LayerNormLinear": (
+        LINEAR.replace("rng_tracker_name=", "").replace("save_original_input=", "")
+        + " eps= normalization= return_layernorm_output= return_layernorm_output_gathered= zero_centered_gamma=",
+        "inp is_first_microbatch= fp8_output= fp8_grad=",
+    ),
+    "GroupedLinear": (
+        """num_gemms in_features out_features sequence_parallel= fuse_wgrad_accumulation= tp_group= tp_size= get_rng_state_tracker=
+        rng_tracker_name= init_method= bias= return_bias= params_dtype= parallel_mode= device= ub_overlap_rs= ub_overlap_ag= ub_name=
+        delay_wgrad_compute= save_original_input=""",
+        "inp m_splits is_first_microbatch=",
+    ),
+    "DotProductAttention": (
+        """num_attention_heads kv_channels num_gqa_groups= attention_dropout= qkv_format= attn_mask_type= window_size= sequence_parallel=
+        tp_size= get_rng_state_tracker= tp_group= layer_number= attention_type= cp_group= cp_global_ranks= cp_stream= cp_comm_type=
+        softmax_scale= softmax_type=""",
+        """query_layer key_layer value_layer attention_mask= qkv_format= cu_seqlens_q= cu_seqlens_kv= cu_seqlens_q_padded=
+        cu_seqlens_kv_padded= max_seqlen_q= max_seqlen_kv= attn_mask_type= window_size= checkpoint_core_attention=
+        core_attention_bias_type= core_attention_bias= alibi_slopes= fast_zero_fill= inference_params= pad_between_seqs= fp8_output=""",
+    ),
+    "RMSNorm": ("hidden_size eps= sequence_parallel= params_dtype= zero_centered_gamma= device=", "input"),
+    "Fp8Padding": ("num_gemms align_size=", "inp m_splits"),
+    "Fp8Unpadding": ("num_gemms align_size=", "inp m_splits"),
+}
+# Pydantic dataclasses, which leave out what they do not know.
+RECIPES = {
+    "DelayedScaling": {"margin", "fp8_format", "amax_history_len", "amax_compute_algo", "reduce_amax", "fp8_dpa", "fp8_mha"},
+    "Float8CurrentScaling": {"use_power_2_scales", "fp8_format", "fp8_dpa", "fp8_mha"},
+    "MXFP8BlockScaling": {"margin", "fp8_format", "fp8_dpa", "fp8_mha"},
+    "Float8BlockScaling": {"use_f32_scales", "fp8_format", "fp8_dpa", "fp8_mha"},
+}
+# Without it megatron-core takes torch's own.
+MISSING = ("transformer_engine.pytorch.optimizers",)
+# The recipes of the FP8 regions that are open, innermost last; None where one switches FP8 off.
+REGIONS: list = [None]
+# (module, recipe of the region around it or None, rows of its input or of each of its inputs) of every call, in order.
+RAN: list[tuple[torch.nn.Module, object, list[int]]] = []
+
+
+def bind(words: str, args, kwargs) -> dict:
+    """Arguments by name, as a function of these parameters ("name=" has a default) would get them."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    needed = [word for word in words.split() if not word.endswith("=")]
+    optional = [word[:-1] for word in words.split() if word.endswith("=")]
+    parameters = [inspect.Parameter(name, kind) for name in needed]
+    parameters += [inspect.Parameter(name, kind, default=None) for name in optional]
+    return inspect.Signature(parameters).bind(*args, **kwargs).arguments
+
+
+class Layer(torch.nn.Module):
+    """A layer that takes what the recorded one takes."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__()
+        self.given = bind(SIGNATURES[self.kind][0], args, kwargs)
+        self.build(types.SimpleNamespace(**{"parallel_mode": None, "tp_size": 1, "bias": True} | self.given))
+
+    def forward(self, *args, **kwargs):
+        given = bind(SIGNATURES[self.kind][1], args, kwargs)
+        first = args[0]
+        RAN.append((self, REGIONS[-1], given.get("m_splits") or [first.numel() // first.shape[-1]]))
+        return self.run(**given)
+
+    def get_extra_state(self):
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_extra_state(self, state):
+        pass
+
+    def matrix(self, given) -> torch.nn.Parameter:
+        rows = given.out_features // (given.tp_size if given.parallel_mode == "column" else 1)
+        columns = given.in_features // (given.tp_size if given.parallel_mode == "row" else 1)
+        weight = torch.nn.Parameter(torch.empty(rows, columns, dtype=given.params_dtype, device=torch.get_default_device()))
+        if given.bias:
+            raise NotImplementedError("these networks have no bias")
+        given.init_method(weight)
+        return weight
+
+
+class Linear(Layer):
+    kind = "Linear"
+
+    def build(self, given):
+        self.in_features, self.out_features, self.use_bias = given.in_features, given.out_features, given.bias
+        self.tp_size, self.parallel_mode, self.save_original_input = given.tp_size, given.parallel_mode, False
+        self.weight = self.matrix(given)
+
+    def run(self, inp, **_):
+        return inp @ self.weight.t()
+
+
+class LayerNormLinear(Linear):
+    kind = "LayerNormLinear"
+
+    def build(self, given):
+        super().build(given)
+        assert given.normalization == "RMSNorm"
+        self.eps = given.eps
+        self.layer_norm_weight = torch.nn.Parameter(torch.ones(given.in_features, dtype=given.params_dtype))
+
+    def run(self, inp, **_):
+        return rms(inp, self.layer_norm_weight, self.eps) @ self.weight.t()
+
+
+class GroupedLinear(Layer):
+    kind = "GroupedLinear"
+
+    def build(self, given):
+        self.num_gemms, self.use_bias, self.save_original_input = given.num_gemms, given.bias, False
+        self.fp8_meta, self.fp8, self.fp8_calibration = {"fp8_checkpoint": False}, False, False
+        for number in range(given.num_gemms):
+            setattr(self, f"weight{number}", self.matrix(given))
+
+    def run(self, inp, m_splits, **_):
+        parts = inp.split(m_splits)
+        return torch.cat([part @ getattr(self, f"weight{number}").t() for number, part in enumerate(parts)])
+
+
+class DotProductAttention(Layer):
+    kind = "DotProductAttention"
+
+    def build(self, given):
+        pass
+
+    def run(self, query_layer, key_layer, value_layer, qkv_format, cu_seqlens_q, attn_mask_type, **_):
+        from nemo_cascade.models.attention import packed_attention
+
+        assert (qkv_format, attn_mask_type) == ("thd", "padding_causal")
+        return packed_attention(query_layer, key_layer, value_layer, cu_seqlens_q)
+
+
+class RMSNorm(Layer):
+    kind = "RMSNorm"
+
+    def build(self, given):
+        self.weight = torch.nn.Parameter(torch.ones(given.hidden_size, dtype=given.params_dtype))
+        self.eps = given.eps
+
+    def run(self, input):
+        return rms(input, self.weight, self.eps)
+
+
+class Fp8Padding(Layer):
+    kind = "Fp8Padding"
+
+    def build(self, given):
+        pass
+
+    def sizes(self, m_splits):
+        return [-(-size // 16) * 16 for size in m_splits]
+
+    def run(self, inp, m_splits):
+        sizes = self.sizes(m_splits)
+        parts = [torch.nn.functional.pad(part, (0, 0, 0, size - len(part))) for part, size in zip(inp.split(m_splits), sizes)]
+        return torch.cat(parts), sizes
+
+
+class Fp8Unpadding(Fp8Padding):
+    kind = "Fp8Unpadding"
+
+    def run(self, inp, m_splits):
+        return torch.cat([part[:size] for part, size in zip(inp.split(self.sizes(m_splits)), m_splits)])
+
+
+def rms(x, weight, eps):
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def recipe(name: str):
+    def build(self, **kwargs):
+        self.given = {key: value for key, value in kwargs.items() if key in RECIPES[name]}
+
+    return type(name, (), {"__init__": build})
+
+
+@contextlib.contextmanager
+def fp8_autocast(enabled=True, calibrating=False, fp8_recipe=None, fp8_group=None, _graph=False):
+    REGIONS.append(fp8_recipe if enabled else None)
+    try:
+        yield
+    finally:
+        REGIONS.pop()
+
+
+def checkpoint(function, *args, distribute_saved_activations=False, get_rng_state_tracker=None, tp_group=None, **kwargs):
+    """Recomputes within the region that was open in the forward pass."""
+    region = REGIONS[-1]
+
+    def run(*inputs):
+        with fp8_autocast(region is not None, fp8_recipe=region):
+            return function(*inputs)
+
+    return torch.utils.checkpoint.checkpoint(run, *args, use_reentrant=True, **kwargs)
+
+
+def general_gemm(A, B, out_dtype=None, layout="TN", **_):
+    """The three products of the router: inputs, their gradient, the weights' gradient."""
+    A, B = A.to(out_dtype), B.to(out_dtype)
+    return [{"TN": lambda: B @ A.t(), "NN": lambda: B @ A, "NT": lambda: B.t() @ A}[layout]()]
+
+
+class Package(types.ModuleType):
+    """A module in which every name can be found, as a class of its own."""
+
+    __path__: list = []
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"apply": None})
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("transformer_engine", "transformer_engine_torch") and name not in MISSING:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec):
+        return Package(spec.name)
+
+    def exec_module(self, module):
+        vars(module).update(CONTENTS.get(module.__name__, {}))
+
+
+STATE = type("FP8GlobalStateManager", (), {"is_fp8_enabled": staticmethod(lambda: REGIONS[-1] is not None)})
+LAYERS = (Linear, LayerNormLinear, GroupedLinear, DotProductAttention, RMSNorm, Fp8Padding, Fp8Unpadding)
+CONTENTS = {
+    "transformer_engine": {"__version__": VERSION},
+    "transformer_engine.common.recipe": {
+        **{name: recipe(name) for name in RECIPES},
+        "Format": types.SimpleNamespace(E4M3="E4M3", HYBRID="HYBRID"),
+    },
+    "transformer_engine.pytorch": {**{layer.__name__: layer for layer in LAYERS}, "fp8_autocast": fp8_autocast},
+    "transformer_engine.pytorch.fp8": {"FP8GlobalStateManager": STATE, "fp8_autocast": fp8_autocast},
+    "transformer_engine.pytorch.distributed": {"checkpoint": checkpoint},
+    "transformer_engine.pytorch.cpp_extensions": {"general_gemm": general_gemm},
+    "transformer_engine.pytorch.module.base": {"get_workspace": lambda: None},
+}
+
+
+def install() -> None:
+    """From here on `import transformer_engine` finds the stand-in."""
+    sys.meta_path.insert(0, Finder())
+    import transformer_engine.common.recipe
+    import transformer_engine.pytorch.distributed
+    import transformer_engine.pytorch.ops  # noqa: F401

@@ -1,0 +1,230 @@
+"""With Transformer Engine installed the same network is built from its layers, and FP8 is where the config says, no more and no less.
+
+Transformer Engine itself needs CUDA; here megatron-core's own code runs on a stand-in with its recorded signatures, in a process
+of its own.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import run_distributed
+
+ROOT = Path(__file__).parents[2]
+RECIPES = {
+    "tensorwise": "Float8CurrentScaling", "delayed": "TEDelayedScaling", "mxfp8": "MXFP8BlockScaling", "blockwise": "Float8BlockScaling"
+}  # fmt: skip
+
+
+def with_te(function: str, *args) -> object:
+    """What a function of this module returns in a process where Transformer Engine can be imported (JSON in and out)."""
+    program = (
+        "import json, sys; from tests.models import te_standin; te_standin.install(); import tests.models.test_te as cases;"
+        "print('answer', json.dumps(getattr(cases, sys.argv[1])(*json.loads(sys.argv[2]))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, function, json.dumps(args)], cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.split("answer ", 1)[1])
+
+
+def network() -> str:
+    """The name of a network whose sides blocks of 16 divide, those of 32 and 128 all but Mamba's projection in (592 rows)."""
+    import dataclasses
+
+    from nemo_cascade.models.presets import PRESETS
+
+    sizes = dict(hidden_size=128, kv_channels=32, mamba_num_heads=16, moe_ffn_hidden_size=128, moe_shared_expert_intermediate_size=128)
+    PRESETS["blocks"] = dataclasses.replace(PRESETS["micro"], name="blocks", **sizes)
+    return "blocks"
+
+
+def build(fp8=None, precision="float32", max_num_steps=0, **megatron_cfg):
+    import torch.distributed as dist
+
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, SequencePackingConfig
+    from nemo_cascade.engine.policy import Policy
+    from nemo_cascade.models.fp8 import Fp8Config
+
+    cfg = MegatronConfig(fp8_cfg=Fp8Config(**(fp8 or {})), **megatron_cfg)
+    config = PolicyConfig(
+        model_name=network(), precision=precision, sequence_packing=SequencePackingConfig(train_mb_tokens=64), megatron_cfg=cfg
+    )
+    if not dist.is_initialized():
+        parallel.init(cfg)
+    return Policy(config, seed=0, max_num_steps=max_num_steps)
+
+
+def samples(policy):
+    from tests.engine.cases import random_samples
+
+    return random_samples(policy.preset.vocab_size)
+
+
+def checkpoint_keys(policy) -> list:
+    """[name of the whole tensor, key in a checkpoint, whole shape, offset], sorted."""
+    from nemo_cascade.engine.gather import stored_parts
+
+    parts = stored_parts(policy.model)
+    return sorted([name, part.key, list(part.global_shape), list(part.global_offset)] for name, _, part in parts)
+
+
+# -------------------------------------------------------------------------------- the same network
+
+
+def write_torch(directory):
+    policy = build()
+    policy.save(directory, optimizer=False)
+    return checkpoint_keys(policy), policy.weights_hash(), policy.logprobs(samples(policy))
+
+
+def read_te(directory):
+    """Layers' classes, checkpoint keys, hash, log-probs; then a teacher's rotation with its extra states."""
+    policy = build(max_num_steps=2)
+    before = policy.weights_hash()
+    with policy.weights_of(Path(directory)):
+        inside = policy.weights_hash()
+    policy.load(Path(directory), optimizer=False)
+    kinds = sorted({type(module).__name__ for layer in policy.model.decoder.layers for module in layer.modules()})
+    kinds += [type(policy.model.decoder.final_norm).__name__]
+    return kinds, checkpoint_keys(policy), [before, inside, policy.weights_hash()], policy.logprobs(samples(policy))
+
+
+def test_a_checkpoint_of_torchs_layers_opens_in_transformer_engines_and_answers_the_same(tmp_path):
+    keys, written, logprobs = run_distributed(write_torch, 1, tmp_path)[0]
+    kinds, te_keys, (before, inside, after), te_logprobs = with_te("read_te", str(tmp_path))
+    for kind in "TELayerNormColumnParallelLinear TERowParallelLinear Attention TEGroupedMLP TEColumnParallelGroupedLinear RMSNorm".split():
+        assert kind in kinds
+    assert not {"NormColumnParallelLinear", "RowParallelLinear", "PackedExperts", "Experts"} & set(kinds)
+    assert te_keys == keys
+    assert inside == after == written != before
+    pairs = [(a, b) for row, te_row in zip(logprobs, te_logprobs, strict=True) for a, b in zip(row, te_row, strict=True)]
+    assert max(abs(a - b) for a, b in pairs) < 1e-5 and len(pairs) > 100
+
+
+# -------------------------------------------------------------------------------- FP8
+
+
+def in_fp8(cases):
+    """`one_case` of each."""
+    return [one_case(*case) for case in cases]
+
+
+def one_case(settings, recompute):
+    """[layer, name, recipe or None, rows that are no multiple of 16] of every matrix in one training step and in log-probs."""
+    from nemo_cascade.models import specs
+    from nemo_cascade.stages.sft import sft_loss
+    from tests.models import te_standin
+
+    specs.require_fp8 = lambda recipe: None
+    policy = build(settings, "bfloat16", max_num_steps=2, activation_checkpointing=recompute)
+    where = {
+        module: (layer.layer_number - 1, name) for layer in policy.model.decoder.layers for name, module in layer.named_modules()
+    }
+    steps = []
+    for run in (lambda: policy.train_step(samples(policy), sft_loss), lambda: policy.logprobs(samples(policy))):
+        te_standin.RAN.clear()
+        run()
+        calls = {(*where[m], r and type(r).__name__, sum(n % 16 for n in rows)) for m, r, rows in te_standin.RAN if m in where}
+        steps.append(sorted((c for c in calls if ".linear" in c[1] or "_proj" in c[1]), key=str))
+    return steps
+
+
+def expected(settings) -> set[tuple[int, str, bool]]:
+    """(layer, name, whether it is in FP8), from the config alone."""
+    from nemo_cascade.engine.config import MegatronConfig
+    from nemo_cascade.models.fp8 import Fp8Config, first_and_last_layers, matrices, matrices_in_bf16
+    from nemo_cascade.models.presets import get_preset
+
+    preset, cfg = get_preset(network()), MegatronConfig(fp8_cfg=Fp8Config(**settings))
+    layers, kept = first_and_last_layers(cfg.fp8_cfg, preset.num_layers), matrices_in_bf16(preset, cfg)
+    return {(m.layer, m.name, m.layer not in layers and (m.layer, m.name) not in kept) for m in matrices(preset, cfg)}
+
+
+# Settings of fp8_cfg, and whether layers are recomputed.
+CASES = [
+    (dict(fp8_recipe="tensorwise"), False),
+    (dict(fp8_recipe="delayed", fp8="hybrid"), True),
+    (dict(fp8_recipe="tensorwise", attention_in_bf16=True), True),
+    (dict(fp8_recipe="mxfp8", unaligned_in_bf16=True, first_last_layers_bf16=True, num_layers_at_end_in_bf16=2), True),
+    (dict(fp8_recipe="blockwise", unaligned_in_bf16=True), False),
+]
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return with_te("in_fp8", [(dict(settings, enabled=True), recompute) for settings, recompute in CASES])
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: str(CASES[case]))
+def test_products_are_in_fp8_where_the_config_says_in_training_and_log_probs(case, steps):
+    settings = dict(CASES[case][0], enabled=True)
+    wanted = expected(settings)
+    assert {fp8 for *_, fp8 in wanted} == ({True, False} if len(settings) > 2 and settings["fp8_recipe"] != "delayed" else {True})
+    for step in steps[case]:
+        assert {(layer, name, recipe is not None) for layer, name, recipe, _ in step} == wanted
+        assert {recipe for *_, recipe, _ in step} <= {RECIPES[settings["fp8_recipe"]], None}
+        assert all(rest == 0 for _, _, recipe, rest in step if recipe), "tokens of a product are no whole blocks"
+
+
+def refusals():
+    """The errors without a GPU, and with GPUs that have no MXFP8 or nothing."""
+    import torch
+    import transformer_engine.pytorch.fp8 as te_fp8
+
+    from nemo_cascade.models.te import require_fp8
+
+    def error(recipe):
+        try:
+            build(dict(enabled=True, fp8_recipe=recipe), "bfloat16")
+        except RuntimeError as refusal:
+            return str(refusal)
+
+    told = [error("tensorwise")]
+    torch.cuda.is_available, torch.cuda.get_device_name = lambda: True, lambda: "H100"
+    te_fp8.check_fp8_support = te_fp8.check_fp8_block_scaling_support = lambda: (True, "")
+    te_fp8.check_mxfp8_support = lambda: (False, "Device compute capability 10.0 or higher required.")
+    require_fp8("blockwise")
+    return [*told, error("mxfp8")]
+
+
+def test_a_machine_that_cannot_is_told_with_the_key_and_what_to_do():
+    no_gpu, no_mxfp8 = with_te("refusals")
+    assert "fp8_cfg.enabled=true needs a GPU" in no_gpu and "set it to false" in no_gpu
+    assert "fp8_recipe=mxfp8" in no_mxfp8 and "H100" in no_mxfp8 and "10.0" in no_mxfp8 and "choose tensorwise" in no_mxfp8
+
+
+def without_te():
+    with pytest.raises(RuntimeError, match="policy.megatron_cfg.fp8_cfg.enabled=true needs Transformer Engine"):
+        build(dict(enabled=True, fp8_recipe="tensorwise"), "bfloat16")
+
+
+def test_without_transformer_engine_the_key_is_named():
+    run_distributed(without_te, 1)
+
+
+def replies():
+    """Replies and log-probs of the embedded engine over FP8 layers."""
+    from nemo_cascade.models import specs
+    from nemo_cascade.rollout.engine import generate_global
+    from nemo_cascade.rollout.types import Request, SamplingParams
+    from nemo_cascade.stages.rl import rollout_sample
+    from nemo_cascade.stages.rollouts import make_engine
+
+    specs.require_fp8 = lambda recipe: None
+    policy = build(dict(enabled=True, fp8_recipe="tensorwise"), "bfloat16")
+    requests = [Request(f"{n:016x}", 0, tuple(range(20, 23 + 7 * n))) for n in range(3)]
+    rollouts = generate_global(make_engine(policy), requests, SamplingParams(max_new_tokens=6, seed=1))
+    trained = policy.logprobs([rollout_sample(rollout, True) for rollout in rollouts])
+    return [[r.logprobs, row[len(r.prompt) :]] for r, row in zip(rollouts, trained)]
+
+
+def test_decoding_pads_its_few_tokens_for_fp8_and_agrees_with_the_training_forward():
+    for sampled, trained in with_te("replies"):
+        assert len(sampled) == len(trained) > 0
+        assert max(abs(a - b) for a, b in zip(sampled, trained)) < 0.05
