@@ -69,7 +69,7 @@ def show(results: dict[str, dict[str, float]]) -> None:
     for name, row in results.items():
         cells = (f"{row['wins']:.3f}", f"{row['helpfulness']:.2f}", f"{row['perfect']:.3f}", str(row["prompts"]))
         table.add_row(name, *cells)
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":
