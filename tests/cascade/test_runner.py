@@ -352,9 +352,9 @@ def test_a_kill_while_moving_aside_leaves_nothing_old_to_resume_from(finished):
 
 CHANGES = {
     "of the stage": (
-        "cascade.stages.if_rl.policy.megatron_cfg.optimizer.lr=0.5",
+        "cascade.stages.if_rl.policy.max_grad_norm=0.5",
         "stage if_rl was finished",
-        "policy.megatron_cfg.optimizer.lr 0.0003 -> 0.5",
+        "policy.max_grad_norm 1.0 -> 0.5",
     ),
     "of the parent": (
         "cascade.stages.multi_domain_rl.parent=sft",
