@@ -1,8 +1,13 @@
-"""megatron-core's hybrid model under one set of names; they moved from `mamba` (0.16) to `hybrid` (0.19). Imports only."""
+"""All that differs between megatron-core 0.16 and 0.19: the hybrid model moved from `mamba` to `hybrid`, and what a MoE layer
+is built of is bound in functools.partial instead of a ModuleSpec."""
+
+from functools import partial
 
 from nemo_cascade.engine import cpu
 
 cpu.install()
+
+from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec  # noqa: E402
 
 try:
     import megatron.core.models.hybrid.hybrid_block as hybrid_block
@@ -14,4 +19,18 @@ except ImportError:
     from megatron.core.ssm.mamba_block import MambaStack as HybridStack
     from megatron.core.ssm.mamba_block import MambaStackSubmodules as HybridStackSubmodules
 
-__all__ = ["HybridModel", "HybridStack", "HybridStackSubmodules", "hybrid_block"]
+__all__ = ["HybridModel", "HybridStack", "HybridStackSubmodules", "hybrid_block", "moe_spec"]
+
+
+def moe_spec(use_te: bool, router: type, experts: type | None = None):
+    """A TransformerLayer's MoE part with our router and, unless None, our experts in place of megatron-core's sequential ones."""
+    # Any number says that there are experts; how many is the configuration's.
+    spec = get_moe_module_spec(use_te=use_te, num_experts=1, moe_grouped_gemm=use_te)
+    bound = isinstance(spec, partial)
+    submodules = spec.keywords["submodules"] if bound else spec.submodules
+    submodules.router = router
+    if experts is not None and bound:
+        submodules.experts = partial(experts, **submodules.experts.keywords)
+    elif experts is not None:
+        submodules.experts.module = experts
+    return spec

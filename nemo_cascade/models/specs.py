@@ -24,7 +24,6 @@ from megatron.core.extensions.transformer_engine import (  # noqa: E402
     TERowParallelLinear,
 )
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402
-from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec  # noqa: E402
 from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules  # noqa: E402
 from megatron.core.ssm.mamba_mixer import MambaMixerSubmodules  # noqa: E402
 from megatron.core.tensor_parallel.layers import RowParallelLinear  # noqa: E402
@@ -50,7 +49,7 @@ from nemo_cascade.models.mamba import (  # noqa: E402
     selective_state_update,
     split_conv1d_scan,
 )
-from nemo_cascade.models.megatron import HybridModel, HybridStackSubmodules, hybrid_block  # noqa: E402
+from nemo_cascade.models.megatron import HybridModel, HybridStackSubmodules, hybrid_block, moe_spec  # noqa: E402
 from nemo_cascade.models.router import Router  # noqa: E402
 from nemo_cascade.models.stack import Mixer, Stack  # noqa: E402
 from nemo_cascade.models.te import Attention, keep_in_bf16, require_fp8, require_recompute  # noqa: E402
@@ -112,11 +111,7 @@ def stack_spec(conv_kernel: int = 4) -> ModuleSpec:
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(linear_qkv=column, core_attention=Attention, linear_proj=row),
     )
-    # Any number says that there are experts; how many is the configuration's.
-    moe = get_moe_module_spec(use_te=HAVE_TE, num_experts=1, moe_grouped_gemm=HAVE_TE)
-    moe.submodules.router = Router
-    if not HAVE_TE:
-        moe.submodules.experts.module = Experts
+    moe = moe_spec(HAVE_TE, Router, None if HAVE_TE else Experts)
     layers = HybridStackSubmodules(
         mamba_layer=ModuleSpec(
             module=MambaLayer, submodules=MambaLayerSubmodules(mixer=mamba, mamba_bda=get_bias_dropout_add)
