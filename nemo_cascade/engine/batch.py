@@ -36,9 +36,8 @@ class Pack:
 
     @property
     def padding(self) -> torch.Tensor:
-        """[T] bool: what the router must not count. Of padding alone all counts: balance over no token is no number."""
-        padding = self.segments < 0
-        return padding & ~padding.all()
+        """[T] bool: what the router must not count."""
+        return self.segments < 0
 
 
 def plan_packs(
