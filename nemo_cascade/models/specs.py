@@ -49,7 +49,13 @@ from nemo_cascade.models.mamba import (  # noqa: E402
     selective_state_update,
     split_conv1d_scan,
 )
-from nemo_cascade.models.megatron import HybridModel, HybridStackSubmodules, hybrid_block, moe_spec  # noqa: E402
+from nemo_cascade.models.megatron import (  # noqa: E402
+    HybridModel,
+    HybridStackSubmodules,
+    decoding_kernel,
+    hybrid_block,
+    moe_spec,
+)
 from nemo_cascade.models.router import Router  # noqa: E402
 from nemo_cascade.models.stack import Mixer, Stack  # noqa: E402
 from nemo_cascade.models.te import Attention, keep_in_bf16, require_fp8, require_recompute  # noqa: E402
@@ -79,8 +85,8 @@ def use_torch_kernels() -> None:
         mamba_mixer.ExtendedRMSNorm = ShardedGatedRMSNorm
         mamba_mixer.mamba_chunk_scan_combined = chunk_scan
         mamba_mixer.mamba_split_conv1d_scan_combined = split_conv1d_scan
-        mamba_mixer.selective_state_update = selective_state_update
-        mamba_mixer.causal_conv1d_update = conv_update
+        mamba_mixer.selective_state_update = decoding_kernel(selective_state_update, 1, 2, 4, 5)
+        mamba_mixer.causal_conv1d_update = decoding_kernel(conv_update, 0)
         mamba_mixer._check_mamba_sequence_packing_support = lambda for_inference_not_training=False: (True, None)
     if not HAVE_TE:
         hybrid_block.TENorm = RMSNorm

@@ -8,6 +8,7 @@ the next begins; finished rows leave it when half are done.
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +17,7 @@ from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.ssm.mamba_mixer import MambaMixer
 
+from nemo_cascade.models.megatron import decoding, weights_changed
 from nemo_cascade.rollout.config import MAX_CACHE_BYTES
 from nemo_cascade.rollout.noise import row_keys, uniforms
 from nemo_cascade.rollout.sampling import sample
@@ -83,6 +85,7 @@ class MegatronEngine:
         if self.batch is None:
             # Weights may have changed since the last batch: Transformer Engine must not go on with FP8 copies of the old ones.
             self.model.set_is_first_microbatch()
+            weights_changed(self.mixers)
             self.batch = self._next_batch() if self.waiting else None
         with self._decoding():
             if self.batch is None:
@@ -131,7 +134,7 @@ class MegatronEngine:
         tp = parallel_state.get_tensor_model_parallel_world_size()
         attention_layers = self.model.decoder.layer_type_list.count("*")
         keys = 2 * tokens * config.num_query_groups * config.kv_channels * attention_layers
-        inputs = sum(mixer.conv1d.weight.numel() for mixer in self.mixers)
+        inputs = sum(math.prod(mixer.mamba_state_shapes_per_request()[0]) for mixer in self.mixers)
         states = sum(mixer.nheads_local_tp * mixer.headdim * mixer.d_state for mixer in self.mixers)
         # The states are fp32 at every precision.
         return (keys // tp + inputs) * next(self.model.parameters()).element_size() + 4 * states
@@ -176,7 +179,8 @@ class MegatronEngine:
             if value:
                 setattr(module, name, False)
         try:
-            yield
+            with decoding():
+                yield
         finally:
             for module, name, value in before:
                 if value:
