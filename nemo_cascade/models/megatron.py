@@ -32,9 +32,13 @@ except ImportError:
     from megatron.core.ssm.mamba_block import MambaStackSubmodules as HybridStackSubmodules
 
 __all__ = ["HybridModel", "HybridStack", "HybridStackSubmodules", "PackedSeqParams", "hybrid_block"]
+__all__ += ["PATTERN", "decoding", "decoding_kernel", "moe_spec", "packed_params", "weights_changed"]
 
 # The newer ones number each token's document when the parameters are made, from this; without it documents run together.
 _COUNTS_TOKENS = any(field.name == "total_tokens" for field in dataclasses.fields(PackedSeqParams))
+# The argument that is the network's pattern of layers.
+_NAMES = ("hybrid_layer_pattern", "hybrid_override_pattern")
+PATTERN = next(name for name in _NAMES if name in inspect.signature(HybridModel).parameters)
 # Newer ones may decode several tokens a row at once, for speculative decoding.
 _HAS_TOKEN_AXIS = "intermediate_conv_state" in inspect.signature(MambaMixer._ssm_decode).parameters
 

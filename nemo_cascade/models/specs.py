@@ -50,6 +50,7 @@ from nemo_cascade.models.mamba import (  # noqa: E402
     split_conv1d_scan,
 )
 from nemo_cascade.models.megatron import (  # noqa: E402
+    PATTERN,
     HybridModel,
     HybridStackSubmodules,
     decoding_kernel,
@@ -187,7 +188,7 @@ def build_model(
         stack_spec(preset.mamba_conv_kernel),
         vocab_size=preset.vocab_size,
         max_sequence_length=preset.max_sequence_length,
-        hybrid_override_pattern=preset.pattern,
+        **{PATTERN: preset.pattern},
         position_embedding_type="none",
         share_embeddings_and_output_weights=False,
         pre_process=parallel_state.is_pipeline_first_stage(),
