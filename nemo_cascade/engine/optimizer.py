@@ -1,4 +1,4 @@
-"""megatron-core's optimizer and schedule as the policy's keys say, with two repairs for models that mix types: bfloat16
+"""megatron-core's optimizer and schedule as the policy's keys say, with repairs for models that mix types: bfloat16
 with Mamba's fp32 decay rates."""
 
 import torch
@@ -14,26 +14,26 @@ from nemo_cascade.engine.config import PolicyConfig
 def build_optimizer(wrapped: DistributedDataParallel, config: PolicyConfig, dtype: torch.dtype):
     """The optimizer of a model whose parameters are of `dtype`, but for those that are always fp32."""
     settings = config.megatron_cfg.optimizer
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer=settings.optimizer,
-            lr=settings.lr,
-            min_lr=settings.min_lr,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.adam_beta1,
-            adam_beta2=settings.adam_beta2,
-            adam_eps=settings.adam_eps,
-            clip_grad=config.max_grad_norm,
-            bf16=dtype == torch.bfloat16,
-            params_dtype=dtype,
-            use_distributed_optimizer=settings.use_distributed_optimizer,
-            optimizer_cpu_offload=settings.optimizer_cpu_offload,
-            optimizer_offload_fraction=1.0,
-            # Else megatron-core would keep the master weights on the GPU as well.
-            use_precision_aware_optimizer=settings.optimizer_cpu_offload,
-        ),
-        [wrapped],
+    megatron_config = OptimizerConfig(
+        optimizer=settings.optimizer,
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_eps=settings.adam_eps,
+        clip_grad=config.max_grad_norm,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=settings.use_distributed_optimizer,
+        optimizer_cpu_offload=settings.optimizer_cpu_offload,
+        optimizer_offload_fraction=1.0,
+        # Else megatron-core would keep the master weights on the GPU as well.
+        use_precision_aware_optimizer=settings.optimizer_cpu_offload,
     )
+    # The one in host memory takes leaves only, and megatron-core cuts an fp32 parameter's shard without detaching it.
+    with torch.set_grad_enabled(not settings.optimizer_cpu_offload):
+        optimizer = get_megatron_optimizer(megatron_config, [wrapped])
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if isinstance(part, DistributedOptimizer):
             restore_state_order(part)
@@ -76,8 +76,17 @@ def restore_state_order(part: DistributedOptimizer) -> None:
 class OffloadedOptimizer(HybridDeviceOptimizer):
     """megatron-core's optimizer in host memory, whose copies there of fp32 parameters follow as the others do.
 
-    Its own would step from copies of the fresh weights after others were read, and cannot be resumed (KeyError).
+    Its own would step from copies of the fresh weights after others were read, and cannot be resumed: a KeyError, and
+    classes among its settings, which torch.load refuses.
     """
+
+    def state_dict(self):
+        """Without the classes of the optimizers inside; groups that were loaded have none."""
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            for key in ("cpu_optimizer_cls", "gpu_optimizer_cls"):
+                group.pop(key, None)
+        return state
 
     @torch.no_grad()
     def update_fp32_param_by_new_param(self):

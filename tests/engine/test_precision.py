@@ -42,7 +42,7 @@ def biases(policy) -> dict[str, torch.Tensor]:
 
 
 def expert_bias_everywhere(directory):
-    """The expert bias at every place it passes through, as lists of tensors, and hashes before and after a change of 2^-20."""
+    """The expert bias at every place it passes through, as tensors, and hashes before and after a change of 2^-20."""
     import torch.distributed.checkpoint as dcp
     from safetensors import safe_open
 
@@ -103,9 +103,10 @@ def resumed(directory, layout):
     return train(again, range(2, 4)) == losses, again.weights_hash() == whole.weights_hash()
 
 
-@pytest.mark.parametrize(
-    "layout", [dict(world=1), dict(world=2), dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True)], ids=str
-)
+SPLIT = dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True)
+
+
+@pytest.mark.parametrize("layout", [dict(world=1), dict(world=2), SPLIT], ids=str)
 def test_bfloat16_training_goes_on_bit_identically_from_a_checkpoint(layout, tmp_path):
     layout = dict(layout)
     assert set(run_distributed(resumed, layout.pop("world"), tmp_path, layout, timeout=600)) == {(True, True)}
@@ -223,9 +224,7 @@ def after_a_step(layout, frozen, rate):
     return [{value for name, value in same.items() if name.endswith(end)} for end in ends]
 
 
-@pytest.mark.parametrize(
-    "layout", [dict(world=1), dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True)], ids=str
-)
+@pytest.mark.parametrize("layout", [dict(world=1), SPLIT], ids=str)
 def test_freezing_the_router_and_freezing_its_bias_are_two_keys(layout):
     layout = dict(layout)
     world = layout.pop("world")
