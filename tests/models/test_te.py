@@ -27,9 +27,13 @@ BLOCK = {"tensorwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}
 
 def with_te(function: str, *args) -> object:
     """What a function of this module returns in a process that can import Transformer Engine (JSON in and out)."""
+    return in_process("from tests.models import te_standin; te_standin.install()", function, *args)
+
+
+def in_process(first: str, function: str, *args) -> object:
+    """The same in a process that begins with a statement of its own."""
     program = (
-        "import json, sys; from tests.models import te_standin; te_standin.install();"
-        "import tests.models.test_te as cases;"
+        f"import json, sys; {first}; import tests.models.test_te as cases;"
         "print('answer', json.dumps(getattr(cases, sys.argv[1])(*json.loads(sys.argv[2]))))"
     )
     command = [sys.executable, "-c", program, function, json.dumps(args)]
@@ -87,15 +91,16 @@ def checkpoint_keys(policy) -> list:
 # -------------------------------------------------------------------------------- the same network
 
 
-def write_torch(directory):
-    policy = build()
+def write_torch(directory, precision="float32"):
+    """Checkpoint keys, hash and log-probs of a policy that is saved."""
+    policy = build(precision=precision)
     policy.save(directory, optimizer=False)
     return checkpoint_keys(policy), policy.weights_hash(), policy.logprobs(samples(policy))
 
 
-def read_te(directory):
+def read_te(directory, precision="float32"):
     """Layers' classes, checkpoint keys, hash, log-probs; then a teacher's rotation with its extra states."""
-    policy = build(max_num_steps=2)
+    policy = build(precision=precision, max_num_steps=2)
     before = policy.weights_hash()
     with policy.weights_of(Path(directory)):
         inside = policy.weights_hash()
@@ -192,6 +197,19 @@ def test_products_are_in_fp8_where_the_config_says_in_training_and_log_probs(cas
         assert {(layer, name, recipe is not None) for layer, name, recipe, _ in step} == wanted
         assert {recipe for *_, recipe, _ in step} <= {RECIPES[settings["fp8_recipe"]], None}
         assert all(rest == 0 for _, _, recipe, rest in step if recipe), "tokens of a product are no whole blocks"
+
+
+def learning(settings):
+    """Losses of 20 steps on one batch, or why this machine cannot run them (`tests/gpu`)."""
+    from nemo_cascade.engine.config import OptimizerConfig
+    from nemo_cascade.stages.sft import sft_loss
+
+    try:
+        policy = build(settings, "bfloat16", max_num_steps=20, optimizer=OptimizerConfig(lr=1e-2))
+    except RuntimeError as refusal:
+        return str(refusal)
+    batch = samples(policy)
+    return [policy.train_step(batch, sft_loss, as_sampled=False)["loss"] for _ in range(20)]
 
 
 def refusals():
