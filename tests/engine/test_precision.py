@@ -171,7 +171,7 @@ def long_memories():
         def error():
             context, outputs = StaticInferenceContext(1, length), []
             for place in range(length):
-                context.sequence_len_offset = place
+                context.sequence_len_offset = context.seqlen_offset = place
                 outputs.append(mixer(hidden[place : place + 1], inference_context=context)[0])
             return float((torch.cat(outputs).double() - expected).norm() / expected.norm())
 
