@@ -112,6 +112,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
 
         problems += value_problems(stage, where)
         problems += relation_problems(stage, where)
+        problems += offload_problems(stage, where)
         problems += installation_problems(stage, where)
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
@@ -138,6 +139,7 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
 
         problems += value_problems(stage, where)
         problems += relation_problems(stage, where)
+        problems += offload_problems(stage, where)
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
@@ -419,6 +421,16 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
         )
 
 
+def offload_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """What megatron-core's optimizer in host memory needs beside it; it would only say so in an assertion."""
+    optimizer = stage.policy.megatron_cfg.optimizer
+    if optimizer.optimizer_cpu_offload and not optimizer.use_distributed_optimizer:
+        yield (
+            f"{where('policy.megatron_cfg.optimizer.optimizer_cpu_offload')}: only the distributed optimizer can be in "
+            "host memory; set use_distributed_optimizer=true or this to false"
+        )
+
+
 def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
     """What must be on this machine beside the data."""
     if not is_missing(stage.policy.tokenizer.name):
@@ -428,7 +440,10 @@ def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
             yield f"{where('policy.tokenizer.name')}: {error}"
     if stage.policy.megatron_cfg.optimizer.optimizer_cpu_offload and find_spec("transformer_engine") is None:
         key = where("policy.megatron_cfg.optimizer.optimizer_cpu_offload")
-        yield f"{key}: megatron-core needs Transformer Engine for it, which is not installed; install it or set this to false"
+        yield (
+            f"{key}: megatron-core needs Transformer Engine for it, which is not installed; install it or set this to "
+            "false"
+        )
     if stage.logger.tensorboard_enabled and find_spec("tensorboard") is None:
         yield f"{where('logger.tensorboard_enabled')}: tensorboard is not installed; pip install tensorboard, or set it to false"
 

@@ -59,7 +59,13 @@ from nemo_cascade.models.megatron import (  # noqa: E402
 )
 from nemo_cascade.models.router import Router  # noqa: E402
 from nemo_cascade.models.stack import Mixer, Stack  # noqa: E402
-from nemo_cascade.models.te import Attention, keep_in_bf16, require_fp8, require_recompute  # noqa: E402
+from nemo_cascade.models.te import (  # noqa: E402
+    Attention,
+    fill_blocks,
+    keep_in_bf16,
+    require_fp8,
+    require_recompute,
+)
 
 # Both, because mamba-ssm's training kernel calls causal-conv1d's.
 HAVE_MAMBA_KERNELS = mamba_mixer.HAVE_MAMBA_SSM and mamba_mixer.causal_conv1d_fn is not None
@@ -195,4 +201,6 @@ def build_model(
         post_process=parallel_state.is_pipeline_last_stage(),
     )
     keep_in_bf16(model, in_bf16)
+    if config.fp8:
+        fill_blocks(model, config.fp8_recipe)
     return model

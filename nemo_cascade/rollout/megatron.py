@@ -14,17 +14,26 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.fp8_utils import TE_LINEAR_TYPES
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.ssm.mamba_mixer import MambaMixer
 
+from nemo_cascade.models.fp8 import MULTIPLE
 from nemo_cascade.models.megatron import decoding, weights_changed
 from nemo_cascade.rollout.config import MAX_CACHE_BYTES
 from nemo_cascade.rollout.noise import row_keys, uniforms
 from nemo_cascade.rollout.sampling import sample
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
 
-# Attributes by which mcore's layers know that the sequence is split over tensor ranks; one decoded token cannot be.
-SEQUENCE_PARALLEL = ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
+# What is switched off in decoding. The first three: how mcore's layers know that the sequence is split over tensor ranks,
+# as one decoded token cannot be. The last: a few tokens cannot be routed to an expert until they fill a block of FP8, and
+# megatron-core 0.19 has its experts do it only where the router does not.
+OFF_IN_DECODING = (
+    "sequence_parallel",
+    "scatter_to_sequence_parallel",
+    "reduce_scatter_embeddings",
+    "moe_router_padding_for_quantization",
+)
 
 # Prompts of a batch differ by at most so many tokens and a half: every row's cache is as long as the longest one's.
 LENGTH_SLACK = 64
@@ -49,18 +58,21 @@ class MegatronEngine:
                     f"the embedded rollout engine cannot decode under {name} parallel ({size}); set "
                     f"policy.megatron_cfg.{name + '_model' if name == 'pipeline' else name}_parallel_size=1"
                 )
-        if model.config.fp8:
-            from megatron.core.fp8_utils import prepare_model_for_fp8_inference
-
-            # A few tokens are padded to what a product in FP8 needs.
-            prepare_model_for_fp8_inference(model)
         self.model, self.vocab_size = model, vocab_size
         self.max_batch_size, self.max_cache_bytes = max_batch_size, max_cache_bytes
         self.waiting: list[tuple[Request, SamplingParams]] = []
         self.batch: Batch | None = None
         self.modules = list(model.modules())
         self.mixers = [module for module in self.modules if isinstance(module, MambaMixer)]
-        self.split = [(m, name) for m in [model.config, *self.modules] for name in SEQUENCE_PARALLEL if hasattr(m, name)]
+        # Put in for decoding only; `forward` is the layer's own.
+        self.padded = {
+            module: functools.partial(whole_blocks, MULTIPLE[model.config.fp8_recipe], module.forward)
+            for module in self.modules
+            if model.config.fp8 and isinstance(module, TE_LINEAR_TYPES)
+        }
+        self.settings = [
+            (owner, name) for owner in [model.config, *self.modules] for name in OFF_IN_DECODING if hasattr(owner, name)
+        ]
 
     def add(self, requests: list[Request], params: SamplingParams) -> None:
         """Queues requests; raises ValueError for an empty prompt."""
@@ -171,17 +183,21 @@ class MegatronEngine:
 
     @contextlib.contextmanager
     def _decoding(self) -> Iterator[None]:
-        """eval mode, and sequence parallel off; both as before afterwards, whatever happens inside."""
-        training, before = self.model.training, [(m, name, getattr(m, name)) for m, name in self.split]
+        """eval mode, OFF_IN_DECODING off, products in FP8 filled up; all as before afterwards, whatever happens."""
+        training, before = self.model.training, [(m, name, getattr(m, name)) for m, name in self.settings]
         if training:
             self._set_training(False)
         for module, name, value in before:
             if value:
                 setattr(module, name, False)
+        for module, forward in self.padded.items():
+            module.__dict__["forward"] = forward
         try:
             with decoding():
                 yield
         finally:
+            for module in self.padded:
+                del module.__dict__["forward"]
             for module, name, value in before:
                 if value:
                     setattr(module, name, value)
@@ -192,6 +208,19 @@ class MegatronEngine:
         """`model.train(training)` without Module.__setattr__, which for all modules took a tenth of a decoding step."""
         for module in self.modules:
             module.__dict__["training"] = training
+
+
+def whole_blocks(multiple: int, forward, x: torch.Tensor, *args, **kwargs) -> tuple:
+    """A linear layer's `forward` on x [tokens, rows, in] -> ([tokens, rows, out], bias), in FP8 whatever tokens * rows is.
+
+    Filled up with zeros to a multiple of a recipe's block. megatron-core's own `prepare_model_for_fp8_inference` knows
+    no block of 128, fills up the tokens of every row (16 times the work for one token), and stays in the layers: in
+    training under sequence parallel it would gather and reduce a second time.
+    """
+    flat = x.reshape(-1, 1, x.shape[-1])
+    filled = torch.nn.functional.pad(flat, (0, 0, 0, 0, 0, -len(flat) % multiple))
+    output, bias = forward(filled, *args, **kwargs)
+    return output[: len(flat)].reshape(*x.shape[:-1], -1), bias
 
 
 class Batch:
