@@ -145,11 +145,12 @@ class MegatronEngine:
         config = self.model.config
         tp = parallel_state.get_tensor_model_parallel_world_size()
         attention_layers = self.model.decoder.layer_type_list.count("*")
-        keys = 2 * tokens * config.num_query_groups * config.kv_channels * attention_layers
+        # Under more tensor ranks than query groups every rank has one group.
+        keys = 2 * tokens * max(config.num_query_groups // tp, 1) * config.kv_channels * attention_layers
         inputs = sum(math.prod(mixer.mamba_state_shapes_per_request()[0]) for mixer in self.mixers)
         states = sum(mixer.nheads_local_tp * mixer.headdim * mixer.d_state for mixer in self.mixers)
         # The states are fp32 at every precision.
-        return (keys // tp + inputs) * next(self.model.parameters()).element_size() + 4 * states
+        return (keys + inputs) * next(self.model.parameters()).element_size() + 4 * states
 
     def _forward(self, tokens: torch.Tensor, position: int, context, visible: torch.Tensor | None = None) -> torch.Tensor:
         """tokens [rows, n] at positions position.. -> logits of the last one [rows, vocab], the same on all tensor ranks.
