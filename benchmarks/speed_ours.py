@@ -7,6 +7,7 @@ import json
 import random
 from pathlib import Path
 
+import torch
 from speed import (
     DECODE_BATCH,
     DOCUMENT,
@@ -14,6 +15,7 @@ from speed import (
     GROUP,
     GRPO_PROMPTS,
     LEARNING_RATE,
+    MATRIX,
     NEW_TOKENS,
     PACK_TOKENS,
     PACKS,
@@ -23,6 +25,7 @@ from speed import (
     reward,
     since,
 )
+from speed_flops import SHAPE_20M, counted_flops, linear_flops, training_flops
 
 from nemo_cascade.data import demo
 from nemo_cascade.data.chat import conversation_to_samples, encode, render
@@ -33,6 +36,7 @@ from nemo_cascade.engine import parallel
 from nemo_cascade.engine.config import MegatronConfig, OptimizerConfig, PolicyConfig, SequencePackingConfig
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.models.hf_folder import write_hf
+from nemo_cascade.models.presets import PRESETS
 from nemo_cascade.rollout.engine import generate, generate_global, share
 from nemo_cascade.rollout.types import Group, Request, SamplingParams
 from nemo_cascade.stages.config import GRPOConfig, LossConfig
@@ -45,18 +49,20 @@ from nemo_cascade.stages.sft import sft_loss
 NO_STOP = (-1,)  # so that every reply has all its tokens
 
 
-def build() -> Policy:
-    """The tiny preset from one seed, the same weights in every process and layout."""
+def build(folder: Path) -> Policy:
+    """The preset that the folder is named after from one seed, the same weights in every process and layout."""
+    PRESETS.setdefault(SHAPE_20M.name, SHAPE_20M)
     optimizer = OptimizerConfig(lr=LEARNING_RATE, min_lr=LEARNING_RATE)
     packing = SequencePackingConfig(train_mb_tokens=PACK_TOKENS)
-    config = PolicyConfig(sequence_packing=packing, megatron_cfg=MegatronConfig(optimizer=optimizer))
+    megatron = MegatronConfig(optimizer=optimizer)
+    config = PolicyConfig(model_name=folder.name, sequence_packing=packing, megatron_cfg=megatron)
     parallel.init(config.megatron_cfg)
     return Policy(config, seed=0, max_num_steps=1_000_000)
 
 
 def prepare(folder: Path):
-    """Writes the weights and workload.json; the step's answer is the tokens of each row's step."""
-    policy = build()
+    """Writes the weights and workload.json; the step's answer is each row's work: tokens, and training's operations."""
+    policy = build(folder)
     write_hf(policy.hf_weights(), policy.preset, folder)
     policy.tokenizer.save_pretrained(folder)
     documents, texts = demo_texts(policy.tokenizer)
@@ -67,12 +73,41 @@ def prepare(folder: Path):
         "texts": texts[:GRPO_PROMPTS],
     }
     (folder / "workload.json").write_text(json.dumps(work))
-    tokens = {
-        "training": sum(len(document.tokens) - 1 for document in documents),
-        "decode": DECODE_BATCH * NEW_TOKENS,
-        "grpo": GRPO_PROMPTS * GROUP * NEW_TOKENS,
+    lengths = [len(document.tokens) - 1 for document in documents]
+    trained = sum(sum(document.loss_mask[1:]) for document in documents)
+    work = {
+        "training": {"tokens": sum(lengths), "flops": training_flops(policy.preset, lengths, trained)},
+        "decode": {"tokens": DECODE_BATCH * NEW_TOKENS},
+        "grpo": {"tokens": GRPO_PROMPTS * GROUP * NEW_TOKENS},
     }
-    return lambda: ((0.0, 0.0), tokens)
+
+    def step():
+        counted = counted_flops(lambda: policy.train_step(documents, sft_loss, as_sampled=False))
+        products = sum(counted.get(f"aten.{name}", 0) for name in ("mm", "addmm", "addmm_"))
+        formula = linear_flops(policy.preset, sum(lengths), trained)
+        assert abs(products / formula - 1) < 1e-3, f"the formula says {formula} operations, torch counts {counted}"
+        work["training"] |= {"flops_of_weights": formula, "flops_counted_by_torch": counted}
+        return (0.0, 0.0), work
+
+    return step
+
+
+def rate(folder: Path):
+    """A square float32 matrix product by one thread, as fast as it came out in a tenth of a second or more."""
+    torch.set_num_threads(1)
+    one, other = torch.rand(2, MATRIX, MATRIX)
+    out = torch.empty_like(one)
+
+    def step():
+        spent = []
+        until = clock()[0] + 0.1
+        while not spent or clock()[0] < until:
+            started = clock()
+            torch.mm(one, other, out=out)
+            spent.append(since(started))
+        return min(spent), None
+
+    return step
 
 
 def demo_texts(tokenizer) -> tuple[list[Sample], list[str]]:
@@ -95,7 +130,7 @@ def demo_texts(tokenizer) -> tuple[list[Sample], list[str]]:
 
 def training(folder: Path):
     """One SFT step, as the sft stage takes it."""
-    policy = build()
+    policy = build(folder)
     samples = [Sample(document["tokens"], document["loss_mask"]) for document in read(folder)["documents"]]
 
     def step():
@@ -108,7 +143,7 @@ def training(folder: Path):
 
 def decode(folder: Path):
     """Replies to different prompts, so none is prefilled once for several; data-parallel ranks share them."""
-    policy = build()
+    policy = build(folder)
     engine = make_engine(policy)
     requests = [Request(f"{number:016x}", 0, tuple(prompt)) for number, prompt in enumerate(read(folder)["prompts"])]
     group = parallel.parallel_state.get_data_parallel_group()
@@ -126,7 +161,7 @@ def decode(folder: Path):
 
 def grpo(folder: Path):
     """One step of the rl stage: rollouts, rewards, advantages, and the update, which makes its log-probs itself."""
-    policy = build()
+    policy = build(folder)
     engine = make_engine(policy)
     texts = read(folder)["texts"]
     prompts = [Prompt(f"{n:016x}", "demo", {}, encode(policy.tokenizer, text)) for n, text in enumerate(texts)]

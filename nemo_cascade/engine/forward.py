@@ -58,7 +58,7 @@ class ForwardStep:
         scored = scored_positions(pack.mask[held]) if self.trained_only else torch.arange(len(held), device=held.device)
 
         def loss_of(logprobs):
-            row = torch.zeros_like(pack.mask[held]).index_copy(0, scored, logprobs)
+            row = logprobs.new_zeros(len(held)).index_copy(0, scored, logprobs)
             total, count, collected = self.loss(gather_values(row, pack.params.cu_seqlens_q, context), pack)
             # All ranks that hold a part compute the same loss, which is divided by its count once.
             return total, count * (context.rank() == 0), collected
@@ -77,7 +77,7 @@ class ForwardStep:
         """d loss / d log-probs [n] of a chunk, which lie at these positions of the pack."""
         with torch.enable_grad():
             logprobs = logprobs.detach().requires_grad_()
-            row = torch.zeros_like(pack.mask).index_copy(0, positions, logprobs)
+            row = logprobs.new_zeros(len(pack.mask)).index_copy(0, positions, logprobs)
             return torch.autograd.grad(self.loss(row, pack)[0], logprobs)[0]
 
     def _padding(self, pack: Pack, held: torch.Tensor) -> torch.Tensor:

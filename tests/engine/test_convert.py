@@ -9,34 +9,27 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.engine.cases import EVERY_LAYOUT, layout
 from tests.helpers import run_distributed
 from tests.models.test_hf import build, stirred
 
 ROOT = Path(__file__).parents[2]
-LAYOUTS = {
-    "one": dict(world=1),
-    "tp2": dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True),
-    "ep2": dict(world=2, expert_model_parallel_size=2),
-    "cp2": dict(world=2, context_parallel_size=2),
-    "pp2": dict(world=2, pipeline_model_parallel_size=2),
-    "tp2_ep2": dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True, expert_model_parallel_size=2),
-    "tp2_pp2": dict(world=4, tensor_model_parallel_size=2, sequence_parallel=True, pipeline_model_parallel_size=2),
-}
 
 
-def write_folder(folder, shard_bytes, layout):
+def write_folder(folder, shard_bytes, settings):
     """A policy's weights as a Hugging Face folder and as a checkpoint; returns their hash."""
     from nemo_cascade.models.hf_folder import write_hf
 
-    policy = stirred(build("micro", **layout))
-    write_hf(policy.hf_weights(), policy.preset, folder / "hf", shard_bytes=shard_bytes, write=torch.distributed.get_rank() == 0)
+    policy = stirred(build("micro", **settings))
+    first = torch.distributed.get_rank() == 0
+    write_hf(policy.hf_weights(), policy.preset, folder / "hf", shard_bytes=shard_bytes, write=first)
     policy.save(folder / "policy", optimizer=False)
     return policy.weights_hash()
 
 
-def hash_of(kind, folder, layout):
+def hash_of(kind, folder, settings):
     """The hash of weights read by a policy at another layout, which held others before."""
-    policy = build("micro", **layout)
+    policy = build("micro", **settings)
     if kind == "hf":
         policy.load_hf(folder)
     else:
@@ -74,18 +67,18 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_hugging_face_folder_opens_at_every_layout(folder, layout):
-    settings = dict(LAYOUTS[layout])
-    hashes = run_distributed(hash_of, settings.pop("world"), "hf", folder / "hf", settings)
+@pytest.mark.parametrize("name", ["one", *EVERY_LAYOUT])
+def test_a_hugging_face_folder_opens_at_every_layout(folder, name):
+    world, settings = layout(name)
+    hashes = run_distributed(hash_of, world, "hf", folder / "hf", settings)
     assert set(hashes) == {(folder / "hash").read_text()}
 
 
-@pytest.mark.parametrize("layout", ["one", "tp2_pp2", "tp2_ep2"])
-def test_a_converted_checkpoint_opens_at_every_layout(folder, tmp_path, layout):
-    settings = dict(LAYOUTS[layout])
+@pytest.mark.parametrize("name", ["one", "TP2+PP2", "TP2+EP2"])
+def test_a_converted_checkpoint_opens_at_every_layout(folder, tmp_path, name):
+    world, settings = layout(name)
     run_distributed(to_megatron, 1, folder / "hf", tmp_path / "weights")
-    hashes = run_distributed(hash_of, settings.pop("world"), "megatron", tmp_path, settings)
+    hashes = run_distributed(hash_of, world, "megatron", tmp_path, settings)
     assert set(hashes) == {(folder / "hash").read_text()}
 
 
@@ -101,10 +94,10 @@ def test_a_converted_checkpoint_has_the_keys_shapes_and_types_of_a_saved_one(fol
     assert {path.name for path in tmp_path.iterdir()} == {"weights"}
 
 
-@pytest.mark.parametrize("layout", ["one", "tp2_pp2", "ep2"])
-def test_a_checkpoint_of_any_layout_becomes_the_same_folder(tmp_path, layout):
-    settings = dict(LAYOUTS[layout])
-    run_distributed(write_folder, settings.pop("world"), tmp_path, 10**9, settings)
+@pytest.mark.parametrize("name", ["one", "TP2+PP2", "EP2", pytest.param("TP2+PP2+EP2", marks=pytest.mark.slow)])
+def test_a_checkpoint_of_any_layout_becomes_the_same_folder(tmp_path, name):
+    world, settings = layout(name)
+    run_distributed(write_folder, world, tmp_path, 10**9, settings)
     run_distributed(to_hf, 1, tmp_path / "policy" / "weights", tmp_path / "back", 150_000)
     there, back = tensors(tmp_path / "hf"), tensors(tmp_path / "back")
     assert there.keys() == back.keys() and all(torch.equal(there[name], back[name]) for name in there)

@@ -8,12 +8,11 @@ import torch
 from nemo_cascade.engine.config import MegatronConfig, OptimizerConfig, PolicyConfig, SequencePackingConfig
 from nemo_cascade.rollout.config import GenerationConfig
 from nemo_cascade.stages.config import LossConfig
+from tests.engine import cases
 from tests.engine.cases import full_gradients, random_samples
 from tests.helpers import run_distributed
 
-LAYOUTS = [dict(world=1), dict(world=2), dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True)]
-LAYOUTS += [dict(world=2, expert_model_parallel_size=2), dict(world=2, pipeline_model_parallel_size=2)]
-LAYOUTS += [dict(world=2, context_parallel_size=2)]
+LAYOUTS = [cases.LAYOUTS[name] for name in ("one", "DP2", "TP2", "EP2", "PP2", "CP2")]
 
 
 def build(max_num_steps=4, seed=0, distributed_optimizer=True, top_p=1.0, **layout):

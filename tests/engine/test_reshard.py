@@ -3,18 +3,19 @@
 import pytest
 
 from nemo_cascade.engine.config import PolicyConfig
-from tests.engine.test_layouts import LAYOUTS, config, samples_for
+from tests.engine.cases import EVERY_LAYOUT, layout
+from tests.engine.test_layouts import config, made, samples_for
 from tests.helpers import run_distributed
+
+PAIRS = [("DP2", "TP2+PP2"), ("TP2+EP2", "PP2")]
+MORE_PAIRS = [("TP2+PP2", "CP2+EP2"), ("PP2+EP2", "TP2+CP2"), ("TP2+CP2+EP4", "TP2+PP2+EP2")]
 
 
 def next_losses(directory, policy_config: PolicyConfig, save: bool):
     """Three losses after two steps, which are taken and saved here or read."""
-    from nemo_cascade.engine import parallel
-    from nemo_cascade.engine.policy import Policy
     from nemo_cascade.stages.sft import sft_loss
 
-    parallel.init(policy_config.megatron_cfg)
-    policy = Policy(policy_config, seed=0, max_num_steps=5)
+    policy = made(policy_config)
     samples = samples_for(policy)
     if save:
         for _ in range(2):
@@ -27,24 +28,40 @@ def next_losses(directory, policy_config: PolicyConfig, save: bool):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A checkpoint of one process and its next losses."""
-    directory = tmp_path_factory.mktemp("alone")
-    return directory, run_distributed(next_losses, 1, directory, config(True), True)[0]
+def stopped(tmp_path_factory):
+    """The checkpoint at which a layout stopped, and its next losses; each layout trains once."""
+    known = {}
+
+    def of(name):
+        if name not in known:
+            directory = tmp_path_factory.mktemp("stopped")
+            world, settings = layout(name)
+            losses, *_ = run_distributed(next_losses, world, directory, config(True, **settings), True)
+            assert losses[-1] < losses[0], "the test would not notice a step that does nothing"
+            known[name] = directory, losses
+        return known[name]
+
+    return of
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_goes_on_where_one_process_stopped(name, alone):
-    directory, losses = alone
-    layout = dict(LAYOUTS[name])
-    for others in run_distributed(next_losses, layout.pop("world"), directory, config(True, **layout), False):
+def goes_on(name, directory, losses):
+    world, settings = layout(name)
+    for others in run_distributed(next_losses, world, directory, config(True, **settings), False):
         assert others == pytest.approx(losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_one_process_goes_on_where_a_layout_stopped(name, tmp_path):
-    layout = dict(LAYOUTS[name])
-    losses = run_distributed(next_losses, layout.pop("world"), tmp_path, config(True, **layout), True)
-    (others,) = run_distributed(next_losses, 1, tmp_path, config(True), False)
-    assert others == pytest.approx(losses[0], rel=1e-5)
-    assert others[-1] < others[0], "the test would not notice a step that does nothing"
+@pytest.mark.parametrize("name", EVERY_LAYOUT)
+def test_a_layout_goes_on_where_one_process_stopped(name, stopped):
+    goes_on(name, *stopped("one"))
+
+
+@pytest.mark.parametrize("name", EVERY_LAYOUT)
+def test_one_process_goes_on_where_a_layout_stopped(name, stopped):
+    goes_on("one", *stopped(name))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_PAIRS)]
+)
+def test_a_layout_goes_on_where_another_stopped(first, second, stopped):
+    goes_on(second, *stopped(first))

@@ -8,29 +8,25 @@ import torch
 
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, SequencePackingConfig
+from tests.engine.cases import EVERY_LAYOUT, layout
 from tests.helpers import run_distributed
 
 SHAPES = [(1, 1), (2, 33), (3, 200)]
-LAYOUTS = [
-    dict(world=1),
-    dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True),
-    dict(world=2, expert_model_parallel_size=2),
-    dict(world=2, context_parallel_size=2),
-]
 
 
-def build(model, **layout):
-    """A policy whose every tensor matters: norms, decays, biases and the router's expert bias away from their initial values."""
+def build(model, tokens=256, **megatron):
+    """A policy that only answers, in a world of its layout."""
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.policy import Policy
 
-    megatron = MegatronConfig(**layout)
-    parallel.init(megatron)
-    config = PolicyConfig(model_name=model, sequence_packing=SequencePackingConfig(train_mb_tokens=256), megatron_cfg=megatron)
+    packing = SequencePackingConfig(train_mb_tokens=tokens)
+    config = PolicyConfig(model_name=model, sequence_packing=packing, megatron_cfg=MegatronConfig(**megatron))
+    parallel.init(config.megatron_cfg)
     return Policy(config, seed=0)
 
 
 def stirred(policy):
+    """The policy with every tensor mattering: norms, decays, biases, expert biases off their initial values."""
     with torch.no_grad():
         for name, tensor in policy.model.state_dict(keep_vars=True).items():
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
@@ -48,7 +44,8 @@ def exported(directory, model):
     policy.model.eval()
     answers = []
     for rows, length in SHAPES:
-        tokens = torch.randint(0, policy.preset.vocab_size, (rows, length), generator=torch.Generator().manual_seed(length))
+        generator = torch.Generator().manual_seed(length)
+        tokens = torch.randint(0, policy.preset.vocab_size, (rows, length), generator=generator)
         positions = torch.arange(length).expand_as(tokens)
         with torch.no_grad():
             answers.append((tokens, policy.model(tokens, positions, None)))
@@ -78,28 +75,42 @@ def test_transformers_takes_every_tensor_and_misses_none(tmp_path):
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
 
 
-def names_and_logprobs(directory, layout):
-    """Exported tensors of the same checkpoint at another layout, and the log-probs there."""
-    policy = build("micro", **layout)
-    if layout:
-        policy.load(directory, optimizer=False)
-    else:
-        stirred(policy).save(directory, optimizer=False)
+def written(directory):
+    """Weights written, their export, and log-probs."""
+    policy = stirred(build("micro"))
+    policy.save(directory, optimizer=False)
+    return export_and_logprobs(policy)
+
+
+def read(directory, settings):
+    """The same of the weights written, at another layout."""
+    policy = build("micro", **settings)
+    policy.load(directory, optimizer=False)
+    return export_and_logprobs(policy)
+
+
+def export_and_logprobs(policy):
     rng = random.Random(0)
     samples = [Sample([rng.randrange(600) for _ in range(n)], [1] * n, {}) for n in (2, 40, 71, 200)]
     return {name: tensor.clone() for name, tensor in policy.hf_weights()}, policy.logprobs(samples)
 
 
-def test_the_export_is_the_same_bits_at_every_layout(tmp_path):
-    (first, logprobs), *_ = run_distributed(names_and_logprobs, 1, tmp_path, {})
-    assert all(name.startswith(("backbone.", "lm_head.")) for name in first)
-    for layout in LAYOUTS[1:]:
-        layout = dict(layout)
-        for other, others in run_distributed(names_and_logprobs, layout.pop("world"), tmp_path, layout):
-            assert other.keys() == first.keys()
-            assert all(torch.equal(other[name], first[name]) for name in first)
-            for mine, theirs in zip(logprobs, others):
-                assert mine == pytest.approx(theirs, abs=1e-5)
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("single")
+    return directory, *run_distributed(written, 1, directory)[0]
+
+
+@pytest.mark.parametrize("name", EVERY_LAYOUT)
+def test_the_export_is_the_same_bits_at_every_layout(name, single):
+    directory, export, logprobs = single
+    world, settings = layout(name)
+    assert all(tensor.startswith(("backbone.", "lm_head.")) for tensor in export)
+    for other, others in run_distributed(read, world, directory, settings):
+        assert other.keys() == export.keys()
+        assert all(torch.equal(other[tensor], export[tensor]) for tensor in export)
+        for mine, theirs in zip(logprobs, others, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-5)
 
 
 def test_the_generation_config_stops_at_both_ends(tmp_path):

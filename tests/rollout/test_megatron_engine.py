@@ -8,15 +8,10 @@ import pytest
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, SequencePackingConfig
 from nemo_cascade.rollout.config import GenerationConfig
 from nemo_cascade.rollout.types import Request, SamplingParams
+from tests.engine.cases import layout
 from tests.helpers import run_distributed
 
-LAYOUTS = {
-    "TP1": dict(world=1),
-    "TP2": dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True),
-    "EP2": dict(world=2, expert_model_parallel_size=2),
-    "DP2": dict(world=2),
-    "TP2+EP2": dict(world=2, tensor_model_parallel_size=2, expert_model_parallel_size=2, sequence_parallel=True),
-}
+LAYOUTS = ["one", "TP2", "EP2", "DP2", "TP2+EP2"]
 PARAMS = SamplingParams(max_new_tokens=24, seed=5)
 
 
@@ -52,13 +47,13 @@ def requests(prompts=6, samples=2, shortest=1, longest=70, seed=0) -> list[Reque
     return made
 
 
-def incremental_error(model, layout, sampling=None):
+def incremental_error(model, settings, sampling=None):
     """Largest difference between the log-probs of sampled tokens and the training forward's."""
     from nemo_cascade.rollout.engine import generate_global
     from nemo_cascade.stages.rl import rollout_sample
 
     sampling = sampling or {}
-    policy, engine = build(model, **sampling, **layout)
+    policy, engine = build(model, **sampling, **settings)
     rollouts = generate_global(engine, requests(), dataclasses.replace(PARAMS, **sampling))
     trained = policy.logprobs([rollout_sample(rollout, True) for rollout in rollouts])
     difference = 0.0
@@ -68,19 +63,19 @@ def incremental_error(model, layout, sampling=None):
     return difference, [rollout.response for rollout in rollouts], max(abs(x) for r in rollouts for x in r.logprobs)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("model", ["micro", "tiny"])
-def test_incremental_logprobs_equal_the_training_forward(model, layout):
-    layout = dict(LAYOUTS[layout])
-    for error, responses, spread in run_distributed(incremental_error, layout.pop("world"), model, layout):
+def test_incremental_logprobs_equal_the_training_forward(model, name):
+    world, settings = layout(name)
+    for error, responses, spread in run_distributed(incremental_error, world, model, settings):
         assert error < 1e-5
         assert spread > 1.0 and len({tuple(response) for response in responses}) > 6, "a flat model would hide errors"
 
 
-@pytest.mark.parametrize("layout", ["TP1", "TP2", "EP2"])
-def test_logprobs_after_temperature_and_nucleus_equal_the_training_forward(layout):
-    layout, sampling = dict(LAYOUTS[layout]), dict(temperature=0.8, top_p=0.95)
-    for error, _, spread in run_distributed(incremental_error, layout.pop("world"), "micro", layout, sampling):
+@pytest.mark.parametrize("name", ["one", "TP2", "EP2"])
+def test_logprobs_after_temperature_and_nucleus_equal_the_training_forward(name):
+    (world, settings), sampling = layout(name), dict(temperature=0.8, top_p=0.95)
+    for error, _, spread in run_distributed(incremental_error, world, "micro", settings, sampling):
         assert error < 1e-5 and spread > 1.0
 
 
@@ -89,10 +84,10 @@ def write_weights(directory):
     policy.save(directory, optimizer=False)
 
 
-def responses_with(directory, layout):
+def responses_with(directory, settings):
     from nemo_cascade.rollout.engine import generate_global
 
-    policy, engine = build(**layout)
+    policy, engine = build(**settings)
     policy.load(directory, optimizer=False)
     return [rollout.response for rollout in generate_global(engine, requests(), PARAMS)]
 
@@ -100,9 +95,8 @@ def responses_with(directory, layout):
 def test_every_layout_samples_the_same_replies(tmp_path):
     run_distributed(write_weights, 1, tmp_path)
     answers = []
-    for layout in LAYOUTS.values():
-        layout = dict(layout)
-        answers += run_distributed(responses_with, layout.pop("world"), tmp_path, layout)
+    for world, settings in map(layout, LAYOUTS):
+        answers += run_distributed(responses_with, world, tmp_path, settings)
     assert all(answer == answers[0] for answer in answers)
     assert len({tuple(response) for response in answers[0]}) > 6, "a model that says one thing would hide errors"
 
