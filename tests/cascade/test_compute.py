@@ -1,4 +1,5 @@
-"""FP8, an optimizer in host memory and recomputation that cannot be are refused when the config loads, with the arithmetic and all at once."""
+"""FP8, an optimizer in host memory and recomputation that cannot be are refused when the config loads, with the
+arithmetic and all at once."""
 
 import pytest
 
