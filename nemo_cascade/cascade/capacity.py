@@ -151,6 +151,7 @@ def layout_of(cfg: MegatronConfig) -> Layout:
         context=cfg.context_parallel_size,
         expert=cfg.expert_model_parallel_size,
         expert_tensor=cfg.expert_tensor_parallel,
+        sequence_parallel=cfg.sequence_parallel,
         recompute_method=recompute["recompute_method"] if granularity == "full" else None,
         recompute_num_layers=recompute["recompute_num_layers"] or 1,
         recompute_modules=tuple(recompute["recompute_modules"] or ()) if granularity == "selective" else (),
@@ -395,7 +396,7 @@ def _cells(plan: CascadePlan, stage: StagePlan, rank: RankModel, required: Requi
     fits = required.peak <= plan.gpu.memory and stage.fits
     return (
         name,
-        f"{rank.ranks}" if len(stage.ranks) == 1 else f"{rank.ranks} of pipeline stage {rank.pipeline_stage}",
+        f"{rank.ranks}" if len(stage.ranks) == 1 else f"{rank.ranks} (PP {rank.pipeline_stage})",
         layout,
         pack,
         f"{rank.parameters / 1e9:.3f} B",
@@ -416,9 +417,12 @@ def footers(plan: CascadePlan) -> Iterator[str]:
         "cache: of the replies that a rank decodes at once; set aside: the student's weights while another checkpoint "
         "is in their place; host memory a node: other checkpoints and the offloaded optimizer"
     )
+    stages_with: dict[str, list[str]] = {}
     for stage in plan.stages:
         for problem in stage.problems:
-            yield f"{stage.name}: does not fit: {problem}"
+            stages_with.setdefault(problem, []).append(stage.name)
+    for problem, names in stages_with.items():
+        yield f"does not fit: {problem} ({', '.join(names)})"
     yield from plan.notes
     if plan.suggestion is not None:
         yield "fits with: " + " ".join(plan.suggestion)

@@ -263,7 +263,11 @@ def training_bytes(model: ModelConfig, rank: RankModel, work: Work, layout: Layo
 
 
 def forward_bytes(model: ModelConfig, layers: str, tokens: int, layout: Layout, size: int) -> int:
-    """The hungriest layer while it runs forward: all that it makes."""
+    """The hungriest of these layers while it runs: all that it makes, or backward as much of gradients.
+
+    Also where nothing is saved, because megatron-core's MoE layer lets go of no form of its routed tokens before it
+    returns.
+    """
     return max(
         (
             activation_bytes(model, kind, tokens, layout, size) + workspace_bytes(model, kind, tokens, layout, size)
