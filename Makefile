@@ -1,6 +1,7 @@
 # Everything on a machine that has python3 (3.11 or newer, with its venv module) and make:
 #   make demo       the whole tiny cascade on two processes        make smoke     the same with two steps a stage
 #   make test       the test suite without what takes minutes alone     make test-all  all of it
+#   make test-compat  what depends on megatron-core, with its newest version, where there is a Python 3.12 (part of test-all)
 # The environment is made once in .venv; it is renewed when requirements/cpu.txt or pyproject.toml change.
 
 PYTHON ?= python3
@@ -12,7 +13,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo smoke test test-all install
+# megatron-core 0.19 needs Python 3.12, which may start by its name or only by pyenv's.
+PYTHON312 = $(shell for version in "$$PYENV_VERSION" $$(pyenv whence python3.12 2>/dev/null); do \
+  PYENV_VERSION=$$version python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
+COMPAT := .venv-compat
+COMPAT_TESTS := tests/models tests/rollout tests/engine/test_batch.py tests/engine/test_convert.py tests/engine/test_head.py \
+  tests/engine/test_layouts.py tests/engine/test_policy.py tests/engine/test_sampled.py
+
+.PHONY: demo smoke test test-all test-compat install
 
 demo: install
 	$(TORCHRUN) examples/cascade.py --config-name=tiny
@@ -23,8 +31,13 @@ smoke: install
 test: install
 	$(PYTEST) -m "not slow"
 
-test-all: install
+test-all: install test-compat
 	$(PYTEST)
+
+test-compat:
+	@if [ -z "$(PYTHON312)" ]; then echo "no Python 3.12 starts here: nothing is tested with megatron-core 0.19"; \
+	else $(MAKE) --no-print-directory $(COMPAT)/.installed && \
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(COMPAT_TESTS); fi
 
 install: $(VENV)/.installed
 
@@ -33,6 +46,11 @@ $(VENV)/.torch: requirements/cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install $$(grep '^torch==' requirements/cpu.txt)
+	touch $@
+
+$(COMPAT)/.installed: requirements/compat.txt
+	test -x $(COMPAT)/bin/python || $(PYTHON312) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/compat.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch requirements/cpu.txt pyproject.toml

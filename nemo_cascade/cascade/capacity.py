@@ -8,14 +8,14 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from nemo_cascade.cascade import layout as legality
 from nemo_cascade.cascade.config import CascadeConfig, StageConfig
 from nemo_cascade.engine import memory
-from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
-from nemo_cascade.engine.memory import GPUS, Gpu, Layout, Need, RankModel, Tensors, Work
+from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, recompute_settings
+from nemo_cascade.engine.memory import GPUS, Gpu, Layout, RankModel, Requirement, Tensors, Work
 from nemo_cascade.models.presets import get_preset
 from nemo_cascade.rollout.config import MAX_CACHE_BYTES
 
@@ -23,7 +23,8 @@ Measure = Callable[[PolicyConfig, int], tuple[RankModel, ...]]
 
 # Sizes that a suggestion may have.
 TENSOR, CONTEXT, PIPELINE, EXPERT = (1, 2, 4, 8), (1, 2, 4, 8, 16), (1, 2, 4), (1, 2, 4, 8, 16, 32, 64, 128)
-PREFIX = "policy.megatron_cfg."
+PREFIX, BATCH = "policy.megatron_cfg.", "policy.generation.max_batch_size"
+RECOMPUTE = tuple(f"recompute_{name}" for name in ("granularity", "method", "num_layers", "modules"))
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class StagePlan:
     layout: Layout
     work: Work
     ranks: tuple[RankModel, ...]
-    needs: tuple[Need, ...]
+    requirements: tuple[Requirement, ...]
     problems: tuple[str, ...]
 
     @property
@@ -54,7 +55,7 @@ class CascadePlan:
     parameters: int
     stages: tuple[StagePlan, ...]
     notes: tuple[str, ...] = ()
-    suggestion: tuple[str, ...] | None = field(default=None)
+    suggestion: tuple[str, ...] | None = None
 
     @property
     def fits(self) -> bool:
@@ -63,11 +64,13 @@ class CascadePlan:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with what is derived spelled out."""
         plain = dataclasses.asdict(self)
-        for stage, told in zip(self.stages, plain["stages"]):
-            told["fits"] = stage.fits
-            for rank, need, rank_told, need_told in zip(stage.ranks, stage.needs, told["ranks"], told["needs"]):
-                rank_told |= {"parameters": rank.parameters, "weights": rank.weights}
-                need_told |= {"peak": need.peak, "host": need.host}
+        for stage, values in zip(self.stages, plain["stages"]):
+            values["fits"] = stage.fits
+            for rank, rank_values in zip(stage.ranks, values["ranks"]):
+                rank_values |= {"parameters": rank.parameters, "weights": rank.weights}
+            for required, required_values in zip(stage.requirements, values["requirements"]):
+                derived = ("peak", "worst_phase", "host")
+                required_values |= {name: getattr(required, name) for name in derived}
         return plain | {"fits": self.fits}
 
 
@@ -87,9 +90,13 @@ def plan_cascade(
         stages=stages,
         notes=tuple(notes(cascade)),
     )
-    if plan.fits or not suggest:
+    found = None if plan.fits or not suggest else nearest(cascade, gpu, world_size, measure)
+    if found is None:
         return plan
-    return dataclasses.replace(plan, suggestion=nearest(cascade, gpu, world_size, measure))
+    layout, batches = found
+    suggestion = tuple(f"{key}={written(value)}" for key, value in (layout | batches).items())
+    more = [f"of what fits: {note}" for note in notes(with_changes(cascade, layout)) if note not in plan.notes]
+    return dataclasses.replace(plan, suggestion=suggestion, notes=(*plan.notes, *more))
 
 
 def remembering(measure: Measure) -> Measure:
@@ -112,85 +119,114 @@ def plan_stage(
 ) -> StagePlan:
     """What each sort of rank needs, and what is too much."""
     model, ranks = get_preset(stage.policy.model_name), measure(stage.policy, world_size)
-    layout, work = layout_of(stage.policy.megatron_cfg), work_of(stage, world_size)
-    needs = tuple(memory.need(model, rank, work, layout) for rank in ranks)
+    layout, work = layout_of(stage.policy.megatron_cfg), work_of(cascade, stage, world_size)
+    requirements = tuple(memory.requirement(model, rank, work, layout) for rank in ranks)
     problems = []
-    for rank, need in zip(ranks, needs):
-        if need.peak > gpu.memory:
-            phase = max(need.phases, key=need.phases.get)
+    for rank, required in zip(ranks, requirements):
+        place = f"pipeline stage {rank.pipeline_stage}: " if len(ranks) > 1 else ""
+        if required.peak > gpu.memory:
             problems.append(
-                f"pipeline stage {rank.pipeline_stage}: {gib(need.peak)} GiB when it comes to {phase}, "
-                f"{gib(need.peak - gpu.memory)} more than the {gib(gpu.memory)} of {gpu.name}"
+                f"{place}{gib(required.peak)} GiB a rank when it comes to {required.worst_phase}, "
+                f"{gib(required.peak - gpu.memory)} more than the {gib(gpu.memory)} of {gpu.name}"
             )
-        if need.cache > MAX_CACHE_BYTES:
+        if required.cache > MAX_CACHE_BYTES:
             problems.append(
-                f"pipeline stage {rank.pipeline_stage}: {gib(need.cache)} GiB of cache to decode {work.rows} replies "
-                f"of {work.row_tokens} tokens, more than the {gib(MAX_CACHE_BYTES)} that the engine allows; lower "
-                "policy.generation.max_batch_size"
+                f"{place}{gib(required.cache)} GiB of cache a rank to decode {work.most_sequences} sequences of "
+                f"{work.sequence_tokens:,} tokens, more than the {gib(MAX_CACHE_BYTES)} that the engine allows; lower "
+                + BATCH
             )
-    per_node = max(need.host for need in needs) * min(stage.cluster.gpus_per_node, world_size)
+    per_node = max(required.host for required in requirements) * min(stage.cluster.gpus_per_node, world_size)
     if per_node > gpu.host_memory:
         problems.append(f"{gib(per_node)} GiB of host memory a node, more than {gib(gpu.host_memory)}")
-    return StagePlan(stage.name, stage.kind, layout, work, ranks, needs, tuple(problems))
+    return StagePlan(stage.name, stage.kind, layout, work, ranks, requirements, tuple(problems))
 
 
 def layout_of(cfg: MegatronConfig) -> Layout:
     """The keys of `policy.megatron_cfg` that the formulas know."""
-    modules = cfg.recompute_modules or () if cfg.recompute_granularity == "selective" else ()
+    recompute = recompute_settings(cfg)
+    granularity = recompute["recompute_granularity"]
     return Layout(
         tensor=cfg.tensor_model_parallel_size,
         pipeline=cfg.pipeline_model_parallel_size,
         context=cfg.context_parallel_size,
         expert=cfg.expert_model_parallel_size,
         expert_tensor=cfg.expert_tensor_parallel,
-        recompute_layers=cfg.activation_checkpointing or cfg.recompute_granularity == "full",
-        recompute_modules=tuple(modules),
+        sequence_parallel=cfg.sequence_parallel,
+        recompute_method=recompute["recompute_method"] if granularity == "full" else None,
+        recompute_num_layers=recompute["recompute_num_layers"] or 1,
+        recompute_modules=tuple(recompute["recompute_modules"] or ()) if granularity == "selective" else (),
         distributed_optimizer=cfg.optimizer.use_distributed_optimizer,
         optimizer_offload=cfg.optimizer.optimizer_cpu_offload,
     )
 
 
-def work_of(stage: StageConfig, world_size: int) -> Work:
+def work_of(cascade: CascadeConfig, stage: StageConfig, world_size: int) -> Work:
     """A stage's batch, as one rank sees it.
 
-    Replies are dealt to all that hold the whole model together, context ranks too (a reply being decoded is not cut),
-    and `generation.max_batch_size` of them are decoded at once. How many packs they make is not known beforehand:
-    enough to fill a pipeline. Checkpoints beside the student's: teachers, the parent under a KL term, the judge.
+    How many packs a batch of RL makes is not known beforehand: enough to fill a pipeline. Sequences may be as long as
+    `max_total_sequence_length` allows, those of validation too. Checkpoints beside the student's: teachers, the parent
+    under a KL term, the judge.
     """
     cfg, policy = stage.policy.megatron_cfg, stage.policy
-    model_ranks = cfg.tensor_model_parallel_size * cfg.pipeline_model_parallel_size
-    if stage.kind == "sft":
-        data_parallel = world_size // (model_ranks * cfg.context_parallel_size)
-        return Work(policy.sequence_packing.train_mb_tokens, math.ceil(policy.train_global_batch_size / data_parallel))
-    others = {teacher.stage for teacher in stage.teachers.values()}
-    others |= {stage.parent} if stage.loss_fn.reference_policy_kl_penalty > 0 else set()
-    others |= {stage.judge} if stage.judge is not None else set()
-    rollouts = stage.grpo.num_prompts_per_step * stage.grpo.num_generations_per_prompt
-    return Work(
+    validation, judges = cascade.validation, {stage.judge} - {None}
+    scored = validation.num_prompts * validation.num_samples * len(cascade.scored(stage.name))
+    work = Work(
         pack=policy.sequence_packing.train_mb_tokens,
         microbatches=cfg.pipeline_model_parallel_size,
-        rows=min(policy.generation.max_batch_size, math.ceil(rollouts * model_ranks / world_size)),
-        row_tokens=policy.max_total_sequence_length,
+        validation_sequences=_decoded_at_once(policy, scored, world_size),
+        sequence_tokens=policy.max_total_sequence_length,
         prompt_tokens=policy.max_total_sequence_length - policy.generation.max_new_tokens,
-        copies=len(others),
+        checkpoints=len(judges),
+        judged=bool(judges),
     )
+    if stage.kind == "sft":
+        data_parallel = world_size // (_model_ranks(cfg) * cfg.context_parallel_size)
+        return dataclasses.replace(work, microbatches=math.ceil(policy.train_global_batch_size / data_parallel))
+    others = judges | {teacher.stage for teacher in stage.teachers.values()}
+    others |= {stage.parent} if stage.loss_fn.reference_policy_kl_penalty > 0 else set()
+    rollouts = stage.grpo.num_prompts_per_step * stage.grpo.num_generations_per_prompt
+    sequences = _decoded_at_once(policy, rollouts, world_size)
+    return dataclasses.replace(work, sequences=sequences, checkpoints=len(others))
+
+
+def _decoded_at_once(policy: PolicyConfig, replies: int, world_size: int) -> int:
+    """Replies are dealt to all ranks that hold the whole model together, context ranks too: one being decoded is not
+    cut."""
+    return min(policy.generation.max_batch_size, math.ceil(replies * _model_ranks(policy.megatron_cfg) / world_size))
+
+
+def _model_ranks(cfg: MegatronConfig) -> int:
+    return cfg.tensor_model_parallel_size * cfg.pipeline_model_parallel_size
 
 
 def notes(cascade: CascadeConfig) -> Iterator[str]:
     """What the plan takes for granted and the engine does not do yet."""
-    for stage in cascade.stages.values():
-        for problem in legality.decoding_problems(stage, lambda key: key):
-            yield f"planned as if it could, but: {problem}"
-        together = stage.policy.megatron_cfg.recompute_num_layers
-        if together not in (None, 1):
-            yield f"planned as if every layer was recomputed by itself, but: recompute_num_layers is {together}"
+    validated = cascade.validation.num_prompts > 0
+    undecodable = {
+        name: legality.undecodable(stage.policy.megatron_cfg)
+        for name, stage in cascade.stages.items()
+        if stage.kind == "rl" or validated
+    }
+    for key in dict.fromkeys(key for sizes in undecodable.values() for key in sizes):
+        names = [name for name, sizes in undecodable.items() if key in sizes]
+        sizes = " or ".join(sorted({str(undecodable[name][key]) for name in names}))
+        yield (
+            f"cannot be run yet: under {PREFIX}{key}={sizes} the embedded rollout engine, the only one so far, "
+            "refuses to decode the rollouts or validation of "
+            + ("every stage" if len(names) == len(cascade.stages) else ", ".join(names))
+            + "; planned as if every rank could decode whole replies. Until there is another engine, set it to 1"
+        )
+    if any(stage.policy.megatron_cfg.fp8_cfg.enabled for stage in cascade.stages.values()):
+        yield f"planned in the parameters' own type, without what {PREFIX}fp8_cfg saves or adds"
 
 
 # ---------------------------------------------------------------------------------- another layout
 
 
-def nearest(cascade: CascadeConfig, gpu: Gpu, world_size: int, measure: Measure) -> tuple[str, ...] | None:
-    """Overrides that change the fewest keys, and those the least, so that every stage fits.
+def nearest(
+    cascade: CascadeConfig, gpu: Gpu, world_size: int, measure: Measure
+) -> tuple[dict[str, Any], dict[str, int]] | None:
+    """Changes to the layout, the fewest keys and those the least, and to batches, so that every stage fits; by key.
 
     Layouts are first sized by dividing the model; only one that then fits is measured.
     """
@@ -201,11 +237,11 @@ def nearest(cascade: CascadeConfig, gpu: Gpu, world_size: int, measure: Measure)
         if any(_illegal(stage, world_size) for stage in changed.stages.values()):
             continue
         for sized in (_divided(present), measure):
-            rows = _fitting_rows(changed, gpu, world_size, sized)
-            if rows is None:
+            batches = _fitting_batches(changed, gpu, world_size, sized)
+            if batches is None:
                 break
         else:
-            return tuple([f"{key}={told(value)}" for key, value in changes.items()] + rows)
+            return changes, batches
     return None
 
 
@@ -215,7 +251,7 @@ def candidates(cfg: MegatronConfig, most_tensor: int) -> Iterator[dict[str, Any]
     # near.
     present = layout_of(cfg)
     may_be = {
-        "activation_checkpointing": (present.recompute_layers, (True,)),
+        "activation_checkpointing": (present.recompute_method == "uniform", (True,)),
         "context_parallel_size": (present.context, CONTEXT),
         "expert_model_parallel_size": (present.expert, EXPERT),
         "optimizer.optimizer_cpu_offload": (present.optimizer_offload, (True,)),
@@ -233,8 +269,7 @@ def candidates(cfg: MegatronConfig, most_tensor: int) -> Iterator[dict[str, Any]
         steps = sum(1 if value is True else abs(math.log2(value / now)) for _, _, now, value in changed)
         changes = {PREFIX + key: value for _, key, _, value in changed}
         if changes.get(PREFIX + "activation_checkpointing"):
-            selective = ("recompute_granularity", "recompute_modules")
-            changes |= {PREFIX + name: None for name in selective if getattr(cfg, name)}
+            changes |= {PREFIX + name: None for name in RECOMPUTE if getattr(cfg, name)}
         if changes.get(PREFIX + "tensor_model_parallel_size", 1) > 1 and not cfg.sequence_parallel:
             changes[PREFIX + "sequence_parallel"] = True
         found.append((len(changed), steps, sum(place for place, *_ in changed), list(changes.items())))
@@ -242,7 +277,7 @@ def candidates(cfg: MegatronConfig, most_tensor: int) -> Iterator[dict[str, Any]
         yield dict(changes)
 
 
-def told(value: bool | int | None) -> str:
+def written(value: bool | int | None) -> str:
     """A value as it is written on the command line."""
     return "null" if value is None else str(value).lower()
 
@@ -300,29 +335,25 @@ def _expert_ranks(cfg: MegatronConfig) -> int:
     return cfg.expert_model_parallel_size * cfg.expert_tensor_parallel
 
 
-def _fitting_rows(cascade: CascadeConfig, gpu: Gpu, world_size: int, measure: Measure) -> list[str] | None:
-    """Overrides of `generation.max_batch_size` where it must be lower; None when some stage does not fit with any."""
-    overrides = []
+def _fitting_batches(cascade: CascadeConfig, gpu: Gpu, world_size: int, measure: Measure) -> dict[str, int] | None:
+    """`generation.max_batch_size` of the stages where it must be lower, by key, each the highest power of 2 that fits;
+    None when some stage does not fit with any."""
+    batches = {}
     for stage in cascade.stages.values():
-        plan = plan_stage(cascade, stage, gpu, world_size, measure)
+
+        def planned(changes: dict[str, int], stage: StageConfig = stage) -> StagePlan:
+            return plan_stage(cascade, _with(stage, changes), gpu, world_size, measure)
+
+        plan = planned({})
         if plan.fits:
             continue
-        if not plan.work.rows:
+        if plan.work.most_sequences < 2 or not planned({BATCH: 1}).fits:
             return None
-        model = get_preset(stage.policy.model_name)
-        rows = min(memory.most_rows(model, rank, plan.work, plan.layout, gpu.memory) for rank in plan.ranks)
-        by_engine = min(
-            MAX_CACHE_BYTES * plan.work.rows // need.cache if need.cache else plan.work.rows for need in plan.needs
-        )
-        rows = min(rows, by_engine)
-        if rows < 1:
-            return None
-        rows = 2 ** int(math.log2(rows))
-        key = "policy.generation.max_batch_size"
-        if not plan_stage(cascade, _with(stage, {key: rows}), gpu, world_size, measure).fits:
-            return None
-        overrides.append(f"cascade.stages.{stage.name}.{key}={rows}")
-    return overrides
+        size = 2 ** int(math.log2(plan.work.most_sequences - 1))
+        while not planned({BATCH: size}).fits:
+            size //= 2
+        batches[f"cascade.stages.{stage.name}.{BATCH}"] = size
+    return batches
 
 
 # ---------------------------------------------------------------------------------- on the screen
@@ -334,54 +365,79 @@ def gib(number: float) -> str:
 
 
 def show(plan: CascadePlan, console) -> None:
-    """The table, a row for each sort of rank, and below it what does not fit and what would."""
+    """The table, and below it what it means, what does not fit and what would."""
+    console.print(table(plan))
+    for line in dict.fromkeys(footers(plan)):
+        console.print(line)
+
+
+def table(plan: CascadePlan):
+    """A row for each sort of rank."""
     from rich.table import Table
 
     title = f"{plan.model}, {plan.parameters / 1e9:.3f} B parameters on {plan.world_size} x {plan.gpu.name}; GiB a rank"
-    table = Table(title=title)
-    heads = "params weights gradients optimizer activations cache aside peak".split()
-    for head in ("stage", "ranks", "layout", "pack"):
-        table.add_column(head, overflow="fold")
-    for head in heads:
-        table.add_column(head, justify="right")
-    table.add_column("host/node", justify="right")
-    table.add_column("fits")
+    rows = Table(title=title)
+    for head in ("stage", "ranks", "layout", "tokens a pack"):
+        rows.add_column(head, overflow="fold")
+    heads = ("parameters", "weights", "gradients", "optimizer", "activations", "cache", "set aside", "peak")
+    for head in (*heads, "host memory a node"):
+        rows.add_column(head, justify="right")
+    rows.add_column("fits")
     for stage in plan.stages:
-        for rank, need in zip(stage.ranks, stage.needs):
-            first = rank.pipeline_stage == 0
-            held = (need.weights, need.gradients, need.optimizer, need.activations, need.cache, need.copy, need.peak)
-            table.add_row(
-                stage.name if first else "",
-                f"{rank.ranks}" if len(stage.ranks) == 1 else f"{rank.ranks} of pipeline stage {rank.pipeline_stage}",
-                layout_name(stage.layout) if first else "",
-                f"{stage.work.pack:,}" if first else "",
-                f"{rank.parameters / 1e9:.3f} B",
-                *(gib(number) for number in held),
-                gib(need.host * min(plan.gpus_per_node, plan.world_size)),
-                "yes" if need.peak <= plan.gpu.memory and stage.fits else "NO",
-            )
-    console.print(table)
-    console.print(
-        f"peak: the worst of load, train, sample and score, with {gib(memory.RESERVE)} for CUDA, NCCL and "
-        f"fragmentation, of {gib(plan.gpu.memory)}; aside: the student while another checkpoint answers; host/node: "
-        "other checkpoints and the offloaded optimizer"
+        for rank, required in zip(stage.ranks, stage.requirements):
+            rows.add_row(*_cells(plan, stage, rank, required))
+    return rows
+
+
+def _cells(plan: CascadePlan, stage: StagePlan, rank: RankModel, required: Requirement) -> tuple[str, ...]:
+    of_stage = stage.name, layout_name(stage.layout), f"{stage.work.pack:,}"
+    name, layout, pack = of_stage if rank.pipeline_stage == 0 else ("", "", "")
+    parts = ("weights", "gradients", "optimizer", "activations", "cache", "set_aside")
+    fits = required.peak <= plan.gpu.memory and stage.fits
+    return (
+        name,
+        f"{rank.ranks}" if len(stage.ranks) == 1 else f"{rank.ranks} (PP {rank.pipeline_stage})",
+        layout,
+        pack,
+        f"{rank.parameters / 1e9:.3f} B",
+        *(gib(getattr(required, part)) if getattr(required, part) else "-" for part in parts),
+        f"{gib(required.peak)} {required.worst_phase}",
+        gib(required.host * min(plan.gpus_per_node, plan.world_size)) if required.host else "-",
+        "yes" if fits else "NO",
     )
+
+
+def footers(plan: CascadePlan) -> Iterator[str]:
+    """What the columns mean, what does not fit, what has been taken for granted, and what would fit."""
+    yield (
+        "peak: the phase (load, train, sample, logprobs or validate) that needs most, which is not all columns, and "
+        f"{gib(memory.RESERVE)} GiB for CUDA, NCCL and fragmentation, of the GPU's {gib(plan.gpu.memory)}"
+    )
+    yield (
+        "cache: of the replies that a rank decodes at once; set aside: the student's weights while another checkpoint "
+        "is in their place; host memory a node: other checkpoints and the offloaded optimizer"
+    )
+    stages_with: dict[str, list[str]] = {}
     for stage in plan.stages:
         for problem in stage.problems:
-            console.print(f"{stage.name}: {problem}")
-    for note in dict.fromkeys(plan.notes):
-        console.print(note)
+            stages_with.setdefault(problem, []).append(stage.name)
+    for problem, names in stages_with.items():
+        yield f"does not fit: {problem} ({', '.join(names)})"
+    yield from plan.notes
     if plan.suggestion is not None:
-        console.print("fits with: " + " ".join(plan.suggestion))
+        yield "fits with: " + " ".join(plan.suggestion)
     elif not plan.fits:
-        console.print(f"found no layout of {plan.world_size} of these GPUs that fits; use more or shorter packs")
+        yield f"found no layout of {plan.world_size} of these GPUs that fits; use more or shorter packs"
 
 
 def layout_name(layout: Layout) -> str:
     """ "TP2 CP8 EP8 recompute" """
     sizes = (layout.tensor, layout.pipeline, layout.context, layout.expert, layout.expert_tensor)
     words = [f"{name}{size}" for name, size in zip(("TP", "PP", "CP", "EP", "ETP"), sizes) if size > 1]
-    if layout.recompute_layers or layout.recompute_modules:
+    if layout.recompute_method:
+        whole = layout.recompute_method == "uniform" and layout.recompute_num_layers == 1
+        words.append("recompute" if whole else f"recompute:{layout.recompute_method}{layout.recompute_num_layers}")
+    elif layout.recompute_modules:
         words.append("+".join(["recompute", *layout.recompute_modules]))
     if layout.optimizer_offload:
         words.append("offload")

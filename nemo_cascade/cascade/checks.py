@@ -112,6 +112,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
 
         problems += value_problems(stage, where)
         problems += relation_problems(stage, where)
+        problems += offload_problems(stage, where)
         problems += installation_problems(stage, where)
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
@@ -138,6 +139,8 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
 
         problems += value_problems(stage, where)
         problems += relation_problems(stage, where)
+        problems += offload_problems(stage, where)
+        problems += compute.problems(stage, where, swaps_weights(stage))
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
@@ -168,24 +171,33 @@ def order_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
 
 def cascade_problems(cascade: "CascadeConfig") -> Iterator[str]:
     """Counts and places under `cascade:`."""
-    pipelined = [name for name, s in cascade.stages.items() if s.policy.megatron_cfg.pipeline_model_parallel_size > 1]
-    if pipelined and cascade.validation.num_prompts > 0:
-        yield (
-            f"cascade.validation.num_prompts: {cascade.validation.num_prompts}, but validation samples, which cannot be done "
-            f"under the pipeline parallel of {', '.join(pipelined)}; set it to 0 or pipeline_model_parallel_size to 1"
-        )
-    if cascade.validation.num_prompts < 0:
-        yield f"cascade.validation.num_prompts: must be >= 0 (0: no validation), got {cascade.validation.num_prompts}"
-    if cascade.validation.num_samples < 1:
-        yield f"cascade.validation.num_samples: must be >= 1, got {cascade.validation.num_samples}"
-    if cascade.validation.temperature < 0:
-        yield f"cascade.validation.temperature: must be >= 0, got {cascade.validation.temperature}"
-    if not 0 < cascade.validation.top_p <= 1:
-        yield f"cascade.validation.top_p: must be in (0, 1], got {cascade.validation.top_p}"
+    yield from validation_problems(cascade)
     if cascade.run_dir == "" or Path(cascade.run_dir).is_file():
         yield f"cascade.run_dir: {cascade.run_dir!r} is not a folder; name a folder (it is made when missing)"
     if cascade.demo_data is not None:
         yield from demo_data_problems(cascade.demo_data)
+
+
+def validation_problems(cascade: "CascadeConfig") -> Iterator[str]:
+    """Ranges, and layouts under which a stage of any kind could be trained but not scored at its end."""
+    validation = cascade.validation
+    if validation.num_prompts > 0:
+        stages = {name: layout.undecodable(stage.policy.megatron_cfg) for name, stage in cascade.stages.items()}
+        for key in dict.fromkeys(key for sizes in stages.values() for key in sizes):
+            names = ", ".join(name for name, sizes in stages.items() if key in sizes)
+            yield (
+                f"cascade.validation.num_prompts: {validation.num_prompts}, but validation samples, which the embedded "
+                f"rollout engine cannot do under the {key.split('_')[0]} parallel of {names}; set it to 0 or "
+                f"policy.megatron_cfg.{key} to 1"
+            )
+    if validation.num_prompts < 0:
+        yield f"cascade.validation.num_prompts: must be >= 0 (0: no validation), got {validation.num_prompts}"
+    if validation.num_samples < 1:
+        yield f"cascade.validation.num_samples: must be >= 1, got {validation.num_samples}"
+    if validation.temperature < 0:
+        yield f"cascade.validation.temperature: must be >= 0, got {validation.temperature}"
+    if not 0 < validation.top_p <= 1:
+        yield f"cascade.validation.top_p: must be in (0, 1], got {validation.top_p}"
 
 
 def judge_problems(cascade: "CascadeConfig") -> Iterator[str]:
@@ -286,7 +298,8 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
     scored = list(cascade.scored(start)) if start in cascade.order else []
     for domain, drop in stage.gate.max_drop.items():
         if cascade.validation.num_prompts == 0 or stage.parent is not None and domain not in scored:
-            yield f"{key}.{domain}: nothing scores it for {start}, where {stage.name} may start{did_you_mean(domain, scored)}"
+            text = f"nothing scores it for {start}, where {stage.name} may start{did_you_mean(domain, scored)}"
+            yield f"{key}.{domain}: {text}"
         if drop < 0:
             yield f"{key}.{domain}: must be >= 0 (points of score that may be lost), got {drop}"
 
@@ -358,16 +371,26 @@ def value_problems(stage: "StageConfig", where) -> Iterator[str]:
 
 def swaps_weights(stage: "StageConfig") -> bool:
     """Whether weights of teachers, of a reference or of a judge pass through the policy's buffers."""
-    return stage.distils or stage.judge is not None or stage.kind == "rl" and stage.loss_fn.reference_policy_kl_penalty > 0
+    held_to_a_reference = stage.kind == "rl" and stage.loss_fn.reference_policy_kl_penalty > 0
+    return stage.distils or stage.judge is not None or held_to_a_reference
 
 
 def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
     """Pairs of values of one stage that exclude each other."""
-    policy, loss = stage.policy, stage.loss_fn
-    optimizer = policy.megatron_cfg.optimizer
+    optimizer = stage.policy.megatron_cfg.optimizer
     if optimizer.min_lr > optimizer.lr:
         key = where("policy.megatron_cfg.optimizer.min_lr")
         yield f"{key}: {optimizer.min_lr} is above lr {optimizer.lr}; lower it"
+    yield from length_problems(stage, where)
+    yield from importance_problems(stage, where)
+    if stage.kind == "rl":
+        yield from advantage_problems(stage, where)
+        yield from loss_problems(stage, where)
+
+
+def length_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """A sequence has room for a prompt, and a pack for a sequence."""
+    policy = stage.policy
     if policy.generation.max_new_tokens >= policy.max_total_sequence_length:
         yield (
             f"{where('policy.generation.max_new_tokens')}: {policy.generation.max_new_tokens} leaves no room "
@@ -378,44 +401,65 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
             f"{where('policy.sequence_packing.train_mb_tokens')}: {policy.sequence_packing.train_mb_tokens} is below "
             f"policy.max_total_sequence_length {policy.max_total_sequence_length}; a pack must hold one sequence"
         )
+
+
+def importance_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """The correction for sampling with another engine than trains: a band with two ends, and a type where it is on."""
+    loss = stage.loss_fn
     if loss.truncated_importance_sampling_ratio_min > loss.truncated_importance_sampling_ratio:
         yield (
             f"{where('loss_fn.truncated_importance_sampling_ratio_min')}: "
             f"{loss.truncated_importance_sampling_ratio_min} is above truncated_importance_sampling_ratio "
             f"{loss.truncated_importance_sampling_ratio}"
         )
-    if stage.kind == "rl" and not stage.distils and stage.grpo.num_generations_per_prompt == 1:
+    corrected = stage.kind == "rl" and loss.use_importance_sampling_correction
+    if corrected and loss.truncated_importance_sampling_type is None:
+        yield (
+            f"{where('loss_fn.use_importance_sampling_correction')}: true has no effect without "
+            "truncated_importance_sampling_type; set it to tis or icepop"
+        )
+
+
+def advantage_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """Replies of a group must be able to differ, where their rewards teach; where teachers do, no reward chooses."""
+    if not stage.distils and stage.grpo.num_generations_per_prompt == 1:
         yield (
             f"{where('grpo.num_generations_per_prompt')}: a group of one always has advantage 0 with adv_estimator "
             "grpo; use at least 2"
         )
-    if stage.kind == "rl" and policy.generation.temperature == 0:
+    if stage.policy.generation.temperature == 0:
         yield (
             f"{where('policy.generation.temperature')}: 0 takes the most likely token, so all replies of a group "
             "would be the same and a stage of kind rl would learn nothing; set it above 0"
-        )
-    if stage.kind == "rl" and loss.reference_policy_kl_penalty > 0 and stage.parent is None:
-        yield (
-            f"{where('loss_fn.reference_policy_kl_penalty')}: {loss.reference_policy_kl_penalty} needs a reference, but "
-            f"{stage.name} starts from {stage.start}; set it to 0 or name a parent"
         )
     if stage.distils:
         for key in ("use_dynamic_sampling", "overlong_filtering", "swe_group_threshold"):
             if getattr(stage.grpo, key) not in (False, None):
                 yield f"{where(f'grpo.{key}')}: rewards choose nothing in distillation (adv_estimator opd); remove it"
-    if stage.kind == "rl" and not loss.token_level_loss and policy.megatron_cfg.moe_aux_loss_coeff > 0:
+
+
+def loss_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """Terms beside the policy gradient that have nothing to refer to, or would be divided by the wrong number."""
+    loss, router = stage.loss_fn, stage.policy.megatron_cfg
+    if loss.reference_policy_kl_penalty > 0 and stage.parent is None:
         yield (
-            f"{where('policy.megatron_cfg.moe_aux_loss_coeff')}: with loss_fn.token_level_loss=false the balancing loss "
-            "would be divided by responses instead of tokens; set it to 0"
+            f"{where('loss_fn.reference_policy_kl_penalty')}: {loss.reference_policy_kl_penalty} needs a reference, "
+            f"but {stage.name} starts from {stage.start}; set it to 0 or name a parent"
         )
-    if (
-        stage.kind == "rl"
-        and loss.use_importance_sampling_correction
-        and loss.truncated_importance_sampling_type is None
-    ):
+    if not loss.token_level_loss and router.moe_aux_loss_coeff > 0:
         yield (
-            f"{where('loss_fn.use_importance_sampling_correction')}: true has no effect without "
-            "truncated_importance_sampling_type; set it to tis or icepop"
+            f"{where('policy.megatron_cfg.moe_aux_loss_coeff')}: with loss_fn.token_level_loss=false the balancing "
+            "loss would be divided by responses instead of tokens; set it to 0"
+        )
+
+
+def offload_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """What megatron-core's optimizer in host memory needs beside it; it would only say so in an assertion."""
+    optimizer = stage.policy.megatron_cfg.optimizer
+    if optimizer.optimizer_cpu_offload and not optimizer.use_distributed_optimizer:
+        yield (
+            f"{where('policy.megatron_cfg.optimizer.optimizer_cpu_offload')}: only the distributed optimizer can be in "
+            "host memory; set use_distributed_optimizer=true or this to false"
         )
 
 
@@ -428,9 +472,11 @@ def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
             yield f"{where('policy.tokenizer.name')}: {error}"
     if stage.policy.megatron_cfg.optimizer.optimizer_cpu_offload and find_spec("transformer_engine") is None:
         key = where("policy.megatron_cfg.optimizer.optimizer_cpu_offload")
-        yield f"{key}: megatron-core needs Transformer Engine for it, which is not installed; install it or set this to false"
+        text = "megatron-core needs Transformer Engine for it, which is not installed; install it or set this to false"
+        yield f"{key}: {text}"
     if stage.logger.tensorboard_enabled and find_spec("tensorboard") is None:
-        yield f"{where('logger.tensorboard_enabled')}: tensorboard is not installed; pip install tensorboard, or set it to false"
+        text = "tensorboard is not installed; pip install tensorboard, or set it to false"
+        yield f"{where('logger.tensorboard_enabled')}: {text}"
 
 
 def shadowed_problems(source: "Source") -> Iterator[str]:
@@ -511,7 +557,10 @@ def packed_problems(stage: "StageConfig", folder: Path, key: str) -> Iterator[st
         yield f"{key}: packs are a mixture already; pack all files of data.train together, or name no folder"
     policy = stage.policy
     if report.tokenizer != policy.tokenizer.name:
-        yield f"{key}: packed with the tokenizer {report.tokenizer}, not policy.tokenizer.name={policy.tokenizer.name}; pack again"
+        yield (
+            f"{key}: packed with the tokenizer {report.tokenizer}, not policy.tokenizer.name={policy.tokenizer.name}; "
+            "pack again"
+        )
     if report.capacity > policy.sequence_packing.train_mb_tokens:
         yield (
             f"{key}: packs of {report.capacity} tokens, more than policy.sequence_packing.train_mb_tokens="
@@ -525,8 +574,8 @@ def packed_problems(stage: "StageConfig", folder: Path, key: str) -> Iterator[st
     multiple = document_multiple(policy.megatron_cfg.context_parallel_size)
     if report.document_multiple % multiple:
         yield (
-            f"{key}: packed for documents of a multiple of {report.document_multiple} tokens, but context_parallel_size="
-            f"{policy.megatron_cfg.context_parallel_size} needs {multiple}; pack again with it"
+            f"{key}: packed for documents of a multiple of {report.document_multiple} tokens, but "
+            f"context_parallel_size={policy.megatron_cfg.context_parallel_size} needs {multiple}; pack again with it"
         )
 
 

@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable, Iterator
 
 from nemo_cascade.cascade.strict import did_you_mean
-from nemo_cascade.engine.config import MegatronConfig, division, layout_problems
+from nemo_cascade.data.packing import round_up
+from nemo_cascade.engine.config import MegatronConfig, division, layout_problems, pack_alignment
+from nemo_cascade.models import fp8
 from nemo_cascade.models.config import ModelConfig
 from nemo_cascade.models.presets import PRESETS, get_preset, is_hf_folder
 from nemo_cascade.stages.context import LoopConfig
@@ -35,6 +37,7 @@ def legal_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
         yield f"{place(cfg, where)}: {problem}"
     if world_size is not None:
         yield from batch_problems(stage, where, world_size)
+    yield from alignment_problems(stage, where)
     name = stage.policy.model_name
     if name not in PRESETS and not is_hf_folder(name):
         yield f"{where('policy.model_name')}: no model {name!r}{did_you_mean(name, PRESETS)}"
@@ -54,13 +57,33 @@ def legal_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
 
 def decoding_problems(stage: LoopConfig, where: Callable[[str], str]) -> Iterator[str]:
     """What the embedded rollout engine cannot decode under."""
-    for key in ("pipeline_model_parallel_size", "context_parallel_size"):
-        size = getattr(stage.policy.megatron_cfg, key)
-        if stage.kind == "rl" and size > 1:
-            yield (
-                f"{where(f'policy.megatron_cfg.{key}')}: {size}, but the embedded rollout engine cannot decode under "
-                f"{key.split('_')[0]} parallel; set it to 1 (or leave RL stages out of cascade.order)"
-            )
+    if stage.kind != "rl":
+        return
+    for key, size in undecodable(stage.policy.megatron_cfg).items():
+        yield (
+            f"{where(f'policy.megatron_cfg.{key}')}: {size}, but the embedded rollout engine cannot decode under "
+            f"{key.split('_')[0]} parallel; set it to 1 (or leave RL stages out of cascade.order)"
+        )
+
+
+def undecodable(cfg: MegatronConfig) -> dict[str, int]:
+    """The sizes, by key, under which the embedded rollout engine (`rollout.megatron`) cannot decode."""
+    sizes = {key: getattr(cfg, key) for key in ("pipeline_model_parallel_size", "context_parallel_size")}
+    return {key: size for key, size in sizes.items() if size > 1}
+
+
+def alignment_problems(stage: LoopConfig, where: Callable[[str], str]) -> Iterator[str]:
+    """The longest sequence, rounded up as its layout asks, must still fit a pack, in training and for log-probs."""
+    cfg, tokens = stage.policy.megatron_cfg, stage.policy.sequence_packing.train_mb_tokens
+    if cfg.fp8_cfg.enabled and cfg.fp8_cfg.fp8_recipe not in fp8.MULTIPLE:
+        return  # reported as no choice
+    multiple = pack_alignment(cfg)
+    if tokens > 0 and tokens % multiple:
+        yield (
+            f"{where('policy.sequence_packing.train_mb_tokens')}: {tokens} is no multiple of {multiple}, to which this "
+            "layout pads packs (tensor and context parallel, FP8), so that a pack or a long sequence could outgrow it; "
+            f"set it to {round_up(tokens, multiple)}"
+        )
 
 
 def place(cfg: MegatronConfig, where: Callable[[str], str]) -> str:
@@ -88,8 +111,8 @@ def batch_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
     packs = stage.policy.train_global_batch_size
     if stage.kind == "sft" and stage.data.packed_folder and packs % ranks:
         yield (
-            f"{where('policy.train_global_batch_size')}: {packs} packs a step cannot be dealt evenly to {ranks} data-parallel "
-            "ranks; set it to a multiple"
+            f"{where('policy.train_global_batch_size')}: {packs} packs a step cannot be dealt evenly to {ranks} "
+            "data-parallel ranks; set it to a multiple"
         )
 
 
@@ -130,4 +153,7 @@ def context_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[
     if heads % cp:
         yield f"{key}: {cp} does not divide {preset.name}'s {heads} Mamba heads of a tensor rank"
     elif groups and groups % cp and cp % groups:
-        yield f"{key}: {cp} neither divides {preset.name}'s {groups} Mamba groups of a tensor rank nor is a multiple of them"
+        yield (
+            f"{key}: {cp} neither divides {preset.name}'s {groups} Mamba groups of a tensor rank nor is a multiple of "
+            "them"
+        )

@@ -9,11 +9,11 @@ are dealt to data-parallel ranks, so the same packs are computed whatever the la
 from dataclasses import dataclass
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 
 from nemo_cascade.data.packing import pack as pack_lengths
 from nemo_cascade.data.packing import round_up, spread
 from nemo_cascade.data.sample import Sample
+from nemo_cascade.models.megatron import PackedSeqParams, packed_params
 
 PAD_ID = 0
 
@@ -36,9 +36,8 @@ class Pack:
 
     @property
     def padding(self) -> torch.Tensor:
-        """[T] bool: what the router must not count. Of padding alone all counts: balance over no token is no number."""
-        padding = self.segments < 0
-        return padding & ~padding.all()
+        """[T] bool: what the router must not count."""
+        return self.segments < 0
 
 
 def plan_packs(
@@ -87,7 +86,6 @@ def build_pack(
         return torch.tensor([x for part in padded for x in part], dtype=kind, device=device)
 
     boundaries = torch.tensor([0, *segment_lengths], device=device).cumsum(0).int()
-    longest = max(segment_lengths)
     return Pack(
         tokens=row((s.tokens[:-1] for s in chosen), PAD_ID, torch.long)[None],
         labels=row((s.tokens[1:] for s in chosen), PAD_ID, torch.long)[None],
@@ -95,13 +93,7 @@ def build_pack(
         mask=row((s.loss_mask[1:] for s in chosen), 0, dtype),
         segments=row(([i] * n for i, n in zip(indices, lengths)), -1, torch.long),
         fields={name: row((s.fields[name][1:] for s in chosen), 0.0, dtype) for name in samples[0].fields},
-        params=PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=boundaries,
-            cu_seqlens_kv=boundaries,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
-        ),
+        params=packed_params(boundaries, max(segment_lengths)),
     )
 
 

@@ -3,10 +3,13 @@
 Kept apart from the policy itself so that a config can be checked without importing torch or megatron-core.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from nemo_cascade.data.packing import pack_multiple
+from nemo_cascade.models import fp8
 from nemo_cascade.models.fp8 import Fp8Config
 from nemo_cascade.rollout.config import GenerationConfig
 
@@ -44,9 +47,9 @@ class MegatronConfig:
     """`policy.megatron_cfg`: the parallel layout, the router, recomputation, FP8 and the optimizer.
 
     expert_tensor_parallel_size null means 1 with expert parallel and tensor_model_parallel_size without.
-    freeze_moe_router freezes the router's weights; its expert bias follows moe_router_bias_update_rate, of which 0 freezes
-    it. activation_checkpointing true recomputes every layer in the backward pass, as recompute_granularity full,
-    recompute_method uniform and recompute_num_layers 1 say in megatron-core's words.
+    freeze_moe_router freezes the router's weights; its expert bias follows moe_router_bias_update_rate, of which 0
+    freezes it. activation_checkpointing true recomputes every layer in the backward pass, as recompute_granularity
+    full, recompute_method uniform and recompute_num_layers 1 say in megatron-core's words.
     """
 
     tensor_model_parallel_size: int = 1
@@ -123,15 +126,15 @@ def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:
     ):
         if world_size % product:
             problems.append(
-                f"{keys} parallel sizes multiply to {product}, which does not divide the {world_size} started processes "
-                f"({division(world_size, product)}); start a multiple of {product} or lower these sizes"
+                f"{keys} parallel sizes multiply to {product}, which does not divide the {world_size} started "
+                f"processes ({division(world_size, product)}); start a multiple of {product} or lower these sizes"
             )
     if tp > 1 and not config.sequence_parallel:
         problems.append("tensor_model_parallel_size > 1 needs sequence_parallel=true (megatron-core's MoE layers)")
     if tp > 1 and ep == 1 and etp != tp:
         problems.append(
-            f"expert_tensor_parallel_size={etp} with tensor_model_parallel_size={tp} and no expert parallel: megatron-core "
-            f"would not sum the experts' gradients over tensor ranks; set it to {tp} or null"
+            f"expert_tensor_parallel_size={etp} with tensor_model_parallel_size={tp} and no expert parallel: "
+            f"megatron-core would not sum the experts' gradients over tensor ranks; set it to {tp} or null"
         )
     return problems
 
@@ -140,8 +143,15 @@ def division(number: int, size: int) -> str:
     """The arithmetic of a division that leaves a rest, as "10 = 4 * 2 + 2"."""
     return f"{number} = {size} * {number // size} + {number % size}"
 
-# megatron-core's recompute_modules that these networks have: the attention itself, a whole MoE layer or its shared expert,
-# and with Transformer Engine's layers the norm before the experts and their activation.
+
+def pack_alignment(config: MegatronConfig) -> int:
+    """What a pack's tokens are padded to a multiple of: what tensor and context parallel ask, and FP8's blocks."""
+    needed = pack_multiple(config.tensor_model_parallel_size, config.context_parallel_size)
+    return math.lcm(needed, fp8.token_multiple(config))
+
+
+# megatron-core's recompute_modules that these networks have: the attention itself, a whole MoE layer or its shared
+# expert, and with Transformer Engine's layers the norm before the experts and their activation.
 RECOMPUTE_MODULES = ("core_attn", "moe", "shared_experts", "layernorm", "moe_act")
 
 
@@ -160,7 +170,8 @@ def recompute_problems(config: MegatronConfig, num_layers: int | None) -> Iterat
     said = recompute_settings(config)
     granularity, method, modules = (said[f"recompute_{name}"] for name in ("granularity", "method", "modules"))
     if config.activation_checkpointing and granularity != "full":
-        yield "activation_checkpointing", f"true means recompute_granularity full, but that is {granularity}; set one of them"
+        text = f"true means recompute_granularity full, but that is {granularity}; set one of them"
+        yield "activation_checkpointing", text
     elif granularity == "full":
         missing = [name for name in ("recompute_method", "recompute_num_layers") if said[name] is None]
         if missing:
@@ -172,7 +183,8 @@ def recompute_problems(config: MegatronConfig, num_layers: int | None) -> Iterat
         if num_layers and count is not None and count > num_layers // stages:
             yield (
                 "recompute_num_layers",
-                f"{count} is more than the {num_layers} / {stages} = {num_layers // stages} layers of a pipeline stage; lower it",
+                f"{count} is more than the {num_layers} / {stages} = {num_layers // stages} layers of a pipeline "
+                "stage; lower it",
             )
     else:
         for name in ("recompute_method", "recompute_num_layers"):

@@ -67,9 +67,13 @@ class GroupStepAdam(torch.optim.Optimizer):
     Formula: Loshchilov & Hutter 2019, algorithm 2, with bias correction. State per parameter: exp_avg, exp_avg_sq.
     """
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, adam_w_mode=True):
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, adam_w_mode=True, capturable=False
+    ):
         if not adam_w_mode:
             raise ValueError("only decoupled weight decay (AdamW) is implemented; set decoupled_weight_decay=true")
+        if capturable:
+            raise ValueError("a CPU captures no graphs; set optimizer_cuda_graph=false")
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
     @torch.no_grad()

@@ -115,9 +115,9 @@ class _LabelLogprobs(torch.autograd.Function):
         ctx.ahead = None
         gradients = gradients or _Gradients(hidden, weight, *ctx.needs_input_grad[:2])
         untold = (nothing if slopes is None else slopes) - told
-        for chunk in reversed(ctx.head.chunks):
+        for chunk, wanted in zip(reversed(ctx.head.chunks), reversed(ctx.head.wanted(untold, entropy_slopes))):
             of_entropy = None if entropy_slopes is None else entropy_slopes[chunk]
-            if untold[chunk].any() or (of_entropy is not None and of_entropy.any()):
+            if wanted:
                 softmax = last or ctx.head.softmax(hidden[chunk], weight, labels[chunk])
                 gradients.add(chunk, hidden, weight, ctx.head.logit_gradient(softmax, untold[chunk], of_entropy))
             last = None
@@ -153,6 +153,13 @@ class _Head:
         self.buffer = weight.new_empty(min(size, tokens), self.width, dtype=self.dtype)
         # What matmuls give and take, where that is another type.
         self.narrow = self.buffer if weight.dtype == self.dtype else torch.empty_like(self.buffer, dtype=weight.dtype)
+
+    def wanted(self, *slopes: torch.Tensor | None) -> list[bool]:
+        """Whether any of these [tokens] is not 0 in a chunk, for all chunks: the same on all ranks, which reduce together
+        for each, though their slopes may differ in a last bit."""
+        some = sum(slope != 0 for slope in slopes if slope is not None)
+        flags = torch.stack([some[chunk].any() for chunk in self.chunks]).int() if self.chunks else some.new_zeros(0)
+        return self._reduce(flags, dist.ReduceOp.MAX).bool().tolist()
 
     def softmax(self, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> _Softmax:
         """hidden [n, hidden], labels [n] of a chunk. The steps are those of mcore's cross entropy, bit for bit."""

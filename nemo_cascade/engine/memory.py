@@ -1,14 +1,16 @@
-"""How much memory one rank needs, as formulas over plain numbers: nothing here imports torch or megatron-core.
+"""How much memory one rank needs, as formulas over plain numbers. Importing this imports no torch or megatron-core.
 
 What a rank holds (`RankModel`) is counted on the model itself, by `engine.planner`. What depends on lengths and batches
 is estimated here: activations, caches, optimizer shards, teachers that wait. Everything is in bytes.
 
 `RESERVE` stands for the CUDA context, NCCL's buffers and the allocator's fragmentation. Left out: what a checkpoint of
-the optimizer gathers while it is written, and in host memory data loaders and the page cache.
+the optimizer gathers while it is written, FP8 (all is planned in the parameters' type), and in host memory data loaders
+and the page cache.
 """
 
+import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nemo_cascade.models.config import ModelConfig
 
@@ -78,18 +80,28 @@ class RankModel:
 
 @dataclass(frozen=True)
 class Layout:
-    """What formulas want to know of `policy.megatron_cfg`. recompute_layers: all of them, each from its input;
-    recompute_modules: only these parts of a layer, by megatron-core's names."""
+    """What formulas want to know of `policy.megatron_cfg`, by megatron-core's names.
+
+    recompute_method: of whole layers, "uniform" (all, in chunks of recompute_num_layers), "block" (the first
+    recompute_num_layers of a pipeline stage, one by one) or None. recompute_modules: only these parts of a layer.
+    sequence_parallel: False while replies are decoded, when every tensor rank has all tokens between the layers.
+    """
 
     tensor: int = 1
     pipeline: int = 1
     context: int = 1
     expert: int = 1
     expert_tensor: int = 1
-    recompute_layers: bool = False
+    sequence_parallel: bool = True
+    recompute_method: str | None = None
+    recompute_num_layers: int = 1
     recompute_modules: tuple[str, ...] = ()
     distributed_optimizer: bool = True
     optimizer_offload: bool = False
+
+    def tokens_between_layers(self, tokens: int) -> float:
+        """How many of a pack's tokens one rank has where no layer has gathered them."""
+        return tokens / self.context / (self.tensor if self.sequence_parallel else 1)
 
 
 @dataclass(frozen=True)
@@ -97,16 +109,24 @@ class Work:
     """What a stage asks of a rank.
 
     pack: tokens of the longest pack. microbatches: packs a rank trains on in a step (those of a pipeline are in flight
-    at once). rows, row_tokens, prompt_tokens: replies decoded at once, their longest length, the longest prompt; 0 rows
-    for SFT. copies: other checkpoints whose log-probs or judgements a step needs, which wait in host memory.
+    at once). sequences, validation_sequences: how many are decoded at once in a training step (0 for SFT) and to score
+    the checkpoint (0 without validation). sequence_tokens, prompt_tokens: their longest length, the longest prompt.
+    checkpoints: others than the student's whose log-probs or judgements a step needs, which wait in host memory.
+    judged: whether one of them decodes judgements.
     """
 
     pack: int
     microbatches: int
-    rows: int = 0
-    row_tokens: int = 0
+    sequences: int = 0
+    validation_sequences: int = 0
+    sequence_tokens: int = 0
     prompt_tokens: int = 0
-    copies: int = 0
+    checkpoints: int = 0
+    judged: bool = False
+
+    @property
+    def most_sequences(self) -> int:
+        return max(self.sequences, self.validation_sequences)
 
 
 # ---------------------------------------------------------------------------------- what training keeps per parameter
@@ -145,17 +165,13 @@ def offloaded_bytes(rank: RankModel, layout: Layout) -> int:
 
 # A rank's experts get this many times the tokens that an even router would send them.
 IMBALANCE = 1.25
-# Logits of a chunk of tokens and what is made of them: float32 numbers a rank has at once (`engine.head`).
-HEAD_CHUNK = 2**24
-# Prompts are read so many tokens at a time, one at least (`rollout.megatron`).
-PREFILL = 4_096
 
 
-def kept_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size: int) -> int:
-    """What one layer keeps for its backward pass, per rank, with fused kernels (Transformer Engine, mamba-ssm, flash
-    attention).
+def activation_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size: int) -> int:
+    """What one layer saves for its backward pass, per rank, nothing being recomputed, with fused kernels (Transformer
+    Engine, mamba-ssm, flash attention).
 
-    With s = tokens / CP, n = s / TP (sequence parallel), h the hidden size, and `size` bytes a number:
+    With s = tokens / CP, n = s / TP (s without sequence parallel), h the hidden size, and `size` bytes a number:
 
         M   size * (2 h n + s (5 inner + 2 groups state + heads) / TP)
         *   size * (2 h n + s (2 heads + 2 max(groups, TP)) head_dim / TP) + 4 s heads / TP
@@ -163,113 +179,153 @@ def kept_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size:
 
     2 h n: the input of the norm and of the mixer. M: in_proj's output (z, x, B, C, dt), the scan's output, the gated
     norm's input and out_proj's. *: queries, keys, values, the output and its log-sum-exp in float32. E: the routed
-    rows, their hidden layer before and after the activation, the same of the shared expert, and four float32 numbers
+    tokens, their hidden layer before and after the activation, the same of the shared expert, and four float32 numbers
     for each token and expert in the router.
 
-    The torch layers of this package keep the same, and the attention's output once more, but in M three to five times
+    The torch layers of this package save the same, and the attention's output once more, but in M three to five times
     as much: float32 arrays of the chunked scan.
     """
     tp, etp = layout.tensor, layout.expert_tensor
-    s = tokens / layout.context
-    n, h = s / tp, model.hidden_size
+    s, n, h = tokens / layout.context, layout.tokens_between_layers(tokens), model.hidden_size
     inputs = 2 * h * n
     if kind == "M":
         inner = model.mamba_num_heads * model.mamba_head_dim
         width = 5 * inner + 2 * model.mamba_num_groups * model.mamba_state_dim + model.mamba_num_heads
-        kept = size * (inputs + s * width / tp)
+        total = size * (inputs + s * width / tp)
     elif kind == "*":
         heads = 2 * model.num_attention_heads + 2 * max(model.num_query_groups, tp)
-        kept = size * (inputs + s * heads * model.kv_channels / tp) + 4 * s * model.num_attention_heads / tp
+        total = size * (inputs + s * heads * model.kv_channels / tp) + 4 * s * model.num_attention_heads / tp
     else:
-        rows = _routed_rows(model, n, layout)
+        routed = _routed_tokens(model, n, layout)
         shared = 2 * model.moe_shared_expert_intermediate_size * s / tp
-        kept = size * (inputs + h * rows + 2 * model.moe_ffn_hidden_size * rows / etp + shared)
-        kept += 16 * n * model.num_moe_experts
-    return math.ceil(kept)
+        total = size * (inputs + h * routed + 2 * model.moe_ffn_hidden_size * routed / etp + shared)
+        total += 16 * n * model.num_moe_experts
+    return math.ceil(total)
 
 
-def _routed_rows(model: ModelConfig, tokens: float, layout: Layout) -> float:
+def _routed_tokens(model: ModelConfig, tokens: float, layout: Layout) -> float:
     return tokens * model.moe_router_topk * layout.expert_tensor * IMBALANCE
 
 
-def passing_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size: int) -> int:
-    """What a layer needs while it runs, beside what it keeps: gathered inputs (TP), rows on their way to experts."""
-    s = tokens / layout.context
-    passing = 2 * model.hidden_size * s if layout.tensor > 1 else 0
+def workspace_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size: int) -> int:
+    """What a layer needs while it runs, beside what it saves: gathered inputs (TP), tokens on their way to experts."""
+    numbers = 2 * model.hidden_size * tokens / layout.context if layout.tensor > 1 else 0
     if kind == "E":
-        passing += 3 * model.hidden_size * _routed_rows(model, s / layout.tensor, layout)
-    return math.ceil(size * passing)
+        numbers += 3 * model.hidden_size * _routed_tokens(model, layout.tokens_between_layers(tokens), layout)
+    return math.ceil(size * numbers)
 
 
-def remaining_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size: int) -> int:
-    """What one layer keeps under the layout's recompute: full leaves its input, selective what is outside of the
-    modules named.
+def selective_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout, size: int) -> int:
+    """What one layer saves outside of the layout's recompute_modules.
 
     Of those "moe" (all between the layer's norm and its residual) and "shared_experts" are accounted for; others count
-    as kept.
+    as saved.
     """
-    n = tokens / layout.context / layout.tensor
-    if layout.recompute_layers:
-        return math.ceil(size * model.hidden_size * n)
-    kept = kept_bytes(model, kind, tokens, layout, size)
+    saved = activation_bytes(model, kind, tokens, layout, size)
     if kind == "E" and "moe" in layout.recompute_modules:
-        return math.ceil(size * 2 * model.hidden_size * n)
+        return math.ceil(size * 2 * model.hidden_size * layout.tokens_between_layers(tokens))
     if kind == "E" and "shared_experts" in layout.recompute_modules:
-        return kept - math.ceil(size * 2 * model.moe_shared_expert_intermediate_size * n)
-    return kept
+        shared = 2 * model.moe_shared_expert_intermediate_size * tokens / layout.context / layout.tensor
+        return saved - math.ceil(size * shared)
+    return saved
+
+
+def chunks(layers: str, layout: Layout) -> list[tuple[str, bool]]:
+    """A pipeline stage's layers as `models.stack` runs them: those that run together, and whether they are recomputed
+    from their common input."""
+    number = layout.recompute_num_layers
+    if layout.recompute_method == "uniform":
+        return [(layers[first : first + number], True) for first in range(0, len(layers), number)]
+    recomputed = number if layout.recompute_method == "block" else 0
+    return [(kind, layer < recomputed) for layer, kind in enumerate(layers)]
+
+
+def saved_bytes(model: ModelConfig, layers: str, tokens: int, layout: Layout, size: int) -> int:
+    """What a pipeline stage's layers save for the backward pass of one pack: a recomputed chunk its input only."""
+    common_input = math.ceil(size * model.hidden_size * layout.tokens_between_layers(tokens))
+    return sum(
+        common_input if recomputed else sum(selective_bytes(model, kind, tokens, layout, size) for kind in chunk)
+        for chunk, recomputed in chunks(layers, layout)
+    )
 
 
 def training_bytes(model: ModelConfig, rank: RankModel, work: Work, layout: Layout, size: int) -> int:
     """Peak of a training step's activations on a rank.
 
-        sum over its layers of what remains, times the packs in flight (pipeline stage p of P has min(P - p, packs))
-        + what the backward pass of the hungriest layer needs: what it recomputes, the gradients of that, what passes
-        + on the last stage the head's part
+        what its layers save, times the packs in flight (pipeline stage p of P has min(P - p, packs))
+        + the larger of: what the backward pass of the hungriest chunk of layers needs; on the last stage, the head
     """
     in_flight = min(layout.pipeline - rank.pipeline_stage, work.microbatches)
-    remaining = sum(remaining_bytes(model, kind, work.pack, layout, size) for kind in rank.layers)
-    return in_flight * remaining + running_bytes(model, rank, work.pack, layout, size, backward=True)
+    most = backward_bytes(model, rank, work.pack, layout, size)
+    if rank.pipeline_stage == layout.pipeline - 1:
+        most = max(most, head_bytes(model, work.pack, layout, size, backward=True))
+    return in_flight * saved_bytes(model, rank.layers, work.pack, layout, size) + most
 
 
-def running_bytes(model: ModelConfig, rank: RankModel, tokens: int, layout: Layout, size: int, backward: bool) -> int:
-    """The hungriest layer while it runs, or the head: forward what it makes, backward that and its gradients.
+def forward_bytes(model: ModelConfig, layers: str, tokens: int, layout: Layout, size: int) -> int:
+    """The hungriest of these layers while it runs: all that it makes, or backward as much of gradients.
 
-    The head is never there together with a layer's backward pass, but its gathered hidden states and their gradient
-    are.
+    Also where nothing is saved, because megatron-core's MoE layer lets go of no form of its routed tokens before it
+    returns.
+    """
+    return max(
+        (
+            activation_bytes(model, kind, tokens, layout, size) + workspace_bytes(model, kind, tokens, layout, size)
+            for kind in set(layers)
+        ),
+        default=0,
+    )
+
+
+def backward_bytes(model: ModelConfig, rank: RankModel, tokens: int, layout: Layout, size: int) -> int:
+    """The hungriest chunk of layers while it runs backward, beside what all layers saved.
+
+    What it recomputes, then one layer's gradients of that and its workspace, and a parameter's gradient, which is made
+    in the parameter's type before it is added to the buffer.
     """
     peaks = [0]
-    for kind in set(rank.layers):
-        kept = kept_bytes(model, kind, tokens, layout, size)
-        made = kept + passing_bytes(model, kind, tokens, layout, size)
-        if not backward:
-            peaks.append(made)
-        else:
-            again = kept if remaining_bytes(model, kind, tokens, layout, size) < kept else 0
-            peaks.append(again + made)
-    if rank.pipeline_stage == layout.pipeline - 1:
-        peaks.append(head_bytes(model, rank, tokens, layout, size, backward))
-    return max(peaks)
+    for chunk, whole in set(chunks(rank.layers, layout)):
+        recomputed = [
+            kind
+            for kind in chunk
+            if whole
+            or selective_bytes(model, kind, tokens, layout, size) < activation_bytes(model, kind, tokens, layout, size)
+        ]
+        again = sum(activation_bytes(model, kind, tokens, layout, size) for kind in recomputed)
+        peaks.append(again + forward_bytes(model, chunk, tokens, layout, size))
+    return max(peaks) + rank.largest
 
 
-def head_bytes(model: ModelConfig, rank: RankModel, tokens: int, layout: Layout, size: int, backward: bool) -> int:
-    """The output layer and the log-probs, in chunks of tokens: hidden states of all of the rank's tokens [tokens / CP,
-    hidden] on every tensor rank, a chunk of logits in float32 twice; backward also the gradients of the hidden states
-    and of the weight.
+def head_bytes(model: ModelConfig, tokens: int, layout: Layout, size: int, backward: bool) -> int:
+    """The output layer and the log-probs (`engine.head`): hidden states, the buffers of a chunk of tokens, gradients.
 
-    Without chunks it would be 4 tokens vocab / TP bytes, and several times that.
+    With s = tokens / CP, h the hidden size, v = vocab / TP, c = tokens of a chunk, and `size` bytes a number:
+
+        forward    size h (s / TP + s) + the larger of: c v (4 + size'), and under TP size h s
+        backward   size h (s / TP + 2 s) + (c + h) v (4 + size'),    size' = size, but 0 in float32
+
+    The rank's hidden states and, on every tensor rank, those of all tokens, of which the scored ones are copied out
+    (all are counted), with their gradient; logits in float32, and for the matmuls in the weight's type where that is
+    narrower; the weight's gradient likewise: a sum in float32 to which each chunk's product is added.
+    Without chunks it would be 4 s v bytes, and several times that.
     """
-    hidden = size * model.hidden_size * tokens / layout.context
-    chunk = 2 * 4 * max(HEAD_CHUNK, model.vocab_size / layout.tensor)
-    weight = size * model.vocab_size * model.hidden_size / layout.tensor
-    return math.ceil(2 * hidden + chunk + weight if backward else hidden + chunk)
+    from nemo_cascade.engine.head import CHUNK  # late, because it imports torch
+
+    s, v = tokens / layout.context, model.vocab_size / layout.tensor
+    whole = size * model.hidden_size * s
+    widths = 4 + (size if size < 4 else 0)
+    chunk = min(max(CHUNK // v, 1), s) * v * widths
+    if backward:
+        return math.ceil(whole / layout.tensor + 2 * whole + chunk + model.hidden_size * v * widths)
+    return math.ceil(whole / layout.tensor + whole + max(chunk, whole if layout.tensor > 1 else 0))
 
 
 # ---------------------------------------------------------------------------------- decoding
 
 
-def row_bytes(model: ModelConfig, layers: str, tokens: int, tensor: int, size: int) -> int:
-    """Cache of one reply on a rank: keys and values of its attention layers, convolution and float32 SSM states of its
-    Mamba layers.
+def cache_bytes(model: ModelConfig, layers: str, tokens: int, tensor: int, size: int) -> int:
+    """Cache of one sequence on a rank: keys and values of its attention layers, convolution and float32 SSM states of
+    its Mamba layers.
 
     Under more tensor ranks than query groups every rank has one group.
     """
@@ -282,22 +338,55 @@ def row_bytes(model: ModelConfig, layers: str, tokens: int, tensor: int, size: i
     return math.ceil(layers.count("*") * keys + layers.count("M") * (state + convolution))
 
 
+def prompt_bytes(
+    model: ModelConfig, rank: RankModel, sequences: int, prompt_tokens: int, layout: Layout, size: int
+) -> int:
+    """What reading prompts needs beside the cache of the sequences: the prompts' own cache, a forward pass, logits.
+
+    Prompts are read so many tokens at once as `rollout.megatron` allows, one prompt at least. A sequence being decoded
+    is not cut: not over context ranks, nor over tensor ranks between the layers.
+    """
+    from nemo_cascade.rollout.megatron import MAX_PREFILL_TOKENS  # late, because it imports torch
+
+    tokens = max(MAX_PREFILL_TOKENS, prompt_tokens)
+    layout = dataclasses.replace(layout, context=1, sequence_parallel=False)
+    own = prompt_cache_bytes(model, rank.layers, sequences, tokens, layout.tensor, size)
+    # A rank's part and, under tensor parallel, all of them, in the weights' type; then in float32.
+    logits = sequences * model.vocab_size * (size + (size / layout.tensor if layout.tensor > 1 else 0) + 4)
+    last = rank.pipeline_stage == layout.pipeline - 1
+    return own + forward_bytes(model, rank.layers, tokens, layout, size) + math.ceil(logits if last else 0)
+
+
+def prompt_cache_bytes(model: ModelConfig, layers: str, prompts: int, tokens: int, tensor: int, size: int) -> int:
+    """Cache of prompts that are read at once, `tokens` in all: keys of these, states of each prompt."""
+    states = cache_bytes(model, layers, 0, tensor, size)
+    return cache_bytes(model, layers, tokens, tensor, size) + (prompts - 1) * states
+
+
 # ---------------------------------------------------------------------------------- all together
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes of one rank of a kind. On the GPU by what, and the peak of each phase; in host memory, of this rank."""
+class Requirement:
+    """Bytes that one rank needs. On the GPU by what, and the total of each phase; in host memory, of this rank.
+
+    cache: of all sequences decoded at once. set_aside: the student's weights, while another checkpoint is in their
+    place.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     cache: int
-    copy: int
-    phases: dict[str, int] = field(default_factory=dict)
+    set_aside: int
+    phases: dict[str, int]
     host_optimizer: int = 0
-    host_copies: int = 0
+    host_checkpoints: int = 0
+
+    @property
+    def worst_phase(self) -> str:
+        return max(self.phases, key=self.phases.get)
 
     @property
     def peak(self) -> int:
@@ -306,51 +395,54 @@ class Need:
 
     @property
     def host(self) -> int:
-        return self.host_optimizer + self.host_copies
+        return self.host_optimizer + self.host_checkpoints
 
 
-def need(model: ModelConfig, rank: RankModel, work: Work, layout: Layout) -> Need:
-    """The memory of a rank in the phases of a stage, which the training loops go through one after the other:
+def requirement(model: ModelConfig, rank: RankModel, work: Work, layout: Layout) -> Requirement:
+    """The memory of a rank in the phases of a stage, which the runner goes through one after the other:
 
-        load     weights, gradients, optimizer, the weights that were read
-        train    weights, gradients, optimizer, activations
-        sample   weights, gradients, optimizer, cache, what reading a prompt needs
-        score    weights, gradients, optimizer, the student's own weights set aside, what one forward pass needs
+        load       weights, gradients, optimizer, the weights that were read
+        train      weights, gradients, optimizer, activations
+        sample     weights, gradients, optimizer, cache, what reading prompts needs
+        logprobs   weights, gradients, optimizer, the student's own weights set aside, what one forward pass needs
+        validate   weights, cache, what reading prompts needs
 
-    Gradients and optimizer stay on the GPU throughout. Scoring keeps the student on the GPU while another checkpoint
-    lies in its place (`Policy.weights_of`), and every rank keeps its own shards of each such checkpoint in host memory.
+    Gradients and optimizer stay on the GPU until the stage is trained; it is scored by a policy without. Another
+    checkpoint takes the place of the student, which stays on the GPU (`Policy.weights_of`), also while a judge answers;
+    every rank keeps its own shards of each such checkpoint in host memory.
     """
     size = max(rank.tensors, key=lambda tensors: tensors.count).element_size
-    weights, gradients = rank.weights, gradient_bytes(rank)
-    state = optimizer_bytes(rank, layout)
+    weights, gradients, state = rank.weights, gradient_bytes(rank), optimizer_bytes(rank, layout)
     on_gpu = 0 if layout.optimizer_offload else state
     held = weights + gradients + on_gpu
-    # A gradient is made in the parameter's type before it is added to the buffer.
-    activations = training_bytes(model, rank, work, layout, size) + rank.largest
+    activations = training_bytes(model, rank, work, layout, size)
+    set_aside, judged = weights if work.checkpoints else 0, weights if work.judged else 0
+    cache = cache_bytes(model, rank.layers, work.sequence_tokens, layout.tensor, size)
+
+    def decoding(sequences: int) -> int:
+        return sequences * cache + prompt_bytes(model, rank, sequences, work.prompt_tokens, layout, size)
+
     phases = {"load": held + weights, "train": held + activations}
-    cache = copy = 0
-    if work.rows:
-        cache = work.rows * row_bytes(model, rank.layers, work.row_tokens, layout.tensor, size)
-        prompt = running_bytes(model, rank, max(PREFILL, work.prompt_tokens), layout, size, backward=False)
-        phases["sample"] = held + cache + prompt
-        copy = weights if work.copies else 0
-        phases["score"] = held + copy + running_bytes(model, rank, work.pack, layout, size, backward=False)
-    return Need(
+    if work.sequences:
+        phases["sample"] = held + judged + decoding(work.sequences)
+    if work.sequences and work.checkpoints:
+        phases["logprobs"] = held + set_aside + _logprobs_bytes(model, rank, work.pack, layout, size)
+    if work.validation_sequences:
+        phases["validate"] = weights + judged + decoding(work.validation_sequences)
+    return Requirement(
         weights=weights,
         gradients=gradients,
         optimizer=on_gpu,
         activations=activations,
-        cache=cache,
-        copy=copy,
+        cache=work.most_sequences * cache,
+        set_aside=set_aside,
         phases=phases,
         host_optimizer=offloaded_bytes(rank, layout) if layout.optimizer_offload else 0,
-        host_copies=work.copies * weights,
+        host_checkpoints=work.checkpoints * weights,
     )
 
 
-def most_rows(model: ModelConfig, rank: RankModel, work: Work, layout: Layout, memory: int) -> int:
-    """How many replies could be decoded at once in `memory` bytes of GPU; 0 when none."""
-    none = Work(work.pack, work.microbatches, 1, work.row_tokens, work.prompt_tokens, work.copies)
-    asked = need(model, rank, none, layout)
-    room = memory - RESERVE - (asked.phases["sample"] - asked.cache)
-    return max(0, room // asked.cache)
+def _logprobs_bytes(model: ModelConfig, rank: RankModel, tokens: int, layout: Layout, size: int) -> int:
+    last = rank.pipeline_stage == layout.pipeline - 1
+    head = head_bytes(model, tokens, layout, size, backward=False) if last else 0
+    return max(forward_bytes(model, rank.layers, tokens, layout, size), head)

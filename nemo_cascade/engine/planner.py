@@ -8,6 +8,7 @@ built.
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator
 
 from nemo_cascade.engine import cpu
@@ -37,26 +38,37 @@ def rank_models(config: PolicyConfig, world_size: int) -> tuple[RankModel, ...]:
 
 def rank_model(config: PolicyConfig, world_size: int, rank: int) -> RankModel:
     """What rank `rank` of the layout holds."""
-    cfg = config.megatron_cfg
-    preset = get_preset(config.model_name)
+    with built(config, world_size, rank) as model:
+        return counted(model, config, world_size)
+
+
+def counted(model: torch.nn.Module, config: PolicyConfig, world_size: int) -> RankModel:
+    """What the rank that this process is, or pretends to be, holds with this model."""
+    parameters = dict(model.named_parameters())
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    return RankModel(
+        pipeline_stage=parallel_state.get_pipeline_model_parallel_rank(),
+        ranks=world_size // config.megatron_cfg.pipeline_model_parallel_size,
+        layers="".join(model.decoder.layer_type_list),
+        tensors=_sorted_out(parameters, config.megatron_cfg.freeze_moe_router),
+        buffers=sum(t.numel() * t.element_size() for name, t in state.items() if name not in parameters),
+        whole=_whole(model, parameters),
+        largest=max(p.numel() * p.element_size() for p in parameters.values()),
+        data_parallel=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+        expert_data_parallel=parallel_state.get_expert_data_parallel_world_size(),
+    )
+
+
+@contextlib.contextmanager
+def built(config: PolicyConfig, world_size: int, rank: int) -> Iterator[torch.nn.Module]:
+    """The model of rank `rank` on the meta device; inside, this process is that rank."""
+    cfg, preset = config.megatron_cfg, get_preset(config.model_name)
     settings = model_settings(config) | {"perform_initialization": False}
     with pretend(cfg, world_size, rank):
-        with torch.device("meta"):
+        # Experts that tensor parallel does not cut warn that they have no sequence parallel; it is the layout's.
+        with torch.device("meta"), warnings.catch_warnings(action="ignore", category=UserWarning):
             model = build_model(preset, transformer_config(preset, **settings, **cfg.model_overrides))
-        stage = parallel_state.get_pipeline_model_parallel_rank()
-        parameters = dict(model.named_parameters())
-        state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-        return RankModel(
-            pipeline_stage=stage,
-            ranks=world_size // cfg.pipeline_model_parallel_size,
-            layers="".join(model.decoder.layer_type_list),
-            tensors=_sorted_out(parameters, cfg.freeze_moe_router),
-            buffers=sum(t.numel() * t.element_size() for name, t in state.items() if name not in parameters),
-            whole=_whole(model, parameters),
-            largest=max(p.numel() * p.element_size() for p in parameters.values()),
-            data_parallel=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
-            expert_data_parallel=parallel_state.get_expert_data_parallel_world_size(),
-        )
+        yield model
 
 
 @contextlib.contextmanager

@@ -24,8 +24,6 @@ from megatron.core.distributed import (  # noqa: E402
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.transformer import TransformerConfig  # noqa: E402
 
@@ -38,7 +36,7 @@ from nemo_cascade.engine.config import PolicyConfig, recompute_settings  # noqa:
 from nemo_cascade.engine.convert import read_hf  # noqa: E402
 from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
-from nemo_cascade.engine.optimizer import restore_state_order  # noqa: E402
+from nemo_cascade.engine.optimizer import build_optimizer, build_schedule  # noqa: E402
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
@@ -180,14 +178,17 @@ class Policy:
 
     def load(self, directory: Path, optimizer: bool = True) -> None:
         """Reads what `save` wrote, at any layout. With optimizer=True the step counter and schedule come back as well."""
-        self._copy_in(self._read_weights(directory))
-        if optimizer:
+        if not optimizer:
+            self._copy_in(self._read_weights(directory))
+            if self._training:
+                self.optimizer.reload_model_params()
+        else:
             state = dist_checkpointing.load(self._optimizer_state(is_loading=True), str(Path(directory) / "optimizer"))
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.step = state["step"]
-        elif self._training:
-            self.optimizer.reload_model_params()
+            # After the optimizer: one in host memory makes room for its state by a step on random gradients.
+            self._copy_in(self._read_weights(directory))
 
     # ------------------------------------------------------------------ weights in and out
 
@@ -236,52 +237,18 @@ class Policy:
     # ------------------------------------------------------------------ how it is done
 
     def _build_optimizer(self, max_num_steps: int) -> None:
-        settings, schedule = self.config.megatron_cfg.optimizer, self.config.megatron_cfg.scheduler
         self.wrapped = DistributedDataParallel(
             self.transformer_config,
             DistributedDataParallelConfig(
                 grad_reduce_in_fp32=self.config.precision == "bfloat16",
-                use_distributed_optimizer=settings.use_distributed_optimizer,
+                use_distributed_optimizer=self.config.megatron_cfg.optimizer.use_distributed_optimizer,
                 overlap_grad_reduce=False,
             ),
             self.model,
         )
         self.transformer_config.finalize_model_grads_func = finalize_model_grads
-        self.optimizer = get_megatron_optimizer(
-            OptimizerConfig(
-                optimizer=settings.optimizer,
-                lr=settings.lr,
-                min_lr=settings.min_lr,
-                weight_decay=settings.weight_decay,
-                adam_beta1=settings.adam_beta1,
-                adam_beta2=settings.adam_beta2,
-                adam_eps=settings.adam_eps,
-                clip_grad=self.config.max_grad_norm,
-                bf16=self.config.precision == "bfloat16",
-                params_dtype=DTYPES[self.config.precision],
-                use_distributed_optimizer=settings.use_distributed_optimizer,
-                optimizer_cpu_offload=settings.optimizer_cpu_offload,
-                optimizer_offload_fraction=1.0,
-                # Else megatron-core would keep the master weights on the GPU as well.
-                use_precision_aware_optimizer=settings.optimizer_cpu_offload,
-            ),
-            [self.wrapped],
-        )
-        restore_state_order(self.optimizer)
-        decay_steps = schedule.lr_decay_iters or max_num_steps
-        self.scheduler = OptimizerParamScheduler(
-            self.optimizer,
-            init_lr=schedule.lr_warmup_init,
-            max_lr=settings.lr,
-            min_lr=settings.min_lr,
-            lr_warmup_steps=schedule.lr_warmup_iters,
-            lr_decay_steps=max(decay_steps, schedule.lr_warmup_iters + 1),
-            lr_decay_style=schedule.lr_decay_style,
-            start_wd=settings.weight_decay,
-            end_wd=settings.weight_decay,
-            wd_incr_steps=decay_steps,
-            wd_incr_style="constant",
-        )
+        self.optimizer = build_optimizer(self.wrapped, self.config, DTYPES[self.config.precision])
+        self.scheduler = build_schedule(self.optimizer, self.config, max_num_steps)
 
     def _packs(self, samples: list[Sample], plan: list[list[int]] | None = None) -> list[Pack]:
         """This rank's share of the global batch; all ranks that hold a part of a pack have the whole of it."""

@@ -38,3 +38,9 @@ class ModelConfig:
     @property
     def num_layers(self) -> int:
         return len(self.pattern)
+
+    @property
+    def mamba_in_proj_size(self) -> int:
+        """Rows of a Mamba layer's projection in: the gate z and the inputs x, B, C and dt; tensor ranks share them."""
+        inner = self.mamba_num_heads * self.mamba_head_dim
+        return 2 * inner + 2 * self.mamba_num_groups * self.mamba_state_dim + self.mamba_num_heads

@@ -1,7 +1,8 @@
 """FP8 training: what a user may say about it, and which matrices of a network it takes. Nothing here imports torch.
 
-The keys are NeMo RL's and megatron-core's; the arithmetic is what Transformer Engine asks of a matrix product in FP8: every
-side of both operands a multiple of the recipe's block. Weights are not padded, so a matrix that does not fit stays in BF16.
+The keys are NeMo RL's and megatron-core's; the arithmetic is what Transformer Engine asks of a matrix product in FP8:
+every side of both operands a multiple of the recipe's block. Weights are not padded, so a matrix that does not fit
+stays in BF16.
 """
 
 from collections.abc import Iterator
@@ -21,13 +22,15 @@ FORMATS = ("e4m3", "hybrid")
 
 @dataclass
 class Fp8Config:
-    """`policy.megatron_cfg.fp8_cfg`. fp8_recipe tensorwise is current scaling; fp8 hybrid has e5m2 for gradients. Delayed
-    scaling begins its history anew after a resume, the others have none.
+    """`policy.megatron_cfg.fp8_cfg`. fp8_recipe tensorwise is current scaling; fp8 hybrid has e5m2 for gradients.
+    Delayed scaling begins its history anew after a resume, the others have none.
 
-    first_last_layers_bf16 and the two numbers after it are megatron-core's, and so is moe_router_padding_for_quantization
-    (tokens of each expert filled up to a block by the router, else by the experts). Ours: attention_in_bf16 keeps every
+    first_last_layers_bf16 and the two numbers after it are megatron-core's, and so is
+    moe_router_padding_for_quantization (tokens of each expert filled up to a block by the router, else by the experts;
+    in decoding always by the experts, because a few tokens cannot fill a block). Ours: attention_in_bf16 keeps every
     attention layer and the Mamba layer before it in BF16, as the released FP8 model has them (Nemotron 3 Nano report,
-    section 4); unaligned_in_bf16 keeps matrices whose sides the recipe does not divide in BF16 instead of refusing them.
+    section 4); unaligned_in_bf16 keeps matrices whose sides the recipe does not divide in BF16 instead of refusing
+    them.
     """
 
     enabled: bool = False
@@ -43,7 +46,7 @@ class Fp8Config:
 
 
 class Matrix(NamedTuple):
-    """A weight as one rank holds it: `name` in layer number `layer` (from 0), [rows, columns], `copies` of it (experts)."""
+    """A weight as one rank holds it: `name` in layer number `layer` (from 0), [rows, columns], `copies` (experts)."""
 
     layer: int
     name: str
@@ -56,14 +59,16 @@ def matrices(preset: ModelConfig, cfg: "MegatronConfig") -> Iterator[Matrix]:
     """Every weight that Transformer Engine multiplies by; router, embeddings and output layer are not among them."""
     tp, etp = cfg.tensor_model_parallel_size, cfg.expert_tensor_parallel
     hidden, inner = preset.hidden_size, preset.mamba_num_heads * preset.mamba_head_dim
-    projected = 2 * inner + 2 * preset.mamba_num_groups * preset.mamba_state_dim + preset.mamba_num_heads
     queries = preset.num_attention_heads * preset.kv_channels
     # A rank has at least one group of keys and values.
     keys_values = 2 * preset.kv_channels * max(preset.num_query_groups // tp, 1)
     expert, shared = preset.moe_ffn_hidden_size // etp, preset.moe_shared_expert_intermediate_size // tp
     experts = preset.num_moe_experts // cfg.expert_model_parallel_size
     kinds = {
-        "M": (("mixer.in_proj", projected // tp, hidden, 1), ("mixer.out_proj", hidden, inner // tp, 1)),
+        "M": (
+            ("mixer.in_proj", preset.mamba_in_proj_size // tp, hidden, 1),
+            ("mixer.out_proj", hidden, inner // tp, 1),
+        ),
         "*": (
             ("self_attention.linear_qkv", queries // tp + keys_values, hidden, 1),
             ("self_attention.linear_proj", hidden, queries // tp, 1),
@@ -118,11 +123,13 @@ def matrices_in_bf16(preset: ModelConfig, cfg: "MegatronConfig") -> set[tuple[in
 
 
 def token_multiple(cfg: "MegatronConfig") -> int:
-    """What the tokens of a pack must be a multiple of, so that each rank multiplies whole blocks; 1 without FP8."""
+    """What the tokens of a pack must be a multiple of, so that each rank's share is whole blocks; 1 without FP8.
+
+    Under sequence parallel a rank turns its own share, 1 / (CP TP) of a pack, into FP8 before it is gathered.
+    """
     if not cfg.fp8_cfg.enabled:
         return 1
-    chunks = 2 * cfg.context_parallel_size if cfg.context_parallel_size > 1 else 1
-    return MULTIPLE[cfg.fp8_cfg.fp8_recipe] * chunks * cfg.tensor_model_parallel_size
+    return MULTIPLE[cfg.fp8_cfg.fp8_recipe] * cfg.context_parallel_size * cfg.tensor_model_parallel_size
 
 
 def transformer_settings(fp8: Fp8Config) -> dict:
@@ -145,49 +152,63 @@ def problems(
 
     swaps_weights: whether other checkpoints pass through the policy's buffers (teachers, a reference, a judge).
     """
-    fp8, block = cfg.fp8_cfg, "megatron_cfg.fp8_cfg"
+    block = "megatron_cfg.fp8_cfg"
     if precision != "bfloat16":
-        yield f"{block}.enabled", f"needs policy.precision=bfloat16 around FP8, but it is {precision}; set one of the two"
-    if fp8.fp8_param and swaps_weights:
-        yield (
-            f"{block}.fp8_param",
-            "weights of teachers, of a reference or of a judge pass through the policy's buffers, which parameters kept in FP8 "
-            "would round; set it to false",
-        )
-    if fp8.fp8_recipe == "delayed":
-        for key in ("first_last_layers_bf16", "attention_in_bf16", "unaligned_in_bf16"):
-            if getattr(fp8, key):
-                yield (
-                    f"{block}.{key}",
-                    "delayed scaling keeps one FP8 region over all layers, in which none can stay in BF16; set it to false or "
-                    "take fp8_recipe tensorwise, blockwise or mxfp8",
-                )
-    if fp8.fp8_param:
-        for key in ("attention_in_bf16", "unaligned_in_bf16"):
-            if getattr(fp8, key):
-                yield (
-                    f"{block}.{key}",
-                    "fp8_param=true makes FP8 parameters of all layers but the first and last; set one of them to false",
-                )
-    if fp8.first_last_layers_bf16:
-        layers, stages = preset.num_layers, cfg.pipeline_model_parallel_size
-        for key in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"):
-            if getattr(fp8, key) > layers // stages:
-                yield (
-                    f"{block}.{key}",
-                    f"{getattr(fp8, key)} is more than the {layers} / {stages} = {layers // stages} layers of a pipeline stage; "
-                    "lower it",
-                )
-    in_proj = [m for m in matrices(preset, cfg) if m.name == "mixer.in_proj"]
-    projected = in_proj[0].rows * cfg.tensor_model_parallel_size if in_proj else 0
-    if projected % 16:
         yield (
             f"{block}.enabled",
-            f"megatron-core refuses FP8 unless the rows of mixer.in_proj are a multiple of 16, also where it stays in BF16; "
-            f"those of {preset.name} are {projected} = {projected / 16:g} * 16; set it to false",
+            f"needs policy.precision=bfloat16 around FP8, but it is {precision}; set one of the two",
         )
-    elif not fp8.unaligned_in_bf16:
-        yield from ((f"{block}.fp8_recipe", text) for text in unaligned_problems(preset, cfg))
+    if cfg.fp8_cfg.fp8_param and swaps_weights:
+        yield (
+            f"{block}.fp8_param",
+            "weights of teachers, of a reference or of a judge pass through the policy's buffers, which parameters "
+            "kept in FP8 would round; set it to false",
+        )
+    for found in (bf16_problems(cfg.fp8_cfg), edge_problems(preset, cfg), shape_problems(preset, cfg)):
+        yield from ((f"{block}.{key}", text) for key, text in found)
+
+
+def bf16_problems(fp8: Fp8Config) -> Iterator[tuple[str, str]]:
+    """(key below fp8_cfg, text) of parts that are to stay in BF16 under settings that have all in FP8."""
+    edges, ours = "first_last_layers_bf16", ("attention_in_bf16", "unaligned_in_bf16")
+    for key in (edges, *ours):
+        if fp8.fp8_recipe == "delayed" and getattr(fp8, key):
+            yield (
+                key,
+                "delayed scaling keeps one FP8 region over all layers, in which none can stay in BF16; set it to false "
+                "or take fp8_recipe tensorwise, blockwise or mxfp8",
+            )
+    for key in ours:
+        if fp8.fp8_param and getattr(fp8, key):
+            yield (
+                key,
+                "fp8_param=true makes FP8 parameters of all layers but the first and last; set one of them to false",
+            )
+
+
+def edge_problems(preset: ModelConfig, cfg: "MegatronConfig") -> Iterator[tuple[str, str]]:
+    """(key below fp8_cfg, text): megatron-core looks for the first and last layers in one pipeline stage each."""
+    layers, stages = preset.num_layers, cfg.pipeline_model_parallel_size
+    for key in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"):
+        if cfg.fp8_cfg.first_last_layers_bf16 and getattr(cfg.fp8_cfg, key) > layers // stages:
+            yield (
+                key,
+                f"{getattr(cfg.fp8_cfg, key)} is more than the {layers} / {stages} = {layers // stages} layers of a "
+                "pipeline stage; lower it",
+            )
+
+
+def shape_problems(preset: ModelConfig, cfg: "MegatronConfig") -> Iterator[tuple[str, str]]:
+    """(key below fp8_cfg, text) of matrices whose sides the recipe does not divide."""
+    projected = preset.mamba_in_proj_size
+    if "M" in preset.pattern and projected % 16:
+        yield (
+            "enabled",
+            "megatron-core refuses FP8 unless the rows of mixer.in_proj are a multiple of 16, also where it stays in "
+            f"BF16; those of {preset.name} are {projected} = {projected / 16:g} * 16; set it to false",
+        )
+    elif not cfg.fp8_cfg.unaligned_in_bf16:
+        yield from (("fp8_recipe", text) for text in unaligned_problems(preset, cfg))
 
 
 def unaligned_problems(preset: ModelConfig, cfg: "MegatronConfig") -> Iterator[str]:
@@ -204,6 +225,7 @@ def unaligned_problems(preset: ModelConfig, cfg: "MegatronConfig") -> Iterator[s
         numbers = ", ".join(f"{side} = {side / multiple:g} * {multiple}" for side in sides)
         other = f", choose a recipe of smaller blocks ({', '.join(fitting)})" if fitting else ""
         yield (
-            f"{recipe} needs multiples of {multiple}, but {name} of {preset.name} is {matrix.rows} x {matrix.columns} on a "
-            f"rank ({numbers}), in {len(found)} layers; keep such matrices in BF16 with unaligned_in_bf16=true{other}"
+            f"{recipe} needs multiples of {multiple}, but {name} of {preset.name} is {matrix.rows} x {matrix.columns} "
+            f"on a rank ({numbers}), in {len(found)} layers; keep such matrices in BF16 with "
+            f"unaligned_in_bf16=true{other}"
         )

@@ -49,10 +49,23 @@ from nemo_cascade.models.mamba import (  # noqa: E402
     selective_state_update,
     split_conv1d_scan,
 )
-from nemo_cascade.models.megatron import HybridModel, HybridStackSubmodules, hybrid_block, moe_spec  # noqa: E402
+from nemo_cascade.models.megatron import (  # noqa: E402
+    PATTERN,
+    HybridModel,
+    HybridStackSubmodules,
+    decoding_kernel,
+    hybrid_block,
+    moe_spec,
+)
 from nemo_cascade.models.router import Router  # noqa: E402
 from nemo_cascade.models.stack import Mixer, Stack  # noqa: E402
-from nemo_cascade.models.te import Attention, keep_in_bf16, require_fp8, require_recompute  # noqa: E402
+from nemo_cascade.models.te import (  # noqa: E402
+    Attention,
+    fill_blocks,
+    keep_in_bf16,
+    require_fp8,
+    require_recompute,
+)
 
 # Both, because mamba-ssm's training kernel calls causal-conv1d's.
 HAVE_MAMBA_KERNELS = mamba_mixer.HAVE_MAMBA_SSM and mamba_mixer.causal_conv1d_fn is not None
@@ -79,8 +92,8 @@ def use_torch_kernels() -> None:
         mamba_mixer.ExtendedRMSNorm = ShardedGatedRMSNorm
         mamba_mixer.mamba_chunk_scan_combined = chunk_scan
         mamba_mixer.mamba_split_conv1d_scan_combined = split_conv1d_scan
-        mamba_mixer.selective_state_update = selective_state_update
-        mamba_mixer.causal_conv1d_update = conv_update
+        mamba_mixer.selective_state_update = decoding_kernel(selective_state_update, 1, 2, 4, 5)
+        mamba_mixer.causal_conv1d_update = decoding_kernel(conv_update, 0)
         mamba_mixer._check_mamba_sequence_packing_support = lambda for_inference_not_training=False: (True, None)
     if not HAVE_TE:
         hybrid_block.TENorm = RMSNorm
@@ -181,11 +194,13 @@ def build_model(
         stack_spec(preset.mamba_conv_kernel),
         vocab_size=preset.vocab_size,
         max_sequence_length=preset.max_sequence_length,
-        hybrid_override_pattern=preset.pattern,
+        **{PATTERN: preset.pattern},
         position_embedding_type="none",
         share_embeddings_and_output_weights=False,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
     )
     keep_in_bf16(model, in_bf16)
+    if config.fp8:
+        fill_blocks(model, config.fp8_recipe)
     return model

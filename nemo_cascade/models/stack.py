@@ -72,8 +72,8 @@ class Stack(HybridStack):
 
 
 class Mixer(MambaMixer):
-    """megatron-core's Mamba-2 mixer, whose decoding state is fp32 at every precision: rounded after every token, it would
-    drift from the state of training, which is one sum. (The convolution's last inputs stay as they are.)"""
+    """megatron-core's Mamba-2 mixer, whose decoding state is fp32 at every precision: rounded after every token, it
+    would drift from the state of training, which is one sum. (The convolution's last inputs stay as they are.)"""
 
     def _get_states_from_cache(self, inference_context, batch_size, **kwargs):
         conv_state, ssm_state = super()._get_states_from_cache(inference_context, batch_size, **kwargs)

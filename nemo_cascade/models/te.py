@@ -1,4 +1,5 @@
-"""Transformer Engine: its attention beside our decoding, what FP8 asks of this machine, matrices that are kept out of it."""
+"""Transformer Engine: its attention beside our decoding, what FP8 asks of this machine, which blocks experts' tokens
+fill, matrices that are kept out of FP8."""
 
 from collections.abc import Collection
 
@@ -6,11 +7,16 @@ from nemo_cascade.engine import cpu
 
 cpu.install()
 
+import megatron.core.transformer.moe.moe_utils as moe_utils  # noqa: E402
 import torch  # noqa: E402
 from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention  # noqa: E402
 from megatron.core.quantization.quant_config import MatchContext, QuantizationConfig  # noqa: E402
 
 from nemo_cascade.models.attention import PackedAttention  # noqa: E402
+from nemo_cascade.models.fp8 import MULTIPLE  # noqa: E402
+
+# What the router fills each expert's tokens up to: megatron-core's own would be 16 under blockwise scaling as well.
+moe_utils.get_fp8_align_size = MULTIPLE.__getitem__
 
 # Transformer Engine's own questions whether this GPU and its CUDA have a recipe; each returns (answer, reason).
 CHECKS = {
@@ -27,8 +33,8 @@ BF16 = {"transformer_engine_config_type": "TEQuantizationParams", "training_reci
 if HAVE_TE:
 
     class Attention(TEDotProductAttention):
-        """Transformer Engine's attention for packs, torch's in decoding: its batches are padded on the left, which a causal
-        mask of Transformer Engine does not hide."""
+        """Transformer Engine's attention for packs, torch's in decoding: its batches are padded on the left, which a
+        causal mask of Transformer Engine does not hide."""
 
         def __init__(self, *args, pg_collection=None, **kwargs):
             super().__init__(*args, pg_collection=pg_collection, **kwargs)
@@ -54,12 +60,9 @@ def require_fp8(recipe: str) -> None:
         )
     if not torch.cuda.is_available():
         raise RuntimeError(f"{key}.enabled=true needs a GPU, and there is none here; set it to false")
-    import transformer_engine.pytorch.fp8 as te_fp8
-
-    answers = {name: getattr(te_fp8, check, lambda: (True, ""))() for name, check in CHECKS.items()}
-    supported, reason = answers[recipe]
+    supported, reason = answer(recipe)
     if not supported:
-        fitting = [name for name, (other, _) in answers.items() if other]
+        fitting = [name for name in CHECKS if answer(name)[0]]
         advice = f"choose {' or '.join(fitting)}, or set" if fitting else "set"
         raise RuntimeError(
             f"{key}.fp8_recipe={recipe} cannot be run by {torch.cuda.get_device_name()}: {reason} {advice} "
@@ -67,13 +70,25 @@ def require_fp8(recipe: str) -> None:
         )
 
 
+def answer(recipe: str) -> tuple[bool, str]:
+    """Whether this GPU and its CUDA can run a recipe, and why not; not, where Transformer Engine cannot be asked."""
+    import transformer_engine
+    import transformer_engine.pytorch.fp8 as te_fp8
+
+    check = getattr(te_fp8, CHECKS[recipe], None)
+    if check is None:
+        version = transformer_engine.__version__
+        return False, f"Transformer Engine {version} has no {CHECKS[recipe]} to ask; install another (2.8 has it)."
+    return check()
+
+
 def require_recompute(modules: Collection[str]) -> None:
-    """Raises RuntimeError for recompute_modules that megatron-core recomputes by Transformer Engine only, where that is missing."""
+    """Raises RuntimeError for recompute_modules that need Transformer Engine's layers, where they are missing."""
     needing = sorted({"layernorm", "moe_act"} & {*modules})
     if needing and not HAVE_TE:
         raise RuntimeError(
-            f"policy.megatron_cfg.recompute_modules: {' and '.join(needing)} can be recomputed with Transformer Engine's "
-            "layers only, and it cannot be imported here; remove them"
+            f"policy.megatron_cfg.recompute_modules: {' and '.join(needing)} can be recomputed with Transformer "
+            "Engine's layers only, and it cannot be imported here; remove them"
         )
 
 
@@ -84,3 +99,11 @@ def keep_in_bf16(model, matrices: Collection[tuple[int, str]]) -> None:
         for name, module in layer.named_modules():
             if (number, name) in matrices:
                 module.finish_init(QuantizationConfig(BF16, MatchContext(name, number), "bf16"))
+
+
+def fill_blocks(model, recipe: str) -> None:
+    """Has the experts fill up their tokens to whole blocks of a recipe; Transformer Engine's own would be 16 or 32."""
+    for module in model.modules():
+        for name in ("quantization_padding", "quantization_unpadding"):
+            if hasattr(module, name):
+                getattr(module, name).align_size = MULTIPLE[recipe]

@@ -8,21 +8,32 @@ the next begins; finished rows leave it when half are done.
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.fp8_utils import TE_LINEAR_TYPES
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.ssm.mamba_mixer import MambaMixer
 
+from nemo_cascade.models.fp8 import MULTIPLE
+from nemo_cascade.models.megatron import decoding, weights_changed
 from nemo_cascade.rollout.config import MAX_CACHE_BYTES
 from nemo_cascade.rollout.noise import row_keys, uniforms
 from nemo_cascade.rollout.sampling import sample
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
 
-# Attributes by which mcore's layers know that the sequence is split over tensor ranks; one decoded token cannot be.
-SEQUENCE_PARALLEL = ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
+# What is switched off in decoding. The first three: how mcore's layers know that the sequence is split over tensor ranks,
+# as one decoded token cannot be. The last: a few tokens cannot be routed to an expert until they fill a block of FP8, and
+# megatron-core 0.19 has its experts do it only where the router does not.
+OFF_IN_DECODING = (
+    "sequence_parallel",
+    "scatter_to_sequence_parallel",
+    "reduce_scatter_embeddings",
+    "moe_router_padding_for_quantization",
+)
 
 # Prompts of a batch differ by at most so many tokens and a half: every row's cache is as long as the longest one's.
 LENGTH_SLACK = 64
@@ -47,18 +58,21 @@ class MegatronEngine:
                     f"the embedded rollout engine cannot decode under {name} parallel ({size}); set "
                     f"policy.megatron_cfg.{name + '_model' if name == 'pipeline' else name}_parallel_size=1"
                 )
-        if model.config.fp8:
-            from megatron.core.fp8_utils import prepare_model_for_fp8_inference
-
-            # A few tokens are padded to what a product in FP8 needs.
-            prepare_model_for_fp8_inference(model)
         self.model, self.vocab_size = model, vocab_size
         self.max_batch_size, self.max_cache_bytes = max_batch_size, max_cache_bytes
         self.waiting: list[tuple[Request, SamplingParams]] = []
         self.batch: Batch | None = None
         self.modules = list(model.modules())
         self.mixers = [module for module in self.modules if isinstance(module, MambaMixer)]
-        self.split = [(m, name) for m in [model.config, *self.modules] for name in SEQUENCE_PARALLEL if hasattr(m, name)]
+        # Put in for decoding only; `forward` is the layer's own.
+        self.padded = {
+            module: functools.partial(whole_blocks, MULTIPLE[model.config.fp8_recipe], module.forward)
+            for module in self.modules
+            if model.config.fp8 and isinstance(module, TE_LINEAR_TYPES)
+        }
+        self.settings = [
+            (owner, name) for owner in [model.config, *self.modules] for name in OFF_IN_DECODING if hasattr(owner, name)
+        ]
 
     def add(self, requests: list[Request], params: SamplingParams) -> None:
         """Queues requests; raises ValueError for an empty prompt."""
@@ -83,6 +97,7 @@ class MegatronEngine:
         if self.batch is None:
             # Weights may have changed since the last batch: Transformer Engine must not go on with FP8 copies of the old ones.
             self.model.set_is_first_microbatch()
+            weights_changed(self.mixers)
             self.batch = self._next_batch() if self.waiting else None
         with self._decoding():
             if self.batch is None:
@@ -130,11 +145,12 @@ class MegatronEngine:
         config = self.model.config
         tp = parallel_state.get_tensor_model_parallel_world_size()
         attention_layers = self.model.decoder.layer_type_list.count("*")
-        keys = 2 * tokens * config.num_query_groups * config.kv_channels * attention_layers
-        inputs = sum(mixer.conv1d.weight.numel() for mixer in self.mixers)
+        # Under more tensor ranks than query groups every rank has one group.
+        keys = 2 * tokens * max(config.num_query_groups // tp, 1) * config.kv_channels * attention_layers
+        inputs = sum(math.prod(mixer.mamba_state_shapes_per_request()[0]) for mixer in self.mixers)
         states = sum(mixer.nheads_local_tp * mixer.headdim * mixer.d_state for mixer in self.mixers)
         # The states are fp32 at every precision.
-        return (keys // tp + inputs) * next(self.model.parameters()).element_size() + 4 * states
+        return (keys + inputs) * next(self.model.parameters()).element_size() + 4 * states
 
     def _forward(self, tokens: torch.Tensor, position: int, context, visible: torch.Tensor | None = None) -> torch.Tensor:
         """tokens [rows, n] at positions position.. -> logits of the last one [rows, vocab], the same on all tensor ranks.
@@ -168,16 +184,21 @@ class MegatronEngine:
 
     @contextlib.contextmanager
     def _decoding(self) -> Iterator[None]:
-        """eval mode, and sequence parallel off; both as before afterwards, whatever happens inside."""
-        training, before = self.model.training, [(m, name, getattr(m, name)) for m, name in self.split]
+        """eval mode, OFF_IN_DECODING off, products in FP8 filled up; all as before afterwards, whatever happens."""
+        training, before = self.model.training, [(m, name, getattr(m, name)) for m, name in self.settings]
         if training:
             self._set_training(False)
         for module, name, value in before:
             if value:
                 setattr(module, name, False)
+        for module, forward in self.padded.items():
+            module.__dict__["forward"] = forward
         try:
-            yield
+            with decoding():
+                yield
         finally:
+            for module in self.padded:
+                del module.__dict__["forward"]
             for module, name, value in before:
                 if value:
                     setattr(module, name, value)
@@ -188,6 +209,19 @@ class MegatronEngine:
         """`model.train(training)` without Module.__setattr__, which for all modules took a tenth of a decoding step."""
         for module in self.modules:
             module.__dict__["training"] = training
+
+
+def whole_blocks(multiple: int, forward, x: torch.Tensor, *args, **kwargs) -> tuple:
+    """A linear layer's `forward` on x [tokens, rows, in] -> ([tokens, rows, out], bias), in FP8 whatever tokens * rows is.
+
+    Filled up with zeros to a multiple of a recipe's block. megatron-core's own `prepare_model_for_fp8_inference` knows
+    no block of 128, fills up the tokens of every row (16 times the work for one token), and stays in the layers: in
+    training under sequence parallel it would gather and reduce a second time.
+    """
+    flat = x.reshape(-1, 1, x.shape[-1])
+    filled = torch.nn.functional.pad(flat, (0, 0, 0, 0, 0, -len(flat) % multiple))
+    output, bias = forward(filled, *args, **kwargs)
+    return output[: len(flat)].reshape(*x.shape[:-1], -1), bias
 
 
 class Batch:

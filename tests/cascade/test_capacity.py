@@ -8,26 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from nemo_cascade.cascade.capacity import layout_of
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import ConfigErrors, load_config
+from nemo_cascade.engine.config import MegatronConfig
 from nemo_cascade.engine.memory import GIB, GPUS
 from tests.helpers import run_distributed
 
 LAYOUT = "policy.megatron_cfg."
 
 
-def plan(name: str, overrides=(), gpu: str | None = None, world_size: int | None = None) -> dict:
-    return run_distributed(planned, 1, name, overrides, gpu, world_size)[0]
+def plan(name: str, overrides=(), gpu: str | None = None, world_size: int | None = None, suggest: bool = True) -> dict:
+    return run_distributed(planned, 1, name, overrides, gpu, world_size, suggest)[0]
 
 
-def planned(name, overrides, gpu, world_size):
+def planned(name, overrides, gpu, world_size, suggest):
     from nemo_cascade.cascade.capacity import plan_cascade
     from nemo_cascade.engine.planner import rank_models
 
     cascade = load_config(compose_config(name, overrides), world_size, planning=True)
     cluster = cascade.stages["sft"].cluster
     world_size = world_size or cluster.num_nodes * cluster.gpus_per_node
-    return plan_cascade(cascade, GPUS[gpu or cluster.gpu], world_size, rank_models).as_dict()
+    return plan_cascade(cascade, GPUS[gpu or cluster.gpu], world_size, rank_models, suggest).as_dict()
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -41,10 +43,11 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     ids=["full", "node", "node of H100"],
 )
 def test_the_shipped_configs_fit_the_machines_they_are_for(name, overrides, gpu, ranks):
-    told = plan(name, overrides)
-    assert told["fits"] and told["suggestion"] is None
-    assert (told["gpu"]["name"], told["world_size"], told["parameters"]) == (gpu, ranks, 31_577_937_344)
-    assert all(need["peak"] <= told["gpu"]["memory"] for stage in told["stages"] for need in stage["needs"])
+    found = plan(name, overrides)
+    assert found["fits"] and found["suggestion"] is None
+    assert (found["gpu"]["name"], found["world_size"], found["parameters"]) == (gpu, ranks, 31_577_937_344)
+    required = [required for stage in found["stages"] for required in stage["requirements"]]
+    assert all(each["peak"] <= found["gpu"]["memory"] for each in required)
 
 
 def test_the_stages_of_full_are_those_of_the_paper_in_its_order():
@@ -71,19 +74,20 @@ def test_what_full_and_node_lack_on_this_machine_is_told_without_a_crash(tmp_pat
 
 
 def test_teachers_reference_and_judge_wait_in_the_host_memory_of_every_rank():
-    told = plan("node")
-    host = {stage["name"]: (stage["work"]["copies"], stage["needs"][0]["host"]) for stage in told["stages"]}
-    weights = told["stages"][0]["needs"][0]["weights"]
+    found = plan("node")
+    first = {stage["name"]: stage["requirements"][0] for stage in found["stages"]}
+    host = {stage["name"]: (stage["work"]["checkpoints"], first[stage["name"]]["host"]) for stage in found["stages"]}
+    weights = first["sft"]["weights"]
     # MOPD's three teachers; in RLHF the model that the KL term holds it to.
     assert host["mopd"] == (3, 3 * weights) and host["rlhf"] == (1, weights) and host["if_rl"] == (0, 0)
 
 
 def test_a_layout_that_does_not_fit_comes_with_the_nearest_that_does():
-    told = plan("node", gpu="h100-80g")
-    assert not told["fits"] and told["suggestion"] == (LAYOUT + "optimizer.optimizer_cpu_offload=true",)
-    sft = told["stages"][0]
+    found = plan("node", gpu="h100-80g")
+    assert not found["fits"] and found["suggestion"] == (LAYOUT + "optimizer.optimizer_cpu_offload=true",)
+    sft = found["stages"][0]
     assert sft["problems"] and "more than the 79.1 of H100 80G" in sft["problems"][0]
-    assert plan("node", told["suggestion"], gpu="h100-80g")["fits"]
+    assert plan("node", found["suggestion"], gpu="h100-80g")["fits"]
 
 
 def test_a_suggestion_may_be_of_several_keys_and_of_fewer_replies_at_once():
@@ -92,17 +96,66 @@ def test_a_suggestion_may_be_of_several_keys_and_of_fewer_replies_at_once():
         LAYOUT + "activation_checkpointing=false",
         "cascade.stages.code_rl.policy.generation.max_batch_size=4096",
     )
-    told = plan("full", overrides, world_size=32)
-    changes = tuple(told["suggestion"])
-    assert not told["fits"] and len(changes) >= 3
+    found = plan("full", overrides, world_size=32)
+    changes = tuple(found["suggestion"])
+    assert not found["fits"] and len(changes) >= 3
     assert any(change.startswith("cascade.stages.code_rl.policy.generation.max_batch_size=") for change in changes)
     assert plan("full", overrides + changes, world_size=32)["fits"]
+    # The batch is the largest power of two that fits.
+    batch = next(change for change in changes if "code_rl" in change)
+    key, _, size = batch.partition("=")
+    doubled = [change for change in changes if change != batch] + [f"{key}={2 * int(size)}"]
+    assert not plan("full", (*overrides, *doubled), world_size=32, suggest=False)["fits"]
+
+
+def test_a_layout_under_which_nothing_decodes_yet_is_planned_and_told():
+    (note,) = plan("full")["notes"]
+    assert note.startswith("cannot be run yet: under policy.megatron_cfg.context_parallel_size=4 the embedded rollout")
+    assert "the rollouts or validation of every stage; planned as if" in note
+    assert plan("node")["notes"] == ()
+    (note,) = plan("node", (LAYOUT + "pipeline_model_parallel_size=2", "cascade.validation.num_prompts=0"))["notes"]
+    assert "pipeline_model_parallel_size=2" in note and "validation of if_rl, multi_domain_rl" in note
+    sft = ("cascade.order=[sft]", "cascade.validation.num_prompts=0", LAYOUT + "context_parallel_size=2")
+    assert plan("node", sft)["notes"] == ()
+
+
+def test_every_stage_is_planned_with_the_replies_that_score_it():
+    stages = {stage["name"]: stage for stage in plan("node")["stages"]}
+    # 128 prompts of each of ten domains on eight ranks, of which max_batch_size lets 64 be decoded at once.
+    assert stages["sft"]["work"]["sequences"] == 0 and stages["sft"]["work"]["validation_sequences"] == 64
+    assert "validate" in stages["sft"]["requirements"][0]["phases"] and stages["sft"]["requirements"][0]["cache"] > 0
+    unscored = plan("node", ("cascade.validation.num_prompts=0",))["stages"][0]
+    assert unscored["work"]["validation_sequences"] == unscored["requirements"][0]["cache"] == 0
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        (dict(), (None, 1, ())),
+        (dict(activation_checkpointing=True), ("uniform", 1, ())),
+        (dict(granularity="full", method="uniform", num_layers=4), ("uniform", 4, ())),
+        (dict(granularity="full", method="block", num_layers=20), ("block", 20, ())),
+        (dict(granularity="selective", modules=["moe"]), (None, 1, ("moe",))),
+    ],
+)
+def test_formulas_hear_what_is_recomputed(settings, expected):
+    settings = {name if "_ch" in name else f"recompute_{name}": value for name, value in settings.items()}
+    layout = layout_of(MegatronConfig(**settings))
+    assert (layout.recompute_method, layout.recompute_num_layers, layout.recompute_modules) == expected
+
+
+def test_fewer_recomputed_layers_save_more():
+    """A third of the stage's layers as they are, not all of them recomputed as "full" might sound."""
+    full = LAYOUT + "activation_checkpointing=false", LAYOUT + "recompute_granularity=full"
+    block = (*full, LAYOUT + "recompute_method=block", LAYOUT + "recompute_num_layers=35")
+    some, every = (plan("node", overrides, suggest=False)["stages"][0] for overrides in (block, ()))
+    assert some["requirements"][0]["activations"] > 2 * every["requirements"][0]["activations"]
 
 
 def test_what_fits_nowhere_is_told_so():
     alone = [f"{LAYOUT}{name}_parallel_size=1" for name in ("tensor_model", "context", "expert_model")]
-    told = plan("full", (*alone, LAYOUT + "sequence_parallel=false"), world_size=1)
-    assert not told["fits"] and told["suggestion"] is None
+    found = plan("full", (*alone, LAYOUT + "sequence_parallel=false"), world_size=1)
+    assert not found["fits"] and found["suggestion"] is None
 
 
 def test_illegal_layouts_are_refused_with_the_arithmetic_all_at_once():
@@ -110,7 +163,7 @@ def test_illegal_layouts_are_refused_with_the_arithmetic_all_at_once():
     with pytest.raises(ConfigErrors) as errors:
         overrides = [f"{LAYOUT}{name}_model_parallel_size={size}" for name, size in sizes.items()]
         load_config(compose_config("full", overrides), 256, planning=True)
-    told = "\n".join(errors.value.problems)
+    found = "\n".join(errors.value.problems)
     for part in (
         "which does not divide the 256 started processes (256 = 60 * 4 + 16)",
         "which does not divide the 256 started processes (256 = 35 * 7 + 11)",
@@ -121,16 +174,16 @@ def test_illegal_layouts_are_refused_with_the_arithmetic_all_at_once():
         "num_moe_experts 128 = 7 * 18 + 2",
         "num_layers 52 = 5 * 10 + 2",
     ):
-        assert part in told
+        assert part in found
 
 
 def test_the_command_prints_json_or_a_table_and_says_by_its_exit_code_whether_all_fits(tmp_path):
     done = command("plan", "--config-name=node", "--json", cwd=tmp_path)
-    told = json.loads(done.stdout)
-    assert done.returncode == 0 and told["fits"]
-    assert [stage["name"] for stage in told["stages"]][:2] == ["sft", "if_rl"]
-    rank, need = told["stages"][0]["ranks"][0], told["stages"][0]["needs"][0]
-    assert rank["ranks"] == 8 and need["gradients"] == 4 * rank["parameters"] and need["peak"] > 80 * GIB
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["fits"]
+    assert [stage["name"] for stage in found["stages"]][:2] == ["sft", "if_rl"]
+    rank, required = found["stages"][0]["ranks"][0], found["stages"][0]["requirements"][0]
+    assert rank["ranks"] == 8 and required["gradients"] == 4 * rank["parameters"] and required["peak"] > 80 * GIB
     done = command("plan", "--config-name=node", "--gpu=h100-80g", "--no-suggest", cwd=tmp_path)
     assert done.returncode == 1 and "31.578 B parameters on 8 x H100 80G" in done.stdout and "NO" in done.stdout
     assert list(tmp_path.iterdir()) == []
@@ -144,6 +197,6 @@ def test_the_command_prints_json_or_a_table_and_says_by_its_exit_code_whether_al
         ((LAYOUT + "tensor_model_paralel_size=2",), "did you mean tensor_model_parallel_size?"),
     ],
 )
-def test_what_cannot_be_planned_ends_with_code_2(arguments, said, tmp_path):
+def test_what_cannot_be_foundends_with_code_2(arguments, said, tmp_path):
     done = command("plan", *arguments, cwd=tmp_path)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

@@ -1,18 +1,20 @@
-"""FP8 and recomputation that cannot be are refused when the config loads, with the arithmetic and all at once."""
+"""FP8, an optimizer in host memory and recomputation that cannot be are refused when the config loads, with the
+arithmetic and all at once."""
 
 import pytest
 
 from tests.cascade.test_config import load, problems
 
-FP8 = ["policy.precision=bfloat16", "policy.megatron_cfg.fp8_cfg.enabled=true", "policy.megatron_cfg.fp8_cfg.fp8_recipe=tensorwise"]
 KEY = "policy.megatron_cfg.fp8_cfg"
+FP8 = ["policy.precision=bfloat16", f"{KEY}.enabled=true", f"{KEY}.fp8_recipe=tensorwise"]
 NANO = ["policy.model_name=nano_30b_a3b", "policy.megatron_cfg.expert_model_parallel_size=2"]
 
 
 def test_fp8_of_a_network_that_fits_is_accepted():
     cascade = load(*FP8, *NANO, f"{KEY}.attention_in_bf16=true", f"{KEY}.first_last_layers_bf16=true")
     settings = cascade.stages["sft"].policy.megatron_cfg.fp8_cfg
-    assert (settings.enabled, settings.fp8, settings.fp8_param, settings.num_layers_at_end_in_bf16) == (True, "e4m3", False, 1)
+    assert (settings.enabled, settings.fp8, settings.fp8_param) == (True, "e4m3", False)
+    assert settings.num_layers_at_end_in_bf16 == 1
 
 
 def test_fp8_needs_bfloat16_around_it():
@@ -49,10 +51,16 @@ def test_delayed_scaling_has_no_layers_apart():
     assert [problem.split(": ")[0] for problem in found] == [f"{KEY}.{key}" for key in keys]
 
 
+def test_only_the_distributed_optimizer_can_be_in_host_memory():
+    key = "policy.megatron_cfg.optimizer"
+    found = problems(f"{key}.optimizer_cpu_offload=true", f"{key}.use_distributed_optimizer=false")
+    assert [problem for problem in found if "use_distributed_optimizer=true or this to false" in problem]
+    assert {problem.split(": ")[0] for problem in found} == {f"{key}.optimizer_cpu_offload"}
+
+
 def test_every_problem_of_a_bad_block_is_told():
-    found = problems(
-        f"{KEY}.enabled=true", f"{KEY}.fp8=e5m2", f"{KEY}.fp8_recipe=mxfp9", f"{KEY}.num_layers_at_start_in_bf16=-1", f"{KEY}.fp8_params=true"
-    )
+    values = ("enabled=true", "fp8=e5m2", "fp8_recipe=mxfp9", "num_layers_at_start_in_bf16=-1", "fp8_params=true")
+    found = problems(*(f"{KEY}.{value}" for value in values))
     text = "\n".join(found)
     for part in ("e5m2", "mxfp9", "must be >= 0, got -1", "did you mean fp8_param?"):
         assert part in text, part

@@ -11,6 +11,7 @@ from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.packed_dataset import write_packed
+from nemo_cascade.data.packing import document_multiple, pack, round_up
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -79,7 +80,8 @@ def test_every_demo_domain_is_trained_on_by_sft_or_the_judge_by_rl_and_scored():
 
 def test_the_demos_rows_may_differ_by_domain():
     settings = load("cascade.demo_data.rows_of={math: {sft_rows: 5}}").demo_data
-    assert settings.rows_of["math"] == {"sft_rows": 5} and set(settings.rows_of) == {"math", "tool_use", "preference", "long_context"}
+    assert settings.rows_of["math"] == {"sft_rows": 5}
+    assert set(settings.rows_of) == {"math", "tool_use", "preference", "long_context"}
 
 
 def test_tiny_holds_the_recipes_constants():
@@ -115,7 +117,8 @@ def test_stages_differ_in_what_the_recipe_says_and_in_nothing_else():
         assert differing(key, stages) == expected, key
     judged = stages["rlhf"].genrm
     assert judged == stages["preference_rl"].genrm and judged.comparison_strategy == "all_pairs"
-    terms = "group_reasoning_length_penalty_coeff group_answer_length_penalty_coeff reasoning_bonus answer_bonus".split()
+    penalties = [f"group_{part}_length_penalty_coeff" for part in ("reasoning", "answer")]
+    terms = [*penalties, "reasoning_bonus", "answer_bonus"]
     recipe = OmegaConf.load(CONF / "stage" / "rlhf.yaml").genrm
     assert {recipe[term] for term in terms} == {0.5} and judged.top_percentile == recipe.top_percentile == 0.2
     assert {getattr(judged, term) for term in terms} == {0.2}, "tiny's letters are short"
@@ -325,7 +328,13 @@ CASES = {
     ),
     "validation under pipeline parallel": (
         ["cascade.order=[sft]", "policy.megatron_cfg.pipeline_model_parallel_size=2"],
-        "cascade.validation.num_prompts: 300, but validation samples",
+        "cascade.validation.num_prompts: 300, but validation samples, which the embedded rollout engine cannot do under "
+        "the pipeline parallel of sft; set it to 0 or policy.megatron_cfg.pipeline_model_parallel_size to 1",
+    ),
+    "validation under context parallel": (
+        ["cascade.order=[sft]", "policy.megatron_cfg.context_parallel_size=2"],
+        "cascade.validation.num_prompts: 300, but validation samples, which the embedded rollout engine cannot do under "
+        "the context parallel of sft; set it to 0 or policy.megatron_cfg.context_parallel_size to 1",
     ),
     "a gate on a stage without a parent": (
         ["cascade.stages.sft.gate.max_drop.math=0.05"],
@@ -333,7 +342,7 @@ CASES = {
     ),
     "a gate on a domain nobody scores": (
         ["cascade.stages.if_rl.gate.max_drop.maths=0.05"],
-        "cascade.stages.if_rl.gate.max_drop.maths: nothing scores it for sft, where if_rl may start; did you mean math?",
+        "cascade.stages.if_rl.gate.max_drop.maths: nothing scores it for sft, where if_rl may start; did you mean math",
     ),
     "a gate on a domain that is not scored where a rollback leads": (
         [
@@ -525,6 +534,52 @@ def test_an_impossible_layout_is_refused(case):
     settings, world_size, expected = IMPOSSIBLE[case]
     found = problems(*(LAYOUT + setting for setting in settings), world_size=world_size)
     assert len([line for line in found if expected in line]) == 1, found
+
+
+SFT_ALONE = ("cascade.order=[sft]", "~cascade.judge", "cascade.validation.num_prompts=0")
+
+
+@pytest.mark.parametrize("key", ["pipeline_model_parallel_size", "context_parallel_size"])
+def test_sft_without_validation_may_have_a_layout_that_cannot_decode(key):
+    assert list(load(*SFT_ALONE, f"{LAYOUT}{key}=2").stages) == ["sft"]
+
+
+TENSOR_2 = ("tensor_model_parallel_size=2", "sequence_parallel=true")
+FP8 = ("fp8_cfg.enabled=true", "fp8_cfg.fp8_recipe=tensorwise")
+PADDED = {
+    "tensor parallel": (TENSOR_2, 2, 1279, 2, 1280),
+    "context parallel": (("context_parallel_size=4",), 4, 8190, 8, 8192),
+    "both": (("context_parallel_size=2", *TENSOR_2), 4, 1282, 4, 1284),
+    "FP8": (FP8, 1, 1288, 16, 1296),
+    "FP8 and all": (("context_parallel_size=2", *TENSOR_2, *FP8), 4, 1344, 128, 1408),
+}
+
+
+def sft_packs(tokens: int, settings, world_size: int) -> list[str]:
+    """What is wrong with packs of so many tokens, for sequences that fill them."""
+    lengths = [f"policy.{key}={tokens}" for key in ("sequence_packing.train_mb_tokens", "max_total_sequence_length")]
+    try:
+        load(*SFT_ALONE, *lengths, *(LAYOUT + setting for setting in settings), world_size=world_size)
+    except ConfigErrors as errors:
+        return [line for line in errors.problems if "train_mb_tokens" in line]
+    return []
+
+
+@pytest.mark.parametrize("case", PADDED)
+def test_a_pack_that_padding_could_outgrow_is_refused_with_the_next_size_that_it_cannot(case):
+    settings, world_size, tokens, multiple, better = PADDED[case]
+    (line,) = sft_packs(tokens, settings, world_size)
+    assert line.startswith(f"policy.sequence_packing.train_mb_tokens: {tokens} is no multiple of {multiple}, to which")
+    assert line.endswith(f"set it to {better}")
+    assert sft_packs(better, settings, world_size) == []
+
+
+def test_what_is_refused_would_have_failed_at_the_first_long_document():
+    """8,189 inputs of a document of 8,190 tokens, in eighths, are 8,192: more than its pack; in a legal one they fit."""
+    slots = round_up(8190 - 1, document_multiple(4))
+    with pytest.raises(ValueError, match="document 0 has 8192 tokens, more than the 8190 of a pack"):
+        pack([slots], 8190)
+    assert pack([slots], 8192) == [[0]]
 
 
 @pytest.mark.parametrize("tp, ep", [(1, 1), (2, 1), (1, 2), (2, 2), (1, 8)])

@@ -1,5 +1,8 @@
 """What the planner counts for a rank is what a real rank of that layout holds."""
 
+from collections import Counter
+from typing import NamedTuple
+
 import pytest
 
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
@@ -101,6 +104,67 @@ NANO = {
         sequence_parallel=True,
     ),
 }
+
+
+class Shard(NamedTuple):
+    """A part of a parameter as one rank has it: where it lies in the whole, how much, whether it is an expert's."""
+
+    key: str
+    offset: tuple[int, ...]
+    numbers: int
+    size: int
+    expert: bool
+
+
+def shards_of_every_rank(config: PolicyConfig, world: int):
+    """Of each rank: its parameters, its bytes of them as planned, and the shards that its own model has."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+
+    from nemo_cascade.engine.gather import leaves, sharded_state_dict
+    from nemo_cascade.engine.planner import built, counted
+
+    found = []
+    for rank in range(world):
+        shards = []
+        with built(config, world, rank) as model:
+            plan, parameters = counted(model, config, world), dict(model.named_parameters())
+            for name, entry in sharded_state_dict(model).items():
+                if name in parameters:
+                    expert = not getattr(parameters[name], "allreduce", True)
+                    for part in leaves(entry.build()) if isinstance(entry, ShardedTensorFactory) else [entry]:
+                        numbers, size = part.data.numel(), part.data.numel() * part.data.element_size()
+                        shards.append(Shard(part.key, part.global_offset, numbers, size, expert))
+        found.append((plan.parameters, plan.weights - plan.buffers, shards))
+    return found
+
+
+# The smallest worlds in which these layouts have every coordinate, dense parts and experts more than once.
+SMALL_WORLDS = {
+    "TP2 PP2 EP2 of 8": (8, dict(tensor=2, pipeline=2, expert=2)),
+    # More tensor ranks than key-value groups.
+    "TP4 EP2 of 8": (8, dict(tensor=4, expert=2)),
+}
+
+
+@pytest.mark.parametrize("world, sizes", SMALL_WORLDS.values(), ids=SMALL_WORLDS)
+def test_shards_of_all_ranks_are_the_real_model_each_as_often_as_the_layout_copies_it(world, sizes):
+    sizes = {f"{name}_model_parallel_size": size for name, size in sizes.items()}
+    cfg = MegatronConfig(**sizes, sequence_parallel=True)
+    config = PolicyConfig(model_name="nano_30b_a3b", precision="bfloat16", megatron_cfg=cfg)
+    ranks = run_distributed(shards_of_every_rank, 1, config, world)[0]
+    copies = Counter(shard for *_, shards in ranks for shard in shards)
+    assert sum(shard.numbers for shard in copies) == 31_577_937_344
+    assert len(copies) == len({(shard.key, shard.offset) for shard in copies})
+    of_stage = world // cfg.pipeline_model_parallel_size
+    for shard, count in copies.items():
+        if shard.expert:
+            assert count == of_stage // cfg.expert_model_parallel_size // cfg.expert_tensor_parallel, shard
+        else:  # cut over tensor ranks; or a norm, a router, which all of them have
+            assert count in (of_stage // cfg.tensor_model_parallel_size, of_stage), shard
+    for parameters, size, shards in ranks:
+        assert parameters == sum(shard.numbers for shard in shards)
+        assert size == sum(shard.size for shard in shards)
+    assert sum(size for _, size, _ in ranks) == sum(count * shard.size for shard, count in copies.items())
 
 
 @pytest.mark.parametrize("layout", NANO.values(), ids=NANO)

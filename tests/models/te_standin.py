@@ -1,8 +1,10 @@
-"""A stand-in for Transformer Engine, which cannot be installed without CUDA: the classes that megatron-core builds on, in torch.
+"""A stand-in for Transformer Engine, which cannot be installed without CUDA: the classes that megatron-core builds on,
+in torch.
 
-SIGNATURES is what Transformer Engine 2.8.0 takes, read from its sources; a call with anything else raises TypeError here as there.
-Products are done in the precision of their operands, and RAN notes whether an FP8 region was open around each. Everything else of
-the package is there only to be imported.
+SIGNATURES is what Transformer Engine 2.8.0 takes, read from its sources; a call with anything else raises TypeError
+here as there. Products are done in the precision of their operands, and RAN notes whether an FP8 region was open around
+each. NAMES is what else megatron-core imports of it, there only to be imported; what is in neither is an ImportError,
+as it is where another version of Transformer Engine has moved it.
 """
 
 import contextlib
@@ -15,9 +17,10 @@ import types
 import torch
 
 VERSION = "2.8.0"
-LINEAR = """in_features out_features sequence_parallel= fuse_wgrad_accumulation= tp_group= tp_size= get_rng_state_tracker= rng_tracker_name=
-    init_method= bias= return_bias= params_dtype= parallel_mode= parameters_split= device= ub_overlap_ag= ub_overlap_rs=
-    ub_overlap_rs_dgrad= ub_bulk_dgrad= ub_bulk_wgrad= ub_name= delay_wgrad_compute= symmetric_ar_type= save_original_input= name="""
+LINEAR = """in_features out_features sequence_parallel= fuse_wgrad_accumulation= tp_group= tp_size=
+    get_rng_state_tracker= rng_tracker_name= init_method= bias= return_bias= params_dtype= parallel_mode=
+    parameters_split= device= ub_overlap_ag= ub_overlap_rs= ub_overlap_rs_dgrad= ub_bulk_dgrad= ub_bulk_wgrad= ub_name=
+    delay_wgrad_compute= symmetric_ar_type= save_original_input= name="""
 SIGNATURES = {
     "Linear": (LINEAR, "inp is_first_microbatch= fp8_output= fp8_grad="),
     "LayerNormLinear": (
@@ -26,18 +29,19 @@ SIGNATURES = {
         "inp is_first_microbatch= fp8_output= fp8_grad=",
     ),
     "GroupedLinear": (
-        """num_gemms in_features out_features sequence_parallel= fuse_wgrad_accumulation= tp_group= tp_size= get_rng_state_tracker=
-        rng_tracker_name= init_method= bias= return_bias= params_dtype= parallel_mode= device= ub_overlap_rs= ub_overlap_ag= ub_name=
-        delay_wgrad_compute= save_original_input=""",
+        """num_gemms in_features out_features sequence_parallel= fuse_wgrad_accumulation= tp_group= tp_size=
+        get_rng_state_tracker= rng_tracker_name= init_method= bias= return_bias= params_dtype= parallel_mode= device=
+        ub_overlap_rs= ub_overlap_ag= ub_name= delay_wgrad_compute= save_original_input=""",
         "inp m_splits is_first_microbatch=",
     ),
     "DotProductAttention": (
-        """num_attention_heads kv_channels num_gqa_groups= attention_dropout= qkv_format= attn_mask_type= window_size= sequence_parallel=
-        tp_size= get_rng_state_tracker= tp_group= layer_number= attention_type= cp_group= cp_global_ranks= cp_stream= cp_comm_type=
-        softmax_scale= softmax_type=""",
-        """query_layer key_layer value_layer attention_mask= qkv_format= cu_seqlens_q= cu_seqlens_kv= cu_seqlens_q_padded=
-        cu_seqlens_kv_padded= max_seqlen_q= max_seqlen_kv= attn_mask_type= window_size= checkpoint_core_attention=
-        core_attention_bias_type= core_attention_bias= alibi_slopes= fast_zero_fill= inference_params= pad_between_seqs= fp8_output=""",
+        """num_attention_heads kv_channels num_gqa_groups= attention_dropout= qkv_format= attn_mask_type= window_size=
+        sequence_parallel= tp_size= get_rng_state_tracker= tp_group= layer_number= attention_type= cp_group=
+        cp_global_ranks= cp_stream= cp_comm_type= softmax_scale= softmax_type=""",
+        """query_layer key_layer value_layer attention_mask= qkv_format= cu_seqlens_q= cu_seqlens_kv=
+        cu_seqlens_q_padded= cu_seqlens_kv_padded= max_seqlen_q= max_seqlen_kv= attn_mask_type= window_size=
+        checkpoint_core_attention= core_attention_bias_type= core_attention_bias= alibi_slopes= fast_zero_fill=
+        inference_params= pad_between_seqs= fp8_output=""",
     ),
     "RMSNorm": ("hidden_size eps= sequence_parallel= params_dtype= zero_centered_gamma= device=", "input"),
     "Fp8Padding": ("num_gemms align_size=", "inp m_splits"),
@@ -45,13 +49,43 @@ SIGNATURES = {
 }
 # Pydantic dataclasses, which leave out what they do not know.
 RECIPES = {
-    "DelayedScaling": {"margin", "fp8_format", "amax_history_len", "amax_compute_algo", "reduce_amax", "fp8_dpa", "fp8_mha"},
+    "DelayedScaling": set(
+        "margin fp8_format amax_history_len amax_compute_algo reduce_amax fp8_dpa fp8_mha".split(),
+    ),
     "Float8CurrentScaling": {"use_power_2_scales", "fp8_format", "fp8_dpa", "fp8_mha"},
     "MXFP8BlockScaling": {"margin", "fp8_format", "fp8_dpa", "fp8_mha"},
     "Float8BlockScaling": {"use_f32_scales", "fp8_format", "fp8_dpa", "fp8_mha"},
 }
-# Without it megatron-core takes torch's own.
-MISSING = ("transformer_engine.pytorch.optimizers",)
+# Not transformer_engine.pytorch.optimizers: without it megatron-core takes torch's own.
+PYTORCH = "transformer_engine.pytorch"
+NAMES = {
+    "transformer_engine.common": "",
+    "transformer_engine_torch": "",
+    PYTORCH: "fp8_model_init TransformerEngineBaseModule",
+    f"{PYTORCH}.attention": "",
+    f"{PYTORCH}.attention.rope": "apply_rotary_pos_emb",
+    f"{PYTORCH}.constants": "TE_DType",
+    f"{PYTORCH}.cpu_offload": "get_cpu_offload_context",
+    f"{PYTORCH}.cross_entropy": "parallel_cross_entropy",
+    f"{PYTORCH}.distributed": """CudaRNGStatesTracker activation_recompute_forward gather_along_first_dim
+        is_fp8_activation_recompute_enabled reduce_scatter_along_first_dim""",
+    f"{PYTORCH}.float8_tensor": "Float8Tensor",
+    f"{PYTORCH}.graph": """make_graphed_callables restore_fp8_tensors save_fp8_tensors set_capture_end
+        set_capture_start""",
+    f"{PYTORCH}.module": "",
+    f"{PYTORCH}.module.base": "TransformerEngineBaseModule get_dummy_wgrad",
+    f"{PYTORCH}.ops": "FusibleOperation Sequential",
+    f"{PYTORCH}.permutation": """moe_permute moe_permute_with_probs moe_sort_chunks_by_index
+        moe_sort_chunks_by_index_with_probs moe_unpermute""",
+    f"{PYTORCH}.router": "fused_compute_score_for_moe_aux_loss fused_moe_aux_loss fused_topk_with_score_function",
+    f"{PYTORCH}.tensor": "QuantizedTensor",
+    f"{PYTORCH}.tensor.float8_blockwise_tensor": "Float8BlockwiseQTensor",
+    f"{PYTORCH}.tensor.float8_tensor": "Float8Tensor",
+    f"{PYTORCH}.tensor.mxfp8_tensor": "MXFP8Tensor",
+    f"{PYTORCH}.tensor.nvfp4_tensor": "NVFP4Tensor",
+    f"{PYTORCH}.tensor.utils": "cast_master_weights_to_fp8 post_all_gather_processing replace_raw_data",
+    f"{PYTORCH}.utils": "make_weak_ref",
+}
 # The recipes of the FP8 regions that are open, innermost last; None where one switches FP8 off.
 REGIONS: list = [None]
 # (module, recipe of the region around it or None, rows of its input or of each of its inputs) of every call, in order.
@@ -91,7 +125,8 @@ class Layer(torch.nn.Module):
     def matrix(self, given) -> torch.nn.Parameter:
         rows = given.out_features // (given.tp_size if given.parallel_mode == "column" else 1)
         columns = given.in_features // (given.tp_size if given.parallel_mode == "row" else 1)
-        weight = torch.nn.Parameter(torch.empty(rows, columns, dtype=given.params_dtype, device=torch.get_default_device()))
+        device = torch.get_default_device()
+        weight = torch.nn.Parameter(torch.empty(rows, columns, dtype=given.params_dtype, device=device))
         if given.bias:
             raise NotImplementedError("these networks have no bias")
         given.init_method(weight)
@@ -162,18 +197,21 @@ class RMSNorm(Layer):
 
 
 class Fp8Padding(Layer):
+    """align_size None is 32 under MXFP8, 16 under every other recipe, blockwise too."""
+
     kind = "Fp8Padding"
 
     def build(self, given):
-        pass
+        self.align_size = getattr(given, "align_size", None)
 
     def sizes(self, m_splits):
-        return [-(-size // 16) * 16 for size in m_splits]
+        block = self.align_size or (32 if type(REGIONS[-1]).__name__ == "MXFP8BlockScaling" else 16)
+        return [-(-size // block) * block for size in m_splits]
 
     def run(self, inp, m_splits):
         sizes = self.sizes(m_splits)
-        parts = [torch.nn.functional.pad(part, (0, 0, 0, size - len(part))) for part, size in zip(inp.split(m_splits), sizes)]
-        return torch.cat(parts), sizes
+        pairs = zip(inp.split(m_splits), sizes)
+        return torch.cat([torch.nn.functional.pad(part, (0, 0, 0, size - len(part))) for part, size in pairs]), sizes
 
 
 class Fp8Unpadding(Fp8Padding):
@@ -203,7 +241,9 @@ def fp8_autocast(enabled=True, calibrating=False, fp8_recipe=None, fp8_group=Non
         REGIONS.pop()
 
 
-def checkpoint(function, *args, distribute_saved_activations=False, get_rng_state_tracker=None, tp_group=None, **kwargs):
+def checkpoint(
+    function, *args, distribute_saved_activations=False, get_rng_state_tracker=None, tp_group=None, **kwargs
+):
     """Recomputes within the region that was open in the forward pass."""
     region = REGIONS[-1]
 
@@ -220,26 +260,13 @@ def general_gemm(A, B, out_dtype=None, layout="TN", **_):
     return [{"TN": lambda: B @ A.t(), "NN": lambda: B @ A, "NT": lambda: B.t() @ A}[layout]()]
 
 
-class Package(types.ModuleType):
-    """A module in which every name can be found, as a class of its own."""
-
-    __path__: list = []
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {"apply": None})
-
-
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("transformer_engine", "transformer_engine_torch") and name not in MISSING:
+        if name in NAMES or name in CONTENTS:
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
-    def create_module(self, spec):
-        return Package(spec.name)
-
     def exec_module(self, module):
+        vars(module).update({name: type(name, (), {"apply": None}) for name in NAMES.get(module.__name__, "").split()})
         vars(module).update(CONTENTS.get(module.__name__, {}))
 
 
@@ -252,7 +279,13 @@ CONTENTS = {
         "Format": types.SimpleNamespace(E4M3="E4M3", HYBRID="HYBRID"),
     },
     "transformer_engine.pytorch": {**{layer.__name__: layer for layer in LAYERS}, "fp8_autocast": fp8_autocast},
-    "transformer_engine.pytorch.fp8": {"FP8GlobalStateManager": STATE, "fp8_autocast": fp8_autocast},
+    "transformer_engine.pytorch.fp8": {
+        "FP8GlobalStateManager": STATE,
+        "fp8_autocast": fp8_autocast,
+        "check_fp8_support": lambda: (True, ""),
+        "check_mxfp8_support": lambda: (True, ""),
+        "check_fp8_block_scaling_support": lambda: (True, ""),
+    },
     "transformer_engine.pytorch.distributed": {"checkpoint": checkpoint},
     "transformer_engine.pytorch.cpp_extensions": {"general_gemm": general_gemm},
     "transformer_engine.pytorch.module.base": {"get_workspace": lambda: None},

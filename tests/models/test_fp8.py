@@ -2,6 +2,7 @@
 
 import pytest
 
+from nemo_cascade.data.packing import document_multiple
 from nemo_cascade.engine.config import MegatronConfig
 from nemo_cascade.models import fp8
 from nemo_cascade.models.fp8 import Fp8Config, attention_layers_and_mamba_before, matrices, matrices_in_bf16, unaligned
@@ -12,7 +13,7 @@ NANO = get_preset("nano_30b_a3b")
 MICRO_LAYOUTS = {
     "one": dict(world=1),
     "TP2": dict(world=2, tensor_model_parallel_size=2, sequence_parallel=True),
-    "TP4": dict(world=4, tensor_model_parallel_size=2, expert_model_parallel_size=4, sequence_parallel=True),
+    "TP2 EP4": dict(world=4, tensor_model_parallel_size=2, expert_model_parallel_size=4, sequence_parallel=True),
     "PP2": dict(world=2, pipeline_model_parallel_size=2),
 }
 
@@ -38,8 +39,9 @@ def shapes_of_the_model(settings):
             name = name.removesuffix(".weight")
             before, _, after = name.partition("local_experts.")
             name = before + after.partition(".")[2] if after else name
-            rows, columns, copies = found.get((number, name), (*parameter.shape[:2], 0)) if parameter.dim() > 1 else (0, 0, 0)
-            found[number, name] = rows, columns, copies + 1
+            shape = (*parameter.shape[:2],) if parameter.dim() > 1 else (0, 0)
+            *_, copies = found.get((number, name), (0,))
+            found[number, name] = *shape, copies + 1
     return found
 
 
@@ -62,7 +64,10 @@ def test_nanos_attention_layers_and_the_mamba_layers_before_them():
     assert len(kept) == 6 * 2 + 6 * 2 and {NANO.pattern[layer] for layer, _ in kept} == {"M", "*"}
 
 
-@pytest.mark.parametrize("pattern, layers", [("M*E", {0, 1}), ("ME*", {0, 2}), ("*M", {0}), ("MM**", {1, 2, 3}), ("MEME", set())])
+PATTERNS = {"M*E": {0, 1}, "ME*": {0, 2}, "*M": {0}, "MM**": {1, 2, 3}, "MEME": set()}
+
+
+@pytest.mark.parametrize("pattern, layers", PATTERNS.items())
 def test_before_means_the_last_mamba_layer_that_comes_earlier(pattern, layers):
     assert attention_layers_and_mamba_before(pattern) == layers
 
@@ -100,8 +105,9 @@ def test_the_other_recipes_take_all_of_nano_until_it_is_split_too_far():
 
 
 def test_layers_that_stay_in_bf16_anyway_need_not_fit():
-    first_two = layout("blockwise", first_last_layers_bf16=True, num_layers_at_start_in_bf16=2, num_layers_at_end_in_bf16=0)
-    assert {m.layer for m in unaligned(NANO, first_two)} == {n for n, kind in enumerate(NANO.pattern) if kind in "ME"} - {0, 1}
+    numbers = dict(num_layers_at_start_in_bf16=2, num_layers_at_end_in_bf16=0)
+    first_two = {m.layer for m in unaligned(NANO, layout("blockwise", first_last_layers_bf16=True, **numbers))}
+    assert first_two == {n for n, kind in enumerate(NANO.pattern) if kind in "ME"} - {0, 1}
     attention = {m.layer for m in unaligned(NANO, layout("blockwise", attention_in_bf16=True))}
     assert attention == {n for n, kind in enumerate(NANO.pattern) if kind in "ME"} - {4, 11, 18, 25, 32, 41}
 
@@ -118,5 +124,7 @@ def test_what_does_not_fit_is_kept_in_bf16_only_when_asked():
 def test_packs_are_whole_blocks_on_every_rank(recipe, multiple):
     assert fp8.token_multiple(layout(recipe)) == multiple
     split = layout(recipe, tensor_model_parallel_size=2, context_parallel_size=4, sequence_parallel=True)
-    assert fp8.token_multiple(split) == multiple * 2 * 8
+    assert fp8.token_multiple(split) == multiple * 2 * 4
+    # Of which each document has 2 * CP equal chunks.
+    assert fp8.token_multiple(split) % document_multiple(4) == 0
     assert fp8.token_multiple(MegatronConfig()) == 1

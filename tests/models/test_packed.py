@@ -12,10 +12,9 @@ LENGTHS = [1, CHUNK, CHUNK + 1, 3, 2 * CHUNK + 7, 1, 200, CHUNK - 1]
 
 def logits_and_gradients(model_name):
     """(packed, alone): logits of each document and the gradient of one sum over all of them."""
-    from megatron.core.packed_seq_params import PackedSeqParams
-
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.config import MegatronConfig
+    from nemo_cascade.models.megatron import packed_params
     from nemo_cascade.models.presets import get_preset
     from nemo_cascade.models.specs import build_model, transformer_config
 
@@ -29,10 +28,7 @@ def logits_and_gradients(model_name):
 
     def packed():
         borders = torch.tensor([0, *LENGTHS]).cumsum(0).int()
-        params = PackedSeqParams(
-            qkv_format="thd", cu_seqlens_q=borders, cu_seqlens_kv=borders,
-            max_seqlen_q=max(LENGTHS), max_seqlen_kv=max(LENGTHS),
-        )  # fmt: skip
+        params = packed_params(borders, max(LENGTHS))
         positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
         return model(torch.cat(documents)[None], positions, None, packed_seq_params=params)[0].split(LENGTHS)
 

@@ -1,4 +1,5 @@
-"""Logits and every gradient equal transformers' `NemotronHForCausalLM`, over networks of many shapes, from weights that it drew."""
+"""Logits and every gradient equal transformers' `NemotronHForCausalLM`, over networks of many shapes, from weights that
+it drew."""
 
 import pytest
 import torch
@@ -36,13 +37,16 @@ SHAPES = {
     "one key-value head": dict(hybrid_override_pattern="**ME", num_key_value_heads=1),
     "as many key-value heads as heads": dict(hybrid_override_pattern="M*ME", num_key_value_heads=4, head_dim=12),
     "experts first, attention last": dict(hybrid_override_pattern="EEMM*", ssm_state_size=8, conv_kernel=3),
-    "the real pattern": dict(hybrid_override_pattern="MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME", initializer_range=0.05),
+    "the real pattern": dict(
+        hybrid_override_pattern="MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME", initializer_range=0.05
+    ),
 }
 ROWS, LENGTH = 2, 37
 
 
 def drawn(folder, shape):
-    """transformers' model with weights of its own, saved to `folder`, and its answers: logits [rows, length, vocab], gradients."""
+    """transformers' model with weights of its own, saved to `folder`, and its answers: logits [rows, length, vocab],
+    gradients."""
     from transformers import NemotronHConfig, NemotronHForCausalLM
 
     torch.manual_seed(0)
@@ -62,8 +66,8 @@ def drawn(folder, shape):
     return tokens, logits.detach()
 
 
-def ours(folder, tokens):
-    """Our model's logits from the same folder, and its gradients under Hugging Face's names."""
+def ours(folder, tokens, precision="float32"):
+    """Our model's weights, logits and gradients from the same folder, under Hugging Face's names, on the CPU."""
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.config import MegatronConfig
     from nemo_cascade.engine.convert import read_hf
@@ -74,17 +78,18 @@ def ours(folder, tokens):
 
     parallel.init(MegatronConfig())
     preset = get_preset(str(folder))
-    model = build_model(preset, transformer_config(preset))
+    settings = dict(params_dtype=getattr(torch, precision), bf16=precision == "bfloat16")
+    model = build_model(preset, transformer_config(preset, **settings)).cuda()
     read_hf(model, folder, preset)
-    weights = {name: tensor.clone() for name, tensor in hf_tensors(full_tensors(model), preset)}
-    positions = torch.arange(LENGTH).expand(ROWS, LENGTH)
+    weights = {name: tensor.cpu().clone() for name, tensor in hf_tensors(full_tensors(model), preset)}
+    tokens, positions = tokens.cuda(), torch.arange(LENGTH).expand(ROWS, LENGTH).cuda()
     logits = model(tokens[:, :-1], positions, None)
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).backward()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.grad)
-    gradients = {name: tensor.clone() for name, tensor in hf_tensors(full_tensors(model), preset)}
-    return weights, logits.detach(), {name: g for name, g in gradients.items() if "e_score" not in name}
+    gradients = {name: tensor.cpu().clone() for name, tensor in hf_tensors(full_tensors(model), preset)}
+    return weights, logits.detach().float().cpu(), {name: g for name, g in gradients.items() if "e_score" not in name}
 
 
 def apart(mine: torch.Tensor, other: torch.Tensor) -> float:
@@ -102,6 +107,6 @@ def test_logits_and_every_gradient_equal_transformers(tmp_path, shape):
     assert all(torch.equal(weights[name], written[name]) for name in weights), "the weights came in changed"
     assert expected.std() > 0.05, "a flat model would hide errors"
     assert apart(logits, expected) < 2e-5 and (logits - expected).abs().max() / expected.abs().max() < 2e-5
-    assert all(slopes[name].norm() > 0 for name in gradients if "experts." not in name), "a parameter without gradient hides errors"
+    assert all(slopes[name].norm() > 0 for name in gradients if "experts." not in name), "no gradient hides errors"
     assert max(apart(gradients[name], slopes[name]) for name in gradients if slopes[name].norm() > 0) < 1e-4
     assert all(gradients[name].norm() == 0 for name in gradients if slopes[name].norm() == 0)

@@ -32,6 +32,8 @@ def on_meta(name):
     counts = {key: parameter.numel() for key, parameter in model.named_parameters()}
     assert all(parameter.is_meta for parameter in model.parameters())
     names = [re.sub(r"experts\.local_experts\.\d+\.", "experts.experts.", key) for key in model.state_dict()]
+    # megatron-core 0.19 has the convolution's weights in the mixer itself, under the old names in checkpoints.
+    names = [name.replace("mixer.conv1d_", "mixer.conv1d.") for name in names]
     return sum(counts.values()), sum(n for key, n in counts.items() if ".local_experts." in key), names
 
 
