@@ -49,14 +49,14 @@ def linear_flops(preset: ModelConfig, tokens: int, trained: int) -> int:
 def training_flops(preset: ModelConfig, lengths: list[int], trained: int) -> int:
     """Of a training step on documents of these lengths: weights, attention to earlier tokens, Mamba's state.
 
-    Attention counts the pairs that causality leaves. Of Mamba count the update of the state and what is read from it,
-    2 * heads * head_dim * state each, and the convolution: as few as any form of the scan needs.
+    Attention counts the pairs that causality leaves; Mamba its convolution and its recurrence (h = a h + dt x B^T,
+    y = C h: 6 a number of the state), not what a chunked form does beside it.
     """
     inner = preset.mamba_num_heads * preset.mamba_head_dim
     pairs = sum(n * (n + 1) // 2 for n in lengths)
     attention = 4 * pairs * preset.num_attention_heads * preset.kv_channels
     channels = inner + 2 * preset.mamba_num_groups * preset.mamba_state_dim
-    mamba = sum(lengths) * (4 * inner * preset.mamba_state_dim + 2 * preset.mamba_conv_kernel * channels)
+    mamba = sum(lengths) * (6 * inner * preset.mamba_state_dim + 2 * preset.mamba_conv_kernel * channels)
     layers = 3 * (preset.pattern.count("*") * attention + preset.pattern.count("M") * mamba)
     return linear_flops(preset, sum(lengths), trained) + layers
 

@@ -2,6 +2,8 @@
 with Mamba's fp32 decay rates."""
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace, extract_matching_values, merge
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
@@ -59,6 +61,32 @@ def build_schedule(optimizer, config: PolicyConfig, max_num_steps: int) -> Optim
         wd_incr_steps=decay_steps,
         wd_incr_style="constant",
     )
+
+
+def optimizer_state(optimizer, model_state: dict, is_loading: bool) -> tuple[dict, dict]:
+    """(what a checkpoint holds of an optimizer's state: of each parameter under the parameter's own name; the rest).
+
+    With expert parallel megatron-core gives the experts an optimizer of their own. Its checkpoints would number the two
+    and keep the settings of each one's groups, so that no layout without expert parallel could read them, nor the other
+    way round. The settings are the config's and the schedule's, and the step is the policy's.
+    """
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+    state = optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=metadata)
+    return extract_matching_values(state, lambda value: isinstance(value, ShardedBase))
+
+
+def restore_state(optimizer, loaded: dict, rest: dict, step: int) -> None:
+    """Puts back what was read of the first of `optimizer_state`, beside the second, after so many steps."""
+    rest = dict_list_map_outplace(lambda v: v.unwrap() if isinstance(v, LocalNonpersistentObject) else v, rest)
+    state = merge(rest, loaded)
+    for part in state.values() if 0 in state else [state]:
+        # One that is not distributed has no such level.
+        part = part.get("optimizer", part)
+        for group in part["param_groups"]:
+            group["step"] = step
+        if "common_step" in part.get("state", {}):
+            part["state"]["common_step"] = step
+    optimizer.load_state_dict(state)
 
 
 def restore_state_order(part: DistributedOptimizer) -> None:

@@ -36,7 +36,7 @@ from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_s
 from nemo_cascade.engine.convert import read_hf  # noqa: E402
 from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
-from nemo_cascade.engine.optimizer import build_optimizer, build_schedule  # noqa: E402
+from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optimizer_state, restore_state  # noqa: E402
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
@@ -174,7 +174,9 @@ class Policy:
         """Writes weights/ (and optimizer/) below `directory` as megatron-core distributed checkpoints."""
         self._save_part(sharded_state_dict(self.model), Path(directory) / "weights")
         if optimizer:
-            self._save_part(self._optimizer_state(is_loading=False), Path(directory) / "optimizer")
+            tensors, _ = optimizer_state(self.optimizer, sharded_state_dict(self.model), is_loading=False)
+            state = {"optimizer": tensors, "scheduler": self.scheduler.state_dict(), "step": self.step}
+            self._save_part(state, Path(directory) / "optimizer")
 
     def load(self, directory: Path, optimizer: bool = True) -> None:
         """Reads what `save` wrote, at any layout. With optimizer=True the step counter and schedule come back as well."""
@@ -183,8 +185,9 @@ class Policy:
             if self._training:
                 self.optimizer.reload_model_params()
         else:
-            state = dist_checkpointing.load(self._optimizer_state(is_loading=True), str(Path(directory) / "optimizer"))
-            self.optimizer.load_state_dict(state["optimizer"])
+            tensors, rest = optimizer_state(self.optimizer, sharded_state_dict(self.model), is_loading=True)
+            state = dist_checkpointing.load({"optimizer": tensors}, str(Path(directory) / "optimizer"))
+            restore_state(self.optimizer, state["optimizer"], rest, state["step"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.step = state["step"]
             # After the optimizer: one in host memory makes room for its state by a step on random gradients.
@@ -316,13 +319,3 @@ class Policy:
         # a synchronous save ends in this process, where a plain queue does.
         filesystem_async._results_queue = queue.Queue()
         dist_checkpointing.save(state, str(directory))
-
-    def _optimizer_state(self, is_loading: bool) -> dict:
-        model_state = sharded_state_dict(self.model)
-        return {
-            "optimizer": self.optimizer.sharded_state_dict(
-                model_state, is_loading=is_loading, metadata={"distrib_optim_sharding_type": "fully_reshardable"}
-            ),
-            "scheduler": self.scheduler.state_dict(),
-            "step": self.step,
-        }
