@@ -27,12 +27,12 @@ from megatron.core.distributed import (  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.transformer import TransformerConfig  # noqa: E402
 
-from nemo_cascade.data.packing import document_multiple, pack_multiple  # noqa: E402
+from nemo_cascade.data.packing import document_multiple  # noqa: E402
 from nemo_cascade.data.sample import Sample  # noqa: E402
 from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
 from nemo_cascade.engine import parallel  # noqa: E402
 from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs  # noqa: E402
-from nemo_cascade.engine.config import PolicyConfig, recompute_settings  # noqa: E402
+from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_settings  # noqa: E402
 from nemo_cascade.engine.convert import read_hf  # noqa: E402
 from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
@@ -257,9 +257,7 @@ class Policy:
         """This rank's share of the global batch; all ranks that hold a part of a pack have the whole of it."""
         size, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         layout = self.config.megatron_cfg
-        needed = pack_multiple(layout.tensor_model_parallel_size, layout.context_parallel_size)
-        multiple = math.lcm(needed, fp8.token_multiple(layout))
-        slot = document_multiple(layout.context_parallel_size)
+        multiple, slot = pack_alignment(layout), document_multiple(layout.context_parallel_size)
         plan = plan or plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size, slot)
         return [
             build_pack(samples, indices, multiple, self.device, document_multiple=slot) for indices in plan[rank::size]

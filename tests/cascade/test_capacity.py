@@ -113,7 +113,8 @@ def test_a_layout_under_which_nothing_decodes_yet_is_planned_and_told():
     assert note.startswith("cannot be run yet: under policy.megatron_cfg.context_parallel_size=4 the embedded rollout")
     assert "the rollouts or validation of every stage; planned as if" in note
     assert plan("node")["notes"] == ()
-    (note,) = plan("node", (LAYOUT + "pipeline_model_parallel_size=2", "cascade.validation.num_prompts=0"))["notes"]
+    pipeline = (LAYOUT + "pipeline_model_parallel_size=2", LAYOUT + "expert_model_parallel_size=4")
+    (note,) = plan("node", (*pipeline, "cascade.validation.num_prompts=0"))["notes"]
     assert "pipeline_model_parallel_size=2" in note and "validation of if_rl, multi_domain_rl" in note
     sft = ("cascade.order=[sft]", "cascade.validation.num_prompts=0", LAYOUT + "context_parallel_size=2")
     assert plan("node", sft)["notes"] == ()

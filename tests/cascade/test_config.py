@@ -328,13 +328,13 @@ CASES = {
     ),
     "validation under pipeline parallel": (
         ["cascade.order=[sft]", "policy.megatron_cfg.pipeline_model_parallel_size=2"],
-        "cascade.validation.num_prompts: 300, but validation samples, which the embedded rollout engine cannot do under "
-        "the pipeline parallel of sft; set it to 0 or policy.megatron_cfg.pipeline_model_parallel_size to 1",
+        "cascade.validation.num_prompts: 300, but validation samples, which the embedded rollout engine cannot do "
+        "under the pipeline parallel of sft; set it to 0 or policy.megatron_cfg.pipeline_model_parallel_size to 1",
     ),
     "validation under context parallel": (
         ["cascade.order=[sft]", "policy.megatron_cfg.context_parallel_size=2"],
-        "cascade.validation.num_prompts: 300, but validation samples, which the embedded rollout engine cannot do under "
-        "the context parallel of sft; set it to 0 or policy.megatron_cfg.context_parallel_size to 1",
+        "cascade.validation.num_prompts: 300, but validation samples, which the embedded rollout engine cannot do "
+        "under the context parallel of sft; set it to 0 or policy.megatron_cfg.context_parallel_size to 1",
     ),
     "a gate on a stage without a parent": (
         ["cascade.stages.sft.gate.max_drop.math=0.05"],
@@ -575,7 +575,7 @@ def test_a_pack_that_padding_could_outgrow_is_refused_with_the_next_size_that_it
 
 
 def test_what_is_refused_would_have_failed_at_the_first_long_document():
-    """8,189 inputs of a document of 8,190 tokens, in eighths, are 8,192: more than its pack; in a legal one they fit."""
+    """8,189 inputs of a document of 8,190 tokens, in eighths, are 8,192: more than its pack; a legal one has room."""
     slots = round_up(8190 - 1, document_multiple(4))
     with pytest.raises(ValueError, match="document 0 has 8192 tokens, more than the 8190 of a pack"):
         pack([slots], 8190)
@@ -658,7 +658,7 @@ def packs(tmp_path_factory):
 
 def packed(folder, *more: str) -> list[str]:
     """Overrides of `tiny` that have its SFT train on a folder."""
-    return [f"cascade.stages.sft.data.train={{packs: {{data_path: {folder}}}}}", *more]
+    return ["~cascade.stages.sft.data.train", f"cascade.stages.sft.data.train.packs.data_path={folder}", *more]
 
 
 def test_sft_takes_a_folder_of_packs(packs):

@@ -111,7 +111,7 @@ def test_layers_keep_for_their_backward_pass_what_the_formulas_say(precision, si
 
 
 def peaks_without_gradients(precision):
-    """The most bytes that each layer of WIDE has at once over a pack of DOCUMENTS, its input with them, by its letter."""
+    """The most bytes that each layer of WIDE has at once over a pack of DOCUMENTS, with its input, by its letter."""
     from nemo_cascade.data.sample import Sample
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.batch import build_pack
