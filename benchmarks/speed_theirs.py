@@ -11,12 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from datasets import Dataset
 from speed import GROUP, GRPO_PROMPTS, LEARNING_RATE, NEW_TOKENS, clock, read, reward, since
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
 
 # The fastest of the few that were tried with the tiny preset: chunks of 16, 32, 64 and 128, eager, grouped and batched
 # experts, 1, 2 and 4 batches. Between neighbours the difference was within noise. The scan's chunk changes no result.
@@ -88,6 +86,10 @@ def decode(folder: Path):
 
 def grpo(folder: Path):
     """One step of TRL's trainer: no KL term, one update a batch, so that it too makes no second pass for log-probs."""
+    # The other rows need neither.
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     stopwatch = Stopwatch()
     trainer = GRPOTrainer(

@@ -1,6 +1,7 @@
 """Weights pass between Hugging Face's form and megatron-core's without losing a bit, a tensor or a word on what is wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,9 @@ def test_a_shard_that_was_not_downloaded_is_named(folder, tmp_path):
 def test_the_command_converts_both_ways(folder, tmp_path):
     def convert(*arguments):
         command = [sys.executable, str(ROOT / "examples" / "convert.py"), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        # Wide, or a long path would break a message into lines.
+        environment = os.environ | {"COLUMNS": "400", "TERMINAL_WIDTH": "400"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
     there = convert("--from", "hf", "--to", "megatron", folder / "hf", tmp_path / "weights")
     assert there.returncode == 0, there.stderr

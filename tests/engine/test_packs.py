@@ -56,7 +56,7 @@ def first(output):
 
 
 def packed(directory, settings):
-    """Of a pack of all documents, a list over them: (layer whose hidden states leave this stage, or None for logits;
+    """Of this rank's pack of documents, by number: (layer whose hidden states leave this stage, or None for logits;
     what leaves it [tokens, width]; log-probs)."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import (
@@ -82,8 +82,9 @@ def packed(directory, settings):
         if parallel_state.is_pipeline_last_stage():
             layer = None
             leaving = gather_from_tensor_model_parallel_region(leaving @ policy.model.output_layer.weight.T)
-    # Packs put their longest sample first, so a document is found by its number.
-    return [(layer, leaving[pack.segments == n, 0], logprobs[n][1:]) for n in range(len(samples))]
+    # Packs put their longest sample first, so a document is found by its number; data-parallel ranks have other packs.
+    numbers = pack.segments[pack.segments >= 0].unique().tolist()
+    return {n: (layer, leaving[pack.segments == n, 0], logprobs[n][1:]) for n in numbers}
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +97,18 @@ def single(tmp_path_factory):
 def test_packed_at_a_layout_equals_alone_in_one_process(name, single):
     directory, expected = single
     world, settings = layout(name)
-    stages = set()
+    seen = set()
     for of_rank in run_distributed(packed, world, directory, settings):
-        for (hidden, logits, chosen), (layer, leaving, logprobs) in zip(expected, of_rank, strict=True):
-            stages.add(layer)
+        for number, (layer, leaving, logprobs) in of_rank.items():
+            hidden, logits, chosen = expected[number]
+            seen.add((number, layer))
             other = logits if layer is None else hidden[layer]
             error = float((leaving - other).abs().max() / other.abs().max())
             where = f"document of {len(other)} tokens, {'logits' if layer is None else f'layer {layer}'}"
             print(f"{name}: {error:.1e} {where}")
             assert leaving.shape == other.shape and error < 1e-5, where
             assert torch.tensor(logprobs).sub(chosen).abs().max() < 1e-5, where
+    stages = {layer for _, layer in seen}
     assert len(stages) == settings.get("pipeline_model_parallel_size", 1) and None in stages
+    assert len(seen) == len(stages) * len(LENGTHS), "every document on every stage"
     assert expected[0][1].std() > 0.05, "a flat model would hide errors"
