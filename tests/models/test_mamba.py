@@ -1,62 +1,19 @@
-"""The chunked scan, the packed convolution and the gated norm against their definitions, in float64."""
+"""The packed convolution, prefill, decoding and the gated norm against their definitions, in float64."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nemo_cascade.models.mamba import (
-    CHUNK,
     GatedRMSNorm,
     PackedConv,
     chunk_scan,
     conv_update,
-    same_document,
-    scan_masks,
+    foreign_rows,
     selective_state_update,
-    ssd,
 )
-
-HEADS, GROUPS, WIDTH, STATE = 4, 2, 3, 5
-
-
-def inputs(length, rows=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    x, dt = normal(rows, length, HEADS, WIDTH), F.softplus(normal(rows, length, HEADS))
-    return x, dt, -normal(HEADS).exp(), normal(rows, length, GROUPS, STATE), normal(rows, length, GROUPS, STATE)
-
-
-def recurrence(x, dt, A, B, C, seq_idx):
-    """The definition, token by token: h_t = exp(dt A) h_{t-1} + dt B x, y_t = C h_t; h starts at 0 in every document."""
-    rows, length = x.shape[:2]
-    B, C = (t.repeat_interleave(HEADS // GROUPS, 2) for t in (B, C))
-    state = torch.zeros(rows, HEADS, WIDTH, STATE, dtype=x.dtype)
-    outputs = []
-    for t in range(length):
-        if t > 0:
-            state = state * (seq_idx[:, t] == seq_idx[:, t - 1])[:, None, None, None]
-        state = state * (dt[:, t] * A).exp()[..., None, None]
-        state = state + (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, :, None, :]
-        outputs.append((state * C[:, t, :, None, :]).sum(-1))
-    return torch.stack(outputs, 1), state
-
-
-def documents(lengths):
-    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None].int()
-
-
-@settings(max_examples=25)
-@given(st.lists(st.one_of(st.just(1), st.just(CHUNK), st.integers(1, 3 * CHUNK)), min_size=1, max_size=6))
-def test_the_chunked_scan_is_the_recurrence_in_every_document(lengths):
-    x, dt, A, B, C = inputs(sum(lengths), rows=1)
-    seq_idx = documents(lengths)
-    expected, _ = recurrence(x, dt, A, B, C, seq_idx)
-    torch.testing.assert_close(ssd(x, dt, A, B, C, scan_masks(seq_idx, sum(lengths))), expected, rtol=1e-9, atol=1e-10)
+from nemo_cascade.models.scan import CHUNK
+from tests.models.recurrence import HEADS, STATE, WIDTH, documents, inputs, recurrence
 
 
 @pytest.mark.parametrize("length", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
@@ -85,33 +42,16 @@ def test_decoding_goes_on_where_prefill_stopped():
     torch.testing.assert_close(state, last, rtol=1e-9, atol=1e-10)
 
 
-def test_the_scan_has_the_gradient_of_the_recurrence():
-    lengths = [3, CHUNK + 2, 1, CHUNK]
-    seq_idx = documents(lengths)
-    results = []
-    for scan in (lambda *t: ssd(*t, scan_masks(seq_idx, sum(lengths))), lambda *t: recurrence(*t, seq_idx)[0]):
-        leaves = [t.requires_grad_() for t in inputs(sum(lengths), rows=1)]
-        y = scan(*leaves)
-        results.append(torch.autograd.grad((y * torch.arange(y.numel()).view_as(y) / y.numel()).sum(), leaves))
-    for mine, expected in zip(*results):
-        torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-9)
-
-
-def test_a_state_that_forgets_completely_is_not_a_nan():
-    x, dt, A, B, C = inputs(2 * CHUNK)
-    assert ssd(x, dt * 1e4, A, B, C, scan_masks(torch.zeros(2, 2 * CHUNK).int(), 2 * CHUNK)).isfinite().all()
-
-
 @pytest.mark.parametrize("lengths", [[1], [2, 1, 5], [4, 3, 9], [1, 1, 1, 1, 1, 1]])
 def test_the_convolution_starts_anew_with_each_document(lengths):
     generator = torch.Generator().manual_seed(0)
     channels, width, total = 6, 4, sum(lengths)
     x = torch.randn(1, total, channels, generator=generator, dtype=torch.float64)
     weight, bias = torch.randn(channels, width, generator=generator).double(), torch.randn(channels, generator=generator).double()
-    mine = PackedConv.apply(x, weight, bias, *same_document(documents(lengths), width, x.dtype))
+    mine = PackedConv.apply(x, weight, bias, foreign_rows(documents(lengths), width))
     for part, out in zip(x.split(lengths, 1), mine.split(lengths, 1)):
         padded = F.pad(part.transpose(1, 2), (width - 1, 0))
-        expected = F.conv1d(padded, weight[:, None], bias, groups=channels).transpose(1, 2)
+        expected = F.silu(F.conv1d(padded, weight[:, None], bias, groups=channels)).transpose(1, 2)
         torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -120,8 +60,8 @@ def test_the_convolution_has_the_gradient_of_finite_differences():
     x = torch.randn(2, 9, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(3, generator=generator, dtype=torch.float64, requires_grad=True)
-    same = same_document(torch.stack([documents([4, 5])[0], documents([1, 2, 6])[0]]), 4, x.dtype)
-    assert torch.autograd.gradcheck(lambda *t: PackedConv.apply(*t, *same), (x, weight, bias))
+    foreign = foreign_rows(torch.stack([documents([4, 5])[0], documents([1, 2, 6])[0]]), 4)
+    assert torch.autograd.gradcheck(lambda *t: PackedConv.apply(*t, foreign), (x, weight, bias))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)], ids=["widths side by side", "channels side by side"])

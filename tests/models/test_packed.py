@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nemo_cascade.models.mamba import CHUNK
+from nemo_cascade.models.scan import CHUNK
 from tests.helpers import run_distributed
 
 # One token, exactly a chunk, one more, across several chunks, and short ones between them.
