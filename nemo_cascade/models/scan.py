@@ -57,7 +57,8 @@ class Scan(torch.autograd.Function):
         CB = (C @ B.transpose(-1, -2)).mul_(decays.visible)
         weighted = X * decays.into
         S = (weighted.flatten(-2).transpose(-1, -2) @ B).unflatten(-2, X.shape[-2:])  # b g c r p n
-        E = torch.zeros_like(S)
+        E = torch.empty_like(S)
+        E[:, :, 0] = 0
         for c in range(S.shape[2] - 1):
             torch.addcmul(S[:, :, c], E[:, :, c], decays.over[:, :, c], out=E[:, :, c + 1])
         Y = (C @ E.flatten(3, 4).transpose(-1, -2)).view_as(X).mul_(decays.out_of)
@@ -75,7 +76,8 @@ class Scan(torch.autograd.Function):
         dY = _chunked(grad, B.shape[1])
         of_state = (dY * decays.out_of).flatten(-2)
         dE = (of_state.transpose(-1, -2) @ C).view_as(E)
-        dS, of_end = torch.zeros_like(E), []
+        dS, of_end = torch.empty_like(E), []
+        dS[:, :, -1] = 0
         for c in range(dS.shape[2] - 1, 0, -1):
             torch.addcmul(dE[:, :, c], dS[:, :, c], decays.over[:, :, c], out=dS[:, :, c - 1])
             of_end.append(_inner(dS[:, :, c - 1].flatten(-2), E[:, :, c].flatten(-2)))
