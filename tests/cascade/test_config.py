@@ -551,7 +551,7 @@ PADDED = {
     "context parallel": (("context_parallel_size=4",), 4, 8190, 8, 8192),
     "both": (("context_parallel_size=2", *TENSOR_2), 4, 1282, 4, 1284),
     "FP8": (FP8, 1, 1288, 16, 1296),
-    "FP8 and all": (("context_parallel_size=2", *TENSOR_2, *FP8), 4, 1344, 128, 1408),
+    "FP8 and all": (("context_parallel_size=2", *TENSOR_2, *FP8), 4, 1312, 64, 1344),
 }
 
 

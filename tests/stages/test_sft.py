@@ -53,6 +53,7 @@ def trained(directory, folder, layout, steps):
         seen.append([tuple(samples[index].tokens) for index in indices])
         return batch.build_pack(samples, indices, *args, **settings)
 
+    directory.mkdir(exist_ok=True)
     with patch.object(policy, "build_pack", build_pack):
         sft.run(StageRun("sft", config, directory, seed=1, rank=dist.get_rank()))
     log = MetricsLog(directory / "metrics.jsonl").read()
