@@ -39,7 +39,7 @@ _COUNTS_TOKENS = any(field.name == "total_tokens" for field in dataclasses.field
 # The argument that is the network's pattern of layers.
 _NAMES = ("hybrid_layer_pattern", "hybrid_override_pattern")
 PATTERN = next(name for name in _NAMES if name in inspect.signature(HybridModel).parameters)
-# Newer ones may decode several tokens a row at once, for speculative decoding.
+# Newer ones may decode several tokens of a row at once, for speculative decoding.
 _HAS_TOKEN_AXIS = "intermediate_conv_state" in inspect.signature(MambaMixer._ssm_decode).parameters
 
 
@@ -72,11 +72,11 @@ def decoding_kernel(kernel, *one_token: int):
     def with_axis(*args, intermediate_conv_states=None, intermediate_ssm_states=None, **kwargs):
         if intermediate_conv_states is not None or intermediate_ssm_states is not None:
             raise ValueError("speculative decoding needs the CUDA kernels")
-        args = [arg[:, 0] if place in one_token else arg for place, arg in enumerate(args)]
-        return kernel(*args, **kwargs)[:, None]
+        # First, as hidden states have it: only dynamic batching turns tokens and rows around.
+        args = [arg[0] if place in one_token else arg for place, arg in enumerate(args)]
+        return kernel(*args, **kwargs)[None]
 
     return with_axis if _HAS_TOKEN_AXIS else kernel
-
 
 
 def moe_spec(use_te: bool, router: type, experts: type | None = None):

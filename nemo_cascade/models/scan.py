@@ -66,7 +66,7 @@ class Scan(torch.autograd.Function):
             Y[..., r, :] += decays.inside(r).mul_(CB) @ X[..., r, :]
         ctx.save_for_backward(x, B, C, CB, D, X, weighted, E, Y)
         ctx.decays = decays
-        return _unchunked(Y, length).contiguous().addcmul_(x, D[:, None])
+        return torch.addcmul(_unchunked(Y, length), x, D[:, None])
 
     @staticmethod
     @once_differentiable
@@ -93,7 +93,7 @@ class Scan(torch.autograd.Function):
         dB = (weighted.flatten(-2) @ dS.flatten(3, 4)).add_(dCB.transpose(-1, -2) @ C)
         dC = (of_state @ E.flatten(3, 4)).add_(dCB @ B)
         dt, dA = decays.backward(torch.stack(of_target), torch.stack(of_source), of_end[::-1])
-        dx = _unchunked(dX, length).contiguous().addcmul_(grad, D[:, None])
+        dx = torch.addcmul(_unchunked(dX, length), grad, D[:, None])
         dD = torch.linalg.vecdot(grad, x, dim=1).sum((0, 2))
         dt, dB, dC = (_unchunked(t, length) for t in (dt[..., None], dB[..., None, :], dC[..., None, :]))
         return dx, dt[..., 0], dA, dB, dC, dD, None

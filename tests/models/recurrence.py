@@ -6,20 +6,20 @@ import torch.nn.functional as F
 HEADS, GROUPS, WIDTH, STATE = 4, 2, 3, 5
 
 
-def inputs(length, rows=2, seed=0):
+def inputs(length, rows=2, seed=0, groups=GROUPS):
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     x, dt = normal(rows, length, HEADS, WIDTH), F.softplus(normal(rows, length, HEADS))
-    return x, dt, -normal(HEADS).exp(), normal(rows, length, GROUPS, STATE), normal(rows, length, GROUPS, STATE)
+    return x, dt, -normal(HEADS).exp(), normal(rows, length, groups, STATE), normal(rows, length, groups, STATE)
 
 
 def recurrence(x, dt, A, B, C, seq_idx):
     """The definition, token by token: h_t = exp(dt A) h_{t-1} + dt B x, y_t = C h_t; h starts at 0 in every document."""
     rows, length = x.shape[:2]
-    B, C = (t.repeat_interleave(HEADS // GROUPS, 2) for t in (B, C))
+    B, C = (t.repeat_interleave(HEADS // t.shape[2], 2) for t in (B, C))
     state = torch.zeros(rows, HEADS, WIDTH, STATE, dtype=x.dtype)
     outputs = []
     for t in range(length):

@@ -32,9 +32,10 @@ def test_the_chunked_scan_is_the_recurrence_in_every_document(lengths):
     torch.testing.assert_close(scan(*of), definition(*of), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("lengths", [[3, CHUNK + 2, 1, CHUNK], [5 * CHUNK], [1, CHUNK - 1, 2 * CHUNK + 1], [2]])
-def test_the_scan_has_the_gradient_of_the_recurrence(lengths):
-    leaves, seq_idx = (*inputs(sum(lengths), rows=1), SKIP), documents(lengths)
+def test_the_scan_has_the_gradient_of_the_recurrence(lengths, groups):
+    leaves, seq_idx = (*inputs(sum(lengths), rows=1, groups=groups), SKIP), documents(lengths)
     for mine, expected in zip(gradients(scan, leaves, seq_idx), gradients(definition, leaves, seq_idx), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-9)
 
