@@ -87,10 +87,13 @@ def test_a_converted_checkpoint_has_the_keys_shapes_and_types_of_a_saved_one(fol
     from torch.distributed.checkpoint import FileSystemReader
 
     run_distributed(to_megatron, 1, folder / "hf", tmp_path / "weights")
-    saved, converted = (
-        {key: (type(entry), getattr(entry, "size", None)) for key, entry in reader.read_metadata().state_dict_metadata.items()}
-        for reader in (FileSystemReader(folder / "policy" / "weights"), FileSystemReader(tmp_path / "weights"))
-    )
+
+    def entries(weights):
+        found = FileSystemReader(weights).read_metadata().state_dict_metadata.items()
+        # What ranks have in common is in common.pt too, or alone, where megatron-core looks when it is not here.
+        return {key: (type(e), getattr(e, "size", None)) for key, e in found if not key.startswith("common_state/")}
+
+    saved, converted = entries(folder / "policy" / "weights"), entries(tmp_path / "weights")
     assert saved == converted
     assert {path.name for path in tmp_path.iterdir()} == {"weights"}
 
