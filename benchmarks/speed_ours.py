@@ -52,6 +52,7 @@ NO_STOP = (-1,)  # so that every reply has all its tokens
 def build(folder: Path) -> Policy:
     """The preset that the folder is named after from one seed, the same weights in every process and layout."""
     PRESETS.setdefault(SHAPE_20M.name, SHAPE_20M)
+    # As in conf/tiny.yaml.
     optimizer = OptimizerConfig(lr=LEARNING_RATE, min_lr=LEARNING_RATE, use_distributed_optimizer=False)
     packing = SequencePackingConfig(train_mb_tokens=PACK_TOKENS)
     megatron = MegatronConfig(optimizer=optimizer)

@@ -148,6 +148,7 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
         if gpus > 0:
             problems += layout.legal_problems(stage, where, gpus)
     problems += agreement_problems(cascade, source)
+    problems += sampling_problems(cascade)
     problems += shadowed_problems(source)
     return list(dict.fromkeys(problems))
 
@@ -172,6 +173,7 @@ def order_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
 def cascade_problems(cascade: "CascadeConfig") -> Iterator[str]:
     """Counts and places under `cascade:`."""
     yield from validation_problems(cascade)
+    yield from sampling_problems(cascade)
     if cascade.run_dir == "" or Path(cascade.run_dir).is_file():
         yield f"cascade.run_dir: {cascade.run_dir!r} is not a folder; name a folder (it is made when missing)"
     if cascade.demo_data is not None:
@@ -179,7 +181,7 @@ def cascade_problems(cascade: "CascadeConfig") -> Iterator[str]:
 
 
 def validation_problems(cascade: "CascadeConfig") -> Iterator[str]:
-    """Ranges, and layouts under which a stage of any kind could be trained but not scored at its end."""
+    """Layouts under which a stage of any kind could be trained but not scored at its end."""
     validation = cascade.validation
     if validation.num_prompts > 0:
         stages = {name: layout.undecodable(stage.policy.megatron_cfg) for name, stage in cascade.stages.items()}
@@ -190,6 +192,11 @@ def validation_problems(cascade: "CascadeConfig") -> Iterator[str]:
                 f"rollout engine cannot do under the {key.split('_')[0]} parallel of {names}; set it to 0 or "
                 f"policy.megatron_cfg.{key} to 1"
             )
+
+
+def sampling_problems(cascade: "CascadeConfig") -> Iterator[str]:
+    """Ranges of what validation samples."""
+    validation = cascade.validation
     if validation.num_prompts < 0:
         yield f"cascade.validation.num_prompts: must be >= 0 (0: no validation), got {validation.num_prompts}"
     if validation.num_samples < 1:
@@ -470,10 +477,11 @@ def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
             find_tokenizer(stage.policy.tokenizer.name)
         except ValueError as error:
             yield f"{where('policy.tokenizer.name')}: {error}"
-    if stage.policy.megatron_cfg.optimizer.optimizer_cpu_offload and find_spec("transformer_engine") is None:
-        key = where("policy.megatron_cfg.optimizer.optimizer_cpu_offload")
+    cfg = stage.policy.megatron_cfg
+    needing = {"optimizer.optimizer_cpu_offload": cfg.optimizer.optimizer_cpu_offload, "fp8_cfg.enabled": cfg.fp8_cfg.enabled}
+    for key in (key for key, wanted in needing.items() if wanted and find_spec("transformer_engine") is None):
         text = "megatron-core needs Transformer Engine for it, which is not installed; install it or set this to false"
-        yield f"{key}: {text}"
+        yield f"{where(f'policy.megatron_cfg.{key}')}: {text}"
     if stage.logger.tensorboard_enabled and find_spec("tensorboard") is None:
         text = "tensorboard is not installed; pip install tensorboard, or set it to false"
         yield f"{where('logger.tensorboard_enabled')}: {text}"

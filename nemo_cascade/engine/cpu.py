@@ -91,10 +91,11 @@ class GroupStepAdam(torch.optim.Optimizer):
         for p in parameters:
             if "exp_avg" not in self.state[p]:
                 self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        # One pass over memory: four times as fast as torch's operations on lists.
+        # One pass over memory, in its order, so it must be the same for all: four times as fast as operations on lists
+        # (20 million numbers, one thread).
         torch._fused_adamw_(
             parameters,
-            gradients,
+            [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(parameters, gradients)],
             [self.state[p]["exp_avg"] for p in parameters],
             [self.state[p]["exp_avg_sq"] for p in parameters],
             [],

@@ -182,8 +182,8 @@ def activation_bytes(model: ModelConfig, kind: str, tokens: int, layout: Layout,
     tokens, their hidden layer before and after the activation, the same of the shared expert, and four float32 numbers
     for each token and expert in the router.
 
-    The torch layers of this package save the same, and the attention's output once more, but in M three to five times
-    as much: float32 arrays of the chunked scan.
+    The torch layers of this package save the same, and the attention's output once more, but in M two to four times as
+    much: float32 arrays of the chunked scan.
     """
     tp, etp = layout.tensor, layout.expert_tensor
     s, n, h = tokens / layout.context, layout.tokens_between_layers(tokens), model.hidden_size

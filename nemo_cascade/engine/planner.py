@@ -59,11 +59,25 @@ def counted(model: torch.nn.Module, config: PolicyConfig, world_size: int) -> Ra
     )
 
 
+# What is not built in a plan: values, and what needs Transformer Engine but is counted from the config, or not at all.
+UNBUILT = dict(
+    perform_initialization=False,
+    fp8=None,
+    fp8_param=False,
+    first_last_layers_bf16=False,
+    moe_router_padding_for_quantization=False,
+    recompute_granularity=None,
+    recompute_method=None,
+    recompute_num_layers=None,
+    recompute_modules=None,
+)
+
+
 @contextlib.contextmanager
 def built(config: PolicyConfig, world_size: int, rank: int) -> Iterator[torch.nn.Module]:
     """The model of rank `rank` on the meta device; inside, this process is that rank."""
     cfg, preset = config.megatron_cfg, get_preset(config.model_name)
-    settings = model_settings(config) | {"perform_initialization": False}
+    settings = model_settings(config) | UNBUILT
     with pretend(cfg, world_size, rank):
         # Experts that tensor parallel does not cut warn that they have no sequence parallel; it is the layout's.
         with torch.device("meta"), warnings.catch_warnings(action="ignore", category=UserWarning):

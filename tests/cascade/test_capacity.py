@@ -120,6 +120,18 @@ def test_a_layout_under_which_nothing_decodes_yet_is_planned_and_told():
     assert plan("node", sft)["notes"] == ()
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("fp8_cfg.enabled=true", "fp8_cfg.fp8_recipe=tensorwise", "fp8_cfg.first_last_layers_bf16=true"),
+        ("activation_checkpointing=false", "recompute_granularity=selective", "recompute_modules=[moe_act]"),
+    ],
+    ids=["FP8", "moe_act"],
+)
+def test_what_only_transformer_engine_runs_is_planned_without_it(overrides):
+    assert plan("node", tuple(LAYOUT + override for override in overrides))["parameters"] == 31_577_937_344
+
+
 def test_every_stage_is_planned_with_the_replies_that_score_it():
     stages = {stage["name"]: stage for stage in plan("node")["stages"]}
     # 128 prompts of each of ten domains on eight ranks, of which max_batch_size lets 64 be decoded at once.
@@ -196,8 +208,9 @@ def test_the_command_prints_json_or_a_table_and_says_by_its_exit_code_whether_al
         (("--gpu=h100",), "--gpu h100: not one of h100-80g, h200, b200"),
         (("--world-size=12",), "which does not divide the 12 started processes (12 = 8 * 1 + 4)"),
         ((LAYOUT + "tensor_model_paralel_size=2",), "did you mean tensor_model_parallel_size?"),
+        (("cascade.validation.num_prompts=-5",), "cascade.validation.num_prompts: must be >= 0"),
     ],
 )
-def test_what_cannot_be_foundends_with_code_2(arguments, said, tmp_path):
+def test_what_cannot_be_found_or_be_ends_with_code_2(arguments, said, tmp_path):
     done = command("plan", *arguments, cwd=tmp_path)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

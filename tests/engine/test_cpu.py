@@ -14,6 +14,8 @@ def test_adam_takes_the_steps_of_torchs_adamw(weight_decay):
     generator = torch.Generator().manual_seed(0)
     initial = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 4), (5,), (2, 2, 2))]
     settings = dict(lr=1e-2, betas=(0.9, 0.98), eps=1e-8, weight_decay=weight_decay)
+    # The last lies otherwise in memory than its gradient.
+    initial.append(initial[0].t())
     mine, theirs = ([p.clone().requires_grad_() for p in initial] for _ in range(2))
     optimizers = GroupStepAdam(mine, **settings), torch.optim.AdamW(theirs, **settings)
     for step in range(20):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nemo_cascade.data.sample import Sample
-from nemo_cascade.models.mamba import CHUNK
+from nemo_cascade.models.scan import CHUNK
 from tests.engine.cases import layout
 from tests.helpers import run_distributed
 from tests.models.test_hf import build, stirred

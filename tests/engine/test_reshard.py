@@ -65,3 +65,10 @@ def test_one_process_goes_on_where_a_layout_stopped(name, stopped):
 )
 def test_a_layout_goes_on_where_another_stopped(first, second, stopped):
     goes_on(second, *stopped(first))
+
+
+def test_an_optimizer_that_every_data_parallel_rank_has_whole_passes_between_layouts_as_well(tmp_path):
+    (world, first), (_, second) = layout("EP2"), layout("DP2")
+    losses, *_ = run_distributed(next_losses, world, tmp_path, config(False, **first), True)
+    for others in run_distributed(next_losses, world, tmp_path, config(False, **second), False):
+        assert others == pytest.approx(losses, rel=1e-5)

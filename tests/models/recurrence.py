@@ -1,4 +1,4 @@
-"""Mamba-2's recurrence by its definition, and random inputs for it."""
+"""Mamba-2's recurrence by its definition, token by token, and random inputs for it."""
 
 import torch
 import torch.nn.functional as F

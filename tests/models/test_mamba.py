@@ -64,6 +64,19 @@ def test_the_convolution_has_the_gradient_of_finite_differences():
     assert torch.autograd.gradcheck(lambda *t: PackedConv.apply(*t, foreign), (x, weight, bias))
 
 
+def test_the_convolution_does_not_mind_how_its_input_and_its_gradient_lie_in_memory():
+    generator = torch.Generator().manual_seed(0)
+    x, slope = (torch.randn(2, 9, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    weight, bias = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((3, 4), (3,)))
+    foreign = foreign_rows(torch.cat([documents([4, 5]), documents([1, 2, 6])]), 4)
+    results = []
+    for turn in (lambda t: t, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)):
+        leaf = turn(x).requires_grad_()
+        y = PackedConv.apply(leaf, weight, bias, foreign)
+        results.append((y, *torch.autograd.grad(y, leaf, turn(slope))))
+    assert all(torch.equal(one, other) for one, other in zip(*results))
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)], ids=["widths side by side", "channels side by side"])
 def test_decoding_convolves_the_newest_inputs(order):
     """Token by token from zeros it is the convolution of the whole row, however the state lies in memory."""
