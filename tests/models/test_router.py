@@ -23,6 +23,7 @@ def packs(count: int, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
 def routed(layout: str, empty: bool, settings: dict) -> tuple:
     """(gradient by this rank's logits, tokens that it counted an expert, preset's topk) of one pass through a router."""
     from megatron.core import parallel_state
+    from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.config import MegatronConfig
@@ -44,6 +45,8 @@ def routed(layout: str, empty: bool, settings: dict) -> tuple:
         logits, padding = (whole[0].chunk(group.size())[group.rank()] for whole in (logits, padding))
     logits = logits[:, None].clone().requires_grad_()
     probabilities, _ = router.routing(logits, padding[None])
+    # As a schedule sets it before every backward pass.
+    MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1))
     (probabilities.sum() * 0).backward()
     return logits.grad[:, 0], router.local_tokens_per_expert, preset.moe_router_topk
 
