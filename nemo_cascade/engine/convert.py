@@ -18,7 +18,14 @@ from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_conf
 from megatron.core.dist_checkpointing.mapping import ShardedObject  # noqa: E402
 from rich.progress import Progress, track  # noqa: E402
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties  # noqa: E402
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType  # noqa: E402
+from torch.distributed.checkpoint.planner import (  # noqa: E402
+    LoadPlan,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list  # noqa: E402
 
 from nemo_cascade.data.files import new_folder  # noqa: E402
 from nemo_cascade.engine.gather import sharded_state_dict, stored_parts, whole_shapes  # noqa: E402
@@ -103,24 +110,59 @@ def megatron_to_hf(
     Raises ValueError naming every tensor that is missing, extra or of another shape.
     """
     stored, _ = checkpoint_layout(whole_model(preset))
-    found = {
-        key: entry
-        for key, entry in dcp.FileSystemReader(source).read_metadata().state_dict_metadata.items()
-        if hasattr(entry, "size") and not key.startswith(NOT_WEIGHTS)
-    }
+    reader = CheckpointReader(source)
     expected = {key: part.shape for key, part in stored.items()}
-    refuse_unless_equal(Path(source), expected, {key: tuple(entry.size) for key, entry in found.items()})
+    refuse_unless_equal(Path(source), expected, reader.shapes())
     pieces: dict[str, list[str]] = {}
     for key, part in stored.items():
         pieces.setdefault(part.name, []).append(key)
 
-    def whole() -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for name, keys in track(pieces.items(), "tensors", total=len(pieces), disable=not show):
-            parts = {key: torch.empty(expected[key], dtype=found[key].properties.dtype) for key in keys}
-            dcp.load(parts, storage_reader=dcp.FileSystemReader(source), no_dist=True)
-            yield name, torch.cat(list(parts.values())) if len(parts) > 1 else parts[keys[0]]
+            if stored[keys[0]].experts:
+                # One by one: all experts of a layer are more than everything else in it.
+                yield from ((hf_name, reader.row(keys[0], row)) for row, hf_name in enumerate(hf_names(name, preset)))
+            else:
+                parts = [reader.whole(key) for key in keys]
+                yield from hf_tensors([(name, torch.cat(parts) if len(parts) > 1 else parts[0])], preset)
 
-    write_hf(hf_tensors(whole(), preset), preset, target, shard_bytes=shard_bytes)
+    write_hf(tensors(), preset, target, shard_bytes=shard_bytes)
+
+
+class CheckpointReader(dcp.DefaultLoadPlanner):
+    """Tensors of a distributed checkpoint, whole or a row of them, each read when it is asked for."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.reader = dcp.FileSystemReader(folder)
+        self.metadata = self.reader.read_metadata()
+        self.reader.set_up_storage_reader(self.metadata, is_coordinator=True)
+        entries = self.metadata.state_dict_metadata.items()
+        self.entries = {k: entry for k, entry in entries if hasattr(entry, "size") and not k.startswith(NOT_WEIGHTS)}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight by key."""
+        return {key: tuple(entry.size) for key, entry in self.entries.items()}
+
+    def whole(self, key: str) -> torch.Tensor:
+        """The tensor of a key."""
+        return self._block(key, [0] * len(self.entries[key].size), self.entries[key].size)
+
+    def row(self, key: str, row: int) -> torch.Tensor:
+        """tensor[row] of a key."""
+        shape = self.entries[key].size
+        return self._block(key, [row, *[0] * (len(shape) - 1)], [1, *shape[1:]])[0]
+
+    def _block(self, key: str, offsets, sizes) -> torch.Tensor:
+        block = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        self.block = torch.empty(sizes, dtype=self.entries[key].properties.dtype)
+        items = create_read_items_for_chunk_list(key, self.entries[key], [block])
+        self.reader.read_data(LoadPlan(items), self).wait()
+        return self.block
+
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        """Called by torch's reader: where to put what it has read."""
+        return self.block
 
 
 def open_hf(source: Path, model, preset: ModelConfig) -> HFReader:

@@ -89,10 +89,12 @@ def write_hf(
     for stale in (folder / INDEX, *folder.glob("model*.safetensors"), *folder.glob("tmp_*.safetensors")):
         stale.unlink(missing_ok=True)
     shards, dtype = [], None
-    for number, shard in enumerate(in_shards(weights, shard_bytes)):
-        save_file(shard, folder / f"tmp_{number}.safetensors", metadata={"format": "pt"})
+    for shard in in_shards(weights, shard_bytes):
+        save_file(shard, folder / f"tmp_{len(shards)}.safetensors", metadata={"format": "pt"})
         shards.append({name: tensor.nbytes for name, tensor in shard.items()})
         dtype = str(shard["lm_head.weight"].dtype).removeprefix("torch.") if "lm_head.weight" in shard else dtype
+        # Or it would be there while the next is filled.
+        del shard
     # time_step_limit ends in infinity, which JSON knows only in Python's spelling; transformers writes and reads it so.
     write_atomically(folder / "config.json", json.dumps(hf_config(preset, dtype), indent=2))
     write_atomically(folder / "generation_config.json", json.dumps(GENERATION, indent=2))
@@ -116,8 +118,9 @@ def in_shards(weights: Iterable[tuple[str, torch.Tensor]], limit: int) -> Iterat
         if shard and size + tensor.nbytes > limit:
             yield shard
             shard, size = {}, 0
-        # Cloned, because parts of one tensor share its memory, which safetensors refuses.
-        shard[name] = tensor.detach().cpu().contiguous().clone()
+        tensor = tensor.detach().cpu().contiguous()
+        # Parts of one tensor share its memory, which safetensors refuses.
+        shard[name] = tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
         size += tensor.nbytes
     if shard:
         yield shard
