@@ -1,4 +1,4 @@
-"""Model FLOP/s utilisation of SFT on a slice of Nano's layers, on one GPU. Not yet run on a GPU.
+"""Model FLOP/s utilisation of SFT on a slice of Nano's layers, on one GPU.
 
     python benchmarks/mfu.py --out mfu.json
     python benchmarks/mfu.py --layers 7 --experts 32 --tokens 16384 --documents 4 --steps 10

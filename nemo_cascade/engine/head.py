@@ -37,9 +37,10 @@ from torch.autograd.function import once_differentiable  # noqa: E402
 from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
 from nemo_cascade.rollout.sampling import distribution  # noqa: E402
 
-# Logits of a chunk on one rank: 64 MiB in float32, 128 tokens of 131,072 ids. On a CPU a quarter of the time went into
-# matmuls of too few rows at half as many; more only adds to the peak. A small vocabulary's pack is one chunk.
-CHUNK = 2**24
+# Logits of a chunk on one rank: on a CPU 64 MiB in float32, 128 tokens of 131,072 ids. There a quarter of the time went
+# into matmuls of too few rows at half as many; more only adds to the peak. A small vocabulary's pack is one chunk. A GPU
+# (1,024 tokens of as many ids) waits for the launch of 128 tokens' operations longer than it takes for them.
+CHUNK, CHUNK_ON_GPU = 2**24, 2**27
 # So many numbers of whole rows pass at once through what takes several copies of them: a nucleus's sort, an entropy.
 BLOCK = 2**18
 
@@ -147,7 +148,7 @@ class _Head:
         self.group, self.with_entropy = group, with_entropy
         self.ranks, self.rank = (group.size(), group.rank()) if group is not None else (1, 0)
         self.width = weight.shape[0]
-        size = max(CHUNK // self.width, 1)
+        size = max((CHUNK_ON_GPU if weight.is_cuda else CHUNK) // self.width, 1)
         self.chunks = [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
         self.dtype = torch.promote_types(weight.dtype, torch.float32)
         self.buffer = weight.new_empty(min(size, tokens), self.width, dtype=self.dtype)

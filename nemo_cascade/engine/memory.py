@@ -309,12 +309,12 @@ def head_bytes(model: ModelConfig, tokens: int, layout: Layout, size: int, backw
     narrower; the weight's gradient likewise: a sum in float32 to which each chunk's product is added.
     Without chunks it would be 4 s v bytes, and several times that.
     """
-    from nemo_cascade.engine.head import CHUNK  # late, because it imports torch
+    from nemo_cascade.engine.head import CHUNK_ON_GPU  # late, because it imports torch
 
     s, v = tokens / layout.context, model.vocab_size / layout.tensor
     whole = size * model.hidden_size * s
     widths = 4 + (size if size < 4 else 0)
-    chunk = min(max(CHUNK // v, 1), s) * v * widths
+    chunk = min(max(CHUNK_ON_GPU // v, 1), s) * v * widths
     if backward:
         return math.ceil(whole / layout.tensor + 2 * whole + chunk + model.hidden_size * v * widths)
     return math.ceil(whole / layout.tensor + whole + max(chunk, whole if layout.tensor > 1 else 0))

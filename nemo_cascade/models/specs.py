@@ -22,6 +22,7 @@ from megatron.core.extensions.transformer_engine import (  # noqa: E402
     TELayerNormColumnParallelLinear,
     TENorm,
     TERowParallelLinear,
+    fused_permute,
 )
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402
 from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules  # noqa: E402
@@ -174,6 +175,7 @@ def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
         moe_router_dtype="fp32",
         moe_token_dispatcher_type="alltoall",
         moe_grouped_gemm=HAVE_TE,
+        moe_permute_fusion=fused_permute is not None,
         # Linear layers are drawn whole and then split, so they start the same at every tensor-parallel size. Mamba's own
         # parameters and, under expert parallel, the experts do not: equal layouts need a checkpoint to start from.
         use_cpu_initialization=True,

@@ -192,7 +192,7 @@ def head_peak(precision, tokens, backward):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(VOCABULARY, WIDE.hidden_size, generator=generator).to(dtype).requires_grad_(backward)
     labels = torch.randint(VOCABULARY, (tokens,), generator=generator)
-    with patch.object(head, "CHUNK", HEAD_TOKENS * VOCABULARY), torch.set_grad_enabled(backward), Live() as live:
+    with patch.multiple(head, CHUNK=HEAD_TOKENS * VOCABULARY, CHUNK_ON_GPU=HEAD_TOKENS * VOCABULARY), torch.set_grad_enabled(backward), Live() as live:
         own = torch.ones(tokens, 1, WIDE.hidden_size, dtype=dtype)
         # As `engine.forward` does, but for the backward pass of the indexing, which under a dispatch mode copies more.
         scored = head.whole_pack(own, False)[torch.arange(tokens)].detach().requires_grad_(backward)
@@ -213,7 +213,7 @@ def test_the_head_has_at_once_what_its_formula_says(precision, size, tokens, bac
     from nemo_cascade.engine import head
 
     model = dataclasses.replace(WIDE, vocab_size=VOCABULARY)
-    with patch.object(head, "CHUNK", HEAD_TOKENS * VOCABULARY):
+    with patch.multiple(head, CHUNK=HEAD_TOKENS * VOCABULARY, CHUNK_ON_GPU=HEAD_TOKENS * VOCABULARY):
         formula = memory.head_bytes(model, tokens, Layout(), size, backward)
     # Labels, and a handful of numbers a token.
     assert head_peak(precision, tokens, backward) == pytest.approx(formula, rel=0.02)

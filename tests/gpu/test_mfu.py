@@ -30,12 +30,12 @@ def counted(tokens):
 
     parallel.init(MegatronConfig())
     preset = get_preset("micro")
-    model = build_model(preset, transformer_config(preset))
-    ids = torch.randint(0, preset.vocab_size, (1, tokens))
+    model = build_model(preset, transformer_config(preset)).cuda()
+    ids = torch.randint(0, preset.vocab_size, (1, tokens)).cuda()
     flops = []
     for backward in (False, True):
         with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
-            logits = model(ids, torch.arange(tokens)[None], None)
+            logits = model(ids, torch.arange(tokens)[None].cuda(), None)
             if backward:
                 logits.float().logsumexp(-1).sum().backward()
         # bmm: scan and attention, whose count depends on how they are computed.

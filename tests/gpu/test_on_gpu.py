@@ -1,11 +1,12 @@
 """What only a GPU can show: the network on CUDA over NCCL, Transformer Engine's layers, FP8 that learns, its speed.
 
-Not yet run on a GPU. Needs one, with a CUDA build of torch; where a test needs Transformer Engine as well it says so.
-With `pytest -s tests/gpu` each test prints what it measured.
+Needs one, with a CUDA build of torch; where a test needs Transformer Engine as well it says so. With
+`pytest -s tests/gpu` each test prints what it measured; `docs/log.md` has what that was.
 """
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,12 @@ import torch
 from tests.helpers import run_distributed
 from tests.models.test_parity import SHAPES, apart, drawn, ours
 from tests.models.test_te import in_process
+
+# transformers takes mamba-ssm's and causal-conv1d's kernels when it is imported and finds them; here it is the oracle, in
+# torch and on the CPU. What tests run in other processes does not see this.
+sys.modules.update(dict.fromkeys(("mamba_ssm", "causal_conv1d")))
+# Triton's products of float32 would be TF32's, with three digits.
+os.environ["TRITON_F32_DEFAULT"] = "ieee"
 
 ROOT = Path(__file__).parents[2]
 HAVE_TE = importlib.util.find_spec("transformer_engine") is not None

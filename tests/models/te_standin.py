@@ -75,8 +75,8 @@ NAMES = {
     f"{PYTORCH}.module": "",
     f"{PYTORCH}.module.base": "TransformerEngineBaseModule get_dummy_wgrad",
     f"{PYTORCH}.ops": "FusibleOperation Sequential",
-    f"{PYTORCH}.permutation": """moe_permute moe_permute_with_probs moe_sort_chunks_by_index
-        moe_sort_chunks_by_index_with_probs moe_unpermute""",
+    # Left out: kernels to permute tokens in, which have no stand-in. Without them megatron-core permutes in torch.
+    f"{PYTORCH}.permutation": "",
     f"{PYTORCH}.router": "fused_compute_score_for_moe_aux_loss fused_moe_aux_loss fused_topk_with_score_function",
     f"{PYTORCH}.tensor": "QuantizedTensor",
     f"{PYTORCH}.tensor.float8_blockwise_tensor": "Float8BlockwiseQTensor",
