@@ -70,8 +70,10 @@ AT_LEAST_ONE = (
     "grpo.num_generations_per_prompt",
     "grpo.dynamic_sampling_max_gen_batches",
     "genrm.judge_max_new_tokens",
+    "env.nemo_gym.concurrency",
 )
 NOT_NEGATIVE = (
+    "env.num_workers",
     "policy.generation.temperature",
     "policy.megatron_cfg.moe_aux_loss_coeff",
     "policy.megatron_cfg.moe_router_bias_update_rate",
@@ -92,6 +94,7 @@ NOT_NEGATIVE = (
     "checkpointing.keep_top_k",
 )
 POSITIVE = (
+    "env.nemo_gym.timeout",
     "policy.max_grad_norm",
     "policy.megatron_cfg.optimizer.adam_eps",
     "loss_fn.truncated_importance_sampling_ratio",
@@ -525,7 +528,8 @@ def data_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
                 if not needs_environment and Path(dataset.data_path).is_dir():
                     yield from packed_problems(stage, Path(dataset.data_path), where(f"{key}.data_path"))
                 else:
-                    yield from file_problems(dataset.data_path, where(f"{key}.data_path"), needs_environment)
+                    known = {*environments.names(), *stage.env.nemo_gym.servers} if needs_environment else set()
+                    yield from file_problems(dataset.data_path, where(f"{key}.data_path"), known)
     if stage.kind == "rl" and cascade.validation.num_prompts > 0:
         for domain in stage.data.train:
             if domain not in stage.data.validation:
@@ -535,20 +539,21 @@ def data_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
                 )
 
 
-def file_problems(path: str, key: str, needs_environment: bool) -> Iterator[str]:
-    """The file is there and its first row names an environment that is registered. The other rows are read later."""
+def file_problems(path: str, key: str, known: set[str]) -> Iterator[str]:
+    """The file is there and, where some environments are known, its first row names one of them. The other rows are
+    read later."""
     if not Path(path).is_file():
         yield f"{key}: no file {path}"
         return
-    if needs_environment:
+    if known:
         with open(path, encoding="utf-8") as file:
             line = file.readline()
         try:
             name = environment_of(json.loads(line))
         except (ValueError, AttributeError):
             return  # a malformed row is told with its number when all rows are read
-        if name not in environments.names():
-            suggestion = did_you_mean(name, environments.names())
+        if name not in known:
+            suggestion = did_you_mean(name, sorted(known))
             yield f"{key}: the first row of {path} asks for environment {name}{suggestion}"
 
 

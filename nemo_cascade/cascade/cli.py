@@ -1,4 +1,4 @@
-"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status` and `pack`.
+"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `pack` and `gym-serve`.
 
 A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a
 process group exists. Under torchrun only rank 0 speaks.
@@ -172,6 +172,28 @@ def pack(
         f"ok: {report.documents:,} documents of {report.shortest:,} to {report.longest:,} tokens in {report.packs:,} "
         f"packs of {report.capacity:,}, {report.efficiency:.2%} of their slots used: {out}"
     )
+
+
+@app.command()
+def gym_serve(
+    names: Annotated[Optional[list[str]], typer.Argument(metavar="ENVIRONMENT...", help="Which; all without any")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen at; whoever reaches it can have replies verified")] = "127.0.0.1",
+    port: int = 8000,
+    workers: Annotated[int, typer.Option(help="Processes that verify; 0: one a core")] = 0,
+) -> None:
+    """Serve environments as NeMo Gym's resources servers do: POST http://host:port/<environment>/verify."""
+    import uvicorn
+
+    from nemo_cascade import environments
+    from nemo_cascade.environments.serve import application
+
+    served = names or environments.verifying()
+    try:
+        app = application(served, workers)
+    except KeyError as error:
+        refuse([error.args[0]])
+    print(f"serving {', '.join(served)} at http://{host}:{port}/<environment>/verify")
+    uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
 def load(

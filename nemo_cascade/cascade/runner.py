@@ -173,8 +173,11 @@ def validation_domains(cascade: CascadeConfig, name: str) -> dict[str, Domain]:
     count = cascade.validation.num_prompts
     if count == 0:
         return {}
-    data = dataclasses.replace(cascade.stages[name].data, validation=cascade.scored(name))
-    return {domain: entry.first(count) for domain, entry in load_domains(data, "validation", kind="rl").items()}
+    stage = cascade.stages[name]
+    domains = load_domains(
+        dataclasses.replace(stage.data, validation=cascade.scored(name)), "validation", kind="rl", env=stage.env
+    )
+    return {domain: entry.first(count) for domain, entry in domains.items()}
 
 
 def start_of(stage: StageConfig, manifest: Manifest) -> str | None:
@@ -295,7 +298,7 @@ def check_rows(cascade: CascadeConfig) -> None:
             if split == "train" and stage.data.packed_folder:
                 continue  # its rows were read when it was packed
             new = {domain: file for domain, file in files.items() if (file.data_path, kind, rules) not in seen}
-            domains = load_domains(dataclasses.replace(stage.data, **{split: new}), split, kind=kind)
+            domains = load_domains(dataclasses.replace(stage.data, **{split: new}), split, kind=kind, env=stage.env)
             if kind == "rl":
                 tokenizer = load_tokenizer(stage.policy.tokenizer.name)
                 for domain in domains.values():

@@ -22,6 +22,8 @@ TYPE_BY_KEY = {
     "expected_answer": "math",
 }
 AGENT_SUFFIX = "_simple_agent"
+# Names of NeMo Gym's servers for what has another name here.
+ALIASES = {"math_with_judge": "math"}
 
 
 class DataError(ValueError):
@@ -132,7 +134,8 @@ def environment_of(row: dict) -> str:
     """The environment's name: from agent_ref, else by the keys the row carries. Raises DataError when neither tells."""
     reference = row.get("agent_ref")
     if isinstance(reference, dict) and isinstance(reference.get("name"), str):
-        return reference["name"].removesuffix(AGENT_SUFFIX)
+        name = reference["name"].removesuffix(AGENT_SUFFIX)
+        return ALIASES.get(name, name)
     for key, name in TYPE_BY_KEY.items():
         if row.get(key) is not None:
             return name

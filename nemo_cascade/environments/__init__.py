@@ -1,16 +1,26 @@
 """Rewards: one file a domain, one shape for all, that of a NeMo Gym `/verify` call.
 
-`get(name).verify(row, response)` returns a dict with at least `reward`. row is a Gym row, response an OpenAI Responses object. An
-environment may have `problem(row)`, which tells what keeps a row from being verified, or None, and `IN_THREADS = True`, when
-several replies may be verified at once because it waits for processes. `genrm_compare` has no `verify`: a judge compares. Third parties add
-environments through the entry-point group `nemo_cascade.environments` (name -> an object with `verify`).
+`get(name).verify(row, response)` returns a dict with at least `reward`. row is a Gym row, response an OpenAI Responses
+object. What an environment says of itself, all but the first of which may be missing:
+
+    verify(row, response) -> dict
+    problem(row) -> what keeps a row from being verified, or None
+    EXAMPLES     [(row, reply, reward), ...], good and bad replies; `self_test` looks whether they earn that
+    REWARD_RANGE (least, most); (0, 1) if not given. A reply that cannot be verified earns the least
+    TIME_LIMIT   seconds after which a reply counts as one that cannot be verified; 10 if not given
+    warm_up()    what is better done once in a worker than with the first reply, as slow imports
+    SLOW         True where one reply may take a good part of a second, because it waits for programs or for a judge
+
+`genrm_compare` has no `verify`: a judge compares. Third parties add environments through the entry-point group
+`nemo_cascade.environments` (name -> an object with `verify`). Where replies come from a model, `workers.Verifiers` verifies
+them, in processes of their own.
 """
 
 import importlib
 from functools import cache
 from importlib.metadata import entry_points
 
-from nemo_cascade.data.rows import environment_of
+from nemo_cascade.data.rows import AGENT_SUFFIX, environment_of
 from nemo_cascade.environments.response import answer_of, response_of
 
 OURS = (
@@ -27,12 +37,18 @@ OURS = (
 )
 GROUP = "nemo_cascade.environments"
 
-__all__ = ["answer_of", "get", "names", "response_of", "row_problem"]
+__all__ = ["AGENT_SUFFIX", "answer_of", "environment_of", "get", "is_slow", "names", "response_of", "reward_range", "row_problem", "self_test"]
+__all__ += ["time_limit", "verifying"]
 
 
 def names() -> list[str]:
     """Names of all registered environments."""
     return sorted({*OURS, *_third_party()})
+
+
+def verifying() -> list[str]:
+    """Those that verify a reply by itself, which is all but the ones that need a judge."""
+    return [name for name in names() if hasattr(get(name), "verify")]
 
 
 @cache
@@ -46,10 +62,43 @@ def get(name: str):
     return found[name].load()
 
 
+def reward_range(name: str) -> tuple[float, float]:
+    """The least and the most that a reply can earn."""
+    return getattr(get(name), "REWARD_RANGE", (0.0, 1.0))
+
+
+def time_limit(name: str) -> float:
+    """Seconds that one reply may take."""
+    return getattr(get(name), "TIME_LIMIT", 10.0)
+
+
+def is_slow(name: str) -> bool:
+    """Whether a reply may take so long that each should go to a worker of its own."""
+    return getattr(get(name), "SLOW", False)
+
+
 def row_problem(row: dict) -> str | None:
     """What keeps the row's own environment from verifying a reply to it, None when nothing is known to."""
     problem = getattr(get(environment_of(row)), "problem", None)
     return problem(row) if problem is not None else None
+
+
+def self_test(name: str) -> list[str]:
+    """What is wrong with an environment, one line each: an example that does not earn what it should, or can earn more."""
+    environment = get(name)
+    least, most = reward_range(name)
+    wrong = []
+    for number, (row, reply, expected) in enumerate(getattr(environment, "EXAMPLES", [])):
+        try:
+            reward = environment.verify(row, response_of(reply, thinking=False))["reward"]
+        except Exception as error:
+            wrong.append(f"{name}, example {number}: {type(error).__name__}: {error}")
+            continue
+        if reward != expected:
+            wrong.append(f"{name}, example {number}: earns {reward:g} instead of {expected:g}")
+        if not least <= reward <= most:
+            wrong.append(f"{name}, example {number}: {reward:g} is outside of its range, {least:g} to {most:g}")
+    return wrong
 
 
 @cache

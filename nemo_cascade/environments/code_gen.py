@@ -15,7 +15,7 @@ from nemo_cascade.environments import trusted_run
 from nemo_cascade.environments.response import answer_of
 
 # Verifying waits for a process of its own.
-IN_THREADS = True
+SLOW = True
 # Seconds for all tests of a reply together; many times what they need, because the machine is shared.
 TIMEOUT = 5.0
 

@@ -34,6 +34,11 @@ def verify(row: dict, response: dict) -> dict:
     return {"reward": float(answer is not None and equal(answer, expected)), "extracted_answer": answer}
 
 
+def warm_up() -> None:
+    """Imports what takes a second."""
+    import math_verify  # noqa: F401
+
+
 def equal(answer: str, expected: str) -> bool:
     """Whether two answers are the same number or expression."""
     if _integer(answer) and _integer(expected):

@@ -89,6 +89,26 @@ class GenRMConfig:
 
 
 @dataclass
+class NemoGymConfig:
+    """`env.nemo_gym`: environments that servers of NeMo Gym verify: `servers` has the address of each, by its name.
+
+    concurrency: requests to a server at a time from a process. timeout: seconds that an answer may take.
+    """
+
+    servers: dict[str, str] = field(default_factory=dict)
+    concurrency: int = 64
+    timeout: float = 600.0
+
+
+@dataclass
+class EnvConfig:
+    """`env`: who verifies replies. num_workers: processes for it beside each rank (0: as many as its share of the cores)."""
+
+    num_workers: int = 0
+    nemo_gym: NemoGymConfig = field(default_factory=NemoGymConfig)
+
+
+@dataclass
 class LossConfig:
     """`loss_fn`: token mean (`token_level_loss`) or per-response mean, the train / sampling mismatch correction, and the KL term.
 

@@ -12,6 +12,7 @@ from nemo_cascade.stages.board import Board
 from nemo_cascade.stages.config import (
     CheckpointingConfig,
     DataConfig,
+    EnvConfig,
     GenRMConfig,
     GRPOConfig,
     LoggerConfig,
@@ -31,6 +32,7 @@ class LoopConfig:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     loss_fn: LossConfig = field(default_factory=LossConfig)
     genrm: GenRMConfig = field(default_factory=GenRMConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_cascade import environments
-from nemo_cascade.data.rows import load_rows
+from nemo_cascade.data.rows import environment_of, load_rows
 from nemo_cascade.engine import parallel
-from nemo_cascade.stages.config import DataConfig
+from nemo_cascade.stages.config import DataConfig, EnvConfig
 
 
 @dataclass
@@ -25,19 +25,25 @@ class Domain:
         return dataclasses.replace(self, rows=self.rows[:count], numbers=self.numbers[:count])
 
 
-def load_domains(config: DataConfig, split: str, kind: str) -> dict[str, Domain]:
+def load_domains(config: DataConfig, split: str, kind: str, env: EnvConfig = EnvConfig()) -> dict[str, Domain]:
     """Domains of `data.train` or `data.validation`; raises DataError naming file and row for what cannot be used.
 
-    Whether rows can be verified takes longest (schemas are checked), so the ranks, which all call this, share it.
+    Whether rows can be verified takes longest (schemas are checked), so the ranks, which all call this, share it. What
+    a server of NeMo Gym verifies is left to it.
     """
-    problem = environments.row_problem if config.trusted_demo else without_programs
+    verifiable = environments.row_problem if config.trusted_demo else without_programs
+    served = env.nemo_gym.servers
+
+    def problem(row: dict) -> str | None:
+        return None if environment_of(row) in served else verifiable(row)
+
     domains = {}
     for name, dataset in getattr(config, split).items():
         rows, reading = load_rows(
             dataset.data_path,
             kind=kind,
             on_bad_row=config.on_bad_row,
-            environments=environments.names(),
+            environments={*environments.names(), *served},
             unverifiable=lambda rows: parallel.share_out(lambda mine: [problem(row) for row in mine], rows),
         )
         domains[name] = Domain(name, Path(dataset.data_path), rows, reading.numbers, dataset.share)

@@ -101,4 +101,7 @@ class Judge:
 def make_rewards(stage: StageRun, policy: Policy, engine, alone: bool) -> Rewards:
     """What rewards a stage's rollouts: the environments, and the stage's judge where it has one."""
     judge = Judge(policy, engine, stage.judge, stage.config.genrm) if stage.judge is not None else None
-    return Rewards(policy.tokenizer, judge, alone=alone, overlong_reward=stage.config.grpo.overlong_reward)
+    config = stage.config
+    return Rewards(
+        policy.tokenizer, judge, alone=alone, overlong_reward=config.grpo.overlong_reward, env=config.env
+    )

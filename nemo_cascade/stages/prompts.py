@@ -7,7 +7,7 @@ from nemo_cascade.data.loader import Mixture
 from nemo_cascade.data.rows import DataError, messages_of, prompt_id, tools_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.engine.config import PolicyConfig
-from nemo_cascade.stages.config import DataConfig
+from nemo_cascade.stages.config import DataConfig, EnvConfig
 from nemo_cascade.stages.data import Domain, load_domains
 
 
@@ -24,8 +24,8 @@ class Prompt:
 class PromptSource:
     """`next(n)` draws n prompts from the stage's mixture."""
 
-    def __init__(self, data: DataConfig, tokenizer, policy: PolicyConfig, seed: int):
-        self.domains = load_domains(data, "train", kind="rl")
+    def __init__(self, data: DataConfig, tokenizer, policy: PolicyConfig, seed: int, env: EnvConfig = EnvConfig()):
+        self.domains = load_domains(data, "train", kind="rl", env=env)
         self.tokenizer, self.policy = tokenizer, policy
         sources = {name: (len(domain.rows), domain.share) for name, domain in self.domains.items()}
         self.mixture = Mixture(sources, shuffle=data.shuffle, seed=seed)

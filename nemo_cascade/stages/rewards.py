@@ -1,13 +1,15 @@
 """Rewards of sampled groups: verifiers for most rows, a judge for rows whose replies can only be compared."""
 
-import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Protocol
 
 from nemo_cascade import environments
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.engine import parallel
+from nemo_cascade.environments.gym import GymClient
+from nemo_cascade.environments.workers import Verifiers
 from nemo_cascade.rollout.types import Group, Rollout
+from nemo_cascade.stages.config import EnvConfig
 from nemo_cascade.stages.prompts import thinking
 
 
@@ -24,8 +26,17 @@ class Comparing(Protocol):
 class Rewards:
     """alone: a judge compares replies with the row's reference reply, not with one another."""
 
-    def __init__(self, tokenizer, judge: Comparing | None = None, *, alone: bool = False, overlong_reward: str = "zero"):
-        self.tokenizer, self.judge, self.alone, self.overlong_reward = tokenizer, judge, alone, overlong_reward
+    def __init__(
+        self,
+        tokenizer,
+        judge: Comparing | None = None,
+        *,
+        alone: bool = False,
+        overlong_reward: str = "zero",
+        env: EnvConfig = EnvConfig(),
+    ):
+        self.tokenizer, self.judge, self.alone, self.env = tokenizer, judge, alone, env
+        self.overlong_reward = overlong_reward
 
     def fill(self, groups: list[Group]) -> None:
         """Fills reward and info of every rollout, the same on every rank, which all call it.
@@ -45,44 +56,43 @@ class Rewards:
 
     def _verify(self, groups: list[Group]) -> None:
         # One rank asks about a group, so that a slow or random verifier cannot give ranks different rewards.
-        verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer), groups)
+        verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer, self.env), groups)
         for group, of_group in zip(groups, verdicts):
             for rollout, verdict in zip(group.rollouts, of_group):
                 rollout.info = {key: value for key, value in verdict.items() if key != "reward"}
                 rollout.reward = float(verdict["reward"])
 
 
-def verify_all(groups: list[Group], tokenizer) -> list[list[dict]]:
+def verify_all(groups: list[Group], tokenizer, config: EnvConfig = EnvConfig()) -> list[list[dict]]:
     """The verdict on every reply of every group; equal replies to a row are verified once.
 
-    Side by side, a thread a core of this rank's, where the environment waits for processes.
+    By servers of NeMo Gym where the config names one for the environment, else by worker processes.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    with ThreadPoolExecutor(threads) as pool:
-        pending = [of_group(group, tokenizer, pool) for group in groups]
-        return [[future.result() for future in futures] for futures in pending]
-
-
-def of_group(group: Group, tokenizer, pool: ThreadPoolExecutor) -> list[Future]:
-    """A future verdict for each reply, the same one for equal replies."""
-    verifier = environment(group.row)
-    verdicts: dict[str, Future] = {}
-    texts = [reply_text(rollout, tokenizer) for rollout in group.rollouts]
-    for text in texts:
-        if text in verdicts:
-            continue
-        response = environments.response_of(text, thinking(group.row))
-        if getattr(verifier, "IN_THREADS", False):
-            verdicts[text] = pool.submit(verifier.verify, group.row, response)
+    texts = [[reply_text(rollout, tokenizer) for rollout in group.rollouts] for group in groups]
+    asked = [(number, text) for number, said in enumerate(texts) for text in dict.fromkeys(said)]
+    by_server: dict[str | None, list[tuple[int, str]]] = {}
+    for number, text in asked:
+        server = config.nemo_gym.servers.get(environment_of(groups[number].row))
+        by_server.setdefault(server, []).append((number, text))
+    verdicts = {}
+    for server, of_server in by_server.items():
+        pairs = [response_pair(groups[number].row, text) for number, text in of_server]
+        if server is None:
+            told = verifiers(config.num_workers).verify(pairs)
         else:
-            verdicts[text] = Future()
-            verdicts[text].set_result(verifier.verify(group.row, response))
-    return [verdicts[text] for text in texts]
+            gym = config.nemo_gym
+            told = GymClient(server, concurrency=gym.concurrency, timeout=gym.timeout).verify_all(pairs)
+        verdicts.update(zip(of_server, told))
+    return [[verdicts[number, text] for text in said] for number, said in enumerate(texts)]
 
 
-def environment(row: dict):
-    """The environment that verifies replies to the row."""
-    return environments.get(environment_of(row))
+# Kept for all of a run's steps and stages: to start them takes longer than most of what they do.
+verifiers = cache(Verifiers)
+
+
+def response_pair(row: dict, text: str) -> tuple[dict, dict]:
+    """A row and what was said to it as a response."""
+    return row, environments.response_of(text, thinking(row))
 
 
 def reply_text(rollout: Rollout, tokenizer) -> str:

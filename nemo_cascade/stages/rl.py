@@ -34,7 +34,7 @@ def run(stage: StageRun) -> None:
     """Trains to `grpo.max_num_steps`. Rollouts are on disk before they are trained on; a resumed run replays them."""
     config = stage.config
     policy = Policy(config.policy, seed=stage.seed, max_num_steps=config.grpo.max_num_steps)
-    prompts = PromptSource(config.data, policy.tokenizer, config.policy, seed=stage.seed)
+    prompts = PromptSource(config.data, policy.tokenizer, config.policy, seed=stage.seed, env=config.env)
     info = resume_or_begin(stage, policy)
     prompts.load_state_dict(info["prompts"]) if info else None
     distil = config.grpo.adv_estimator.name == "opd"

@@ -1,4 +1,4 @@
-"""What a reply earns, whole or cut, and from whom: its verifier, side by side where that waits for processes, or a judge."""
+"""What a reply earns, whole or cut, and from whom: its verifier, a server of NeMo Gym or a judge."""
 
 import pytest
 
@@ -7,8 +7,11 @@ from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.rollout.types import Group, Rollout
+from nemo_cascade.stages import rewards
+from nemo_cascade.stages.config import EnvConfig, NemoGymConfig
 from nemo_cascade.stages.prompts import thinking
-from nemo_cascade.stages.rewards import Rewards, environment, reply_text, verify_all
+from nemo_cascade.stages.rewards import Rewards, reply_text, verify_all
+from tests.environments.test_gym import serving
 from tests.helpers import run_distributed
 
 TOKENIZER = load_tokenizer("tiny")
@@ -108,19 +111,31 @@ def test_programs_verified_side_by_side_get_the_verdicts_they_get_one_after_anot
     for group, verdicts in zip(asked, together, strict=True):
         for rollout, verdict in zip(group.rollouts, verdicts, strict=True):
             response = environments.response_of(reply_text(rollout, TOKENIZER), thinking(group.row))
-            assert verdict == environment(group.row).verify(group.row, response)
-    rewards = [[verdict["reward"] for verdict in verdicts] for verdicts in together]
-    assert rewards[::2] == [[1.0, 0.0, 0.0, 1.0, 0.0]] + [[1.0, 0.0, 0.0, 1.0]] * 2
-    assert rewards[1::2] == [[1.0, 0.0]] * 3
+            assert verdict == environments.get(environments.environment_of(group.row)).verify(group.row, response)
+    earned_by = [[verdict["reward"] for verdict in verdicts] for verdicts in together]
+    assert earned_by[::2] == [[1.0, 0.0, 0.0, 1.0, 0.0]] + [[1.0, 0.0, 0.0, 1.0]] * 2
+    assert earned_by[1::2] == [[1.0, 0.0]] * 3
 
 
-def test_a_verifier_that_fails_in_a_thread_is_heard(monkeypatch):
-    def broken(row, response):
-        raise OSError("no process")
+def test_equal_replies_to_a_row_are_verified_once(monkeypatch):
+    asked = []
+    real = rewards.verifiers(0).verify
+    monkeypatch.setattr(rewards.verifiers(0), "verify", lambda pairs: asked.append(len(pairs)) or real(pairs))
+    assert [[v["reward"] for v in told] for told in verify_all([group(SUM, RIGHT, WRONG, RIGHT), group(SUM, RIGHT)], TOKENIZER)] == [
+        [1.0, 0.0, 1.0],
+        [1.0],
+    ]
+    assert asked == [3]
 
-    monkeypatch.setattr(environments.get("code_gen"), "verify", broken)
-    with pytest.raises(OSError, match="no process"):
-        verify_all(programs()[:1], TOKENIZER)
+
+def test_a_server_of_nemo_gym_verifies_what_the_config_gives_it():
+    served = {**SUM, "agent_ref": {"name": "far_away_simple_agent"}}
+    groups = [group(served, RIGHT, WRONG, RIGHT), group(SUM, WRONG)]
+    with serving(["math"]) as url:
+        env = EnvConfig(nemo_gym=NemoGymConfig(servers={"far_away": f"{url}/math"}))
+        Rewards(TOKENIZER, env=env).fill(groups)
+    assert earned(groups) == [[1.0, 0.0, 1.0], [0.0]]
+    assert groups[0].rollouts[0].info["extracted_answer"] == "7"
 
 
 def on_a_rank(_):
@@ -131,12 +146,13 @@ def on_a_rank(_):
 
     parallel.init(MegatronConfig())
     asked = [group(SUM, RIGHT, WRONG, RIGHT, RIGHT), group(LETTER, "a", "b"), group(SUM, WRONG), group(SUM, RIGHT)]
-    answers, real = [], environments.get("math").verify
-    environments.get("math").verify = lambda row, response: answers.append(dist.get_rank()) or real(row, response)
+    pool = rewards.verifiers(0)
+    answers, real = [], pool.verify
+    pool.verify = lambda pairs: answers.extend([dist.get_rank()] * len(pairs)) or real(pairs)
     try:
         Rewards(TOKENIZER, Judge()).fill(asked)
     finally:
-        environments.get("math").verify = real
+        del pool.verify
     return earned(asked), answers
 
 

@@ -1,0 +1,135 @@
+"""Verifies many replies in worker processes, because a reply may hang a verifier, or take all its memory.
+
+A worker that takes longer over a reply than its environment's TIME_LIMIT is killed and the reply earns the least there is. So
+does a reply at which a verifier fails: what a model writes must not end a run. Both are told in the verdict, and logged.
+"""
+
+import itertools
+import logging
+import multiprocessing
+import os
+import resource
+from collections.abc import Iterable
+from concurrent.futures import Future, TimeoutError as TookTooLong
+
+from pebble import ProcessExpired, ProcessPool
+
+from nemo_cascade import environments
+
+logger = logging.getLogger(__name__)
+
+# So many replies go to a worker at a time where one takes much less than to hand it over.
+BATCH = 32
+# Bytes of address space of a worker; sandboxed programs have their own, smaller limits.
+MEMORY = 8 * 2**30
+
+Asked = tuple[str, dict, dict]
+
+
+class Verifiers:
+    """Worker processes, started with the first reply; `close` ends them, as does the end of this process.
+
+    workers: how many; one a core of this process's share of the machine (LOCAL_WORLD_SIZE) when 0.
+    """
+
+    def __init__(self, workers: int = 0):
+        shares = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.workers = workers or max(1, len(os.sched_getaffinity(0)) // shares)
+        self._pool: ProcessPool | None = None
+
+    def verify(self, asked: Iterable[tuple[dict, dict]]) -> list[dict]:
+        """The verdicts on (row, response) pairs, in their order."""
+        named = [(environments.environment_of(row), row, response) for row, response in asked]
+        batches = _batches(named)
+        futures = [self._submit(batch) for batch in batches]
+        return [verdict for batch, future in zip(batches, futures) for verdict in self._verdicts(batch, future)]
+
+    def submit(self, row: dict, response: dict) -> Future:
+        """A future verdict, as `verify` gives it."""
+        asked = (environments.environment_of(row), row, response)
+        verdict: Future = Future()
+
+        def pass_on(done: Future) -> None:
+            try:
+                verdict.set_result(self._verdict(asked, done))
+            except BaseException as error:
+                verdict.set_exception(error)
+
+        self._submit([asked]).add_done_callback(pass_on)
+        return verdict
+
+    def close(self) -> None:
+        """Ends the workers, whatever they are doing."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
+    def __enter__(self) -> "Verifiers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _submit(self, batch: list[Asked]) -> Future:
+        if self._pool is None:
+            # Not a fork: this process has threads of torch and of gloo.
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPool(self.workers, initializer=_start, context=spawn)
+        return self._pool.schedule(_verify, args=[batch], timeout=environments.time_limit(batch[0][0]))
+
+    def _verdicts(self, batch: list[Asked], future: Future) -> list[dict]:
+        if len(batch) == 1 or future.exception() is None:
+            return future.result() if future.exception() is None else [self._verdict(batch[0], future)]
+        # One of them is to blame, and the others must not pay for it.
+        singles = [[asked] for asked in batch]
+        futures = [self._submit(single) for single in singles]
+        return [self._verdict(single[0], future) for single, future in zip(singles, futures)]
+
+    def _verdict(self, asked: Asked, future: Future) -> dict:
+        name, _, _ = asked
+        error = future.exception()
+        if error is None:
+            return future.result()[0]
+        if isinstance(error, TookTooLong):
+            reason = f"took longer than {environments.time_limit(name):g} s"
+        elif isinstance(error, ProcessExpired):
+            reason = f"ended its process (exit status {error.exitcode})"
+        else:
+            raise error
+        return failed(name, reason)
+
+
+def failed(name: str, reason: str) -> dict:
+    """The verdict on a reply that an environment could not verify."""
+    logger.warning("%s: a reply earns the least there is: its verifier %s", name, reason)
+    return {"reward": environments.reward_range(name)[0], "verifier_error": reason}
+
+
+def _batches(asked: list[Asked]) -> list[list[Asked]]:
+    """Neighbours of one environment together, as many as it lets a worker have."""
+    batches = []
+    for name, same in itertools.groupby(asked, key=lambda one: one[0]):
+        same = list(same)
+        size = 1 if environments.is_slow(name) else BATCH
+        batches += [same[start : start + size] for start in range(0, len(same), size)]
+    return batches
+
+
+def _start() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    # What is imported with the first reply would count as time that the reply took.
+    for name in environments.names():
+        getattr(environments.get(name), "warm_up", lambda: None)()
+
+
+def _verify(batch: list[Asked]) -> list[dict]:
+    """In a worker."""
+    return [_verify_one(*asked) for asked in batch]
+
+
+def _verify_one(name: str, row: dict, response: dict) -> dict:
+    try:
+        return environments.get(name).verify(row, response)
+    except Exception as error:
+        return failed(name, f"raised {type(error).__name__}: {error}"[:500])

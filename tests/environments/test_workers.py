@@ -1,0 +1,90 @@
+"""What a reply does to its verifier is that reply's loss alone: others get their verdicts, and the run goes on."""
+
+import os
+
+import psutil
+import pytest
+
+from nemo_cascade import environments
+from nemo_cascade.environments.workers import BATCH, Verifiers
+from tests.environments.plugin import plugin  # noqa: F401 - a fixture
+
+
+def asked(name, *texts):
+    row = {"agent_ref": {"name": name}}
+    return [(row, environments.response_of(text, thinking=False)) for text in texts]
+
+
+@pytest.fixture
+def verifiers():
+    with Verifiers(2) as some:
+        yield some
+
+
+def test_a_batch_gets_the_verdicts_of_its_environments_in_order(verifiers):
+    pairs, expected = [], []
+    for name in environments.verifying():
+        for row, reply, reward in environments.get(name).EXAMPLES:
+            pairs.append(({**row, "agent_ref": {"name": f"{name}_simple_agent"}}, environments.response_of(reply, False)))
+            expected.append((name, reply, reward))
+    told = verifiers.verify(pairs)
+    assert [(name, reply, verdict["reward"]) for (name, reply, _), verdict in zip(expected, told, strict=True)] == expected
+    for (row, response), verdict in zip(pairs, told):
+        assert environments.get(environments.environment_of(row)).verify(row, response) == verdict
+
+
+def test_replies_are_verified_in_other_processes(verifiers, plugin):
+    pids = {verdict["pid"] for verdict in verifiers.verify(asked(plugin, *[f"fine {n}" for n in range(8 * BATCH)]))}
+    assert os.getpid() not in pids and 1 <= len(pids) <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("hang", "took longer than 3 s"), ("raise", "raised ValueError: what is this?"), ("exit", "exit status 7"), ("memory", "MemoryError")],
+)
+def test_a_reply_that_its_verifier_cannot_take_earns_the_least_and_harms_no_other(text, reason, verifiers, plugin):
+    told = verifiers.verify(asked(plugin, "fine", text, "bad", "fine again"))
+    assert [verdict["reward"] for verdict in told] == [1.0, -1.0, -1.0, 1.0]
+    assert reason in told[1]["verifier_error"] and all("verifier_error" not in told[k] for k in (0, 2, 3))
+    assert verifiers.verify(asked(plugin, "fine"))[0]["reward"] == 1.0
+
+
+def test_one_reply_at_a_time_can_be_asked_for_as_a_future(verifiers, plugin):
+    futures = [verifiers.submit(*pair) for pair in asked(plugin, "fine", "raise", "exit")]
+    assert [future.result(60)["reward"] for future in futures] == [1.0, -1.0, -1.0]
+
+
+def test_nothing_is_left_of_workers_that_were_closed_while_they_work(plugin):
+    verifiers = Verifiers(2)
+    futures = [verifiers.submit(*pair) for pair in asked(plugin, "fine", "hang", "hang")]
+    futures[0].result(60)
+    workers = psutil.Process().children(recursive=True)
+    verifiers.close()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    mine = [process for process in alive if "spawn_main" in " ".join(process.cmdline()) and process.status() != "zombie"]
+    assert not mine
+
+
+def test_a_name_nobody_registered_is_an_error_and_no_reward(verifiers):
+    with pytest.raises(KeyError, match="no environment 'nobody' is registered"):
+        verifiers.verify(asked("nobody", "fine"))
+
+
+@pytest.mark.parametrize("name", environments.verifying())
+def test_good_examples_earn_what_they_should_and_bad_ones_less(name):
+    assert environments.self_test(name) == []
+    least, most = environments.reward_range(name)
+    earned = {reward for _, _, reward in environments.get(name).EXAMPLES}
+    assert most in earned and min(earned) < most and least <= min(earned)
+
+
+def test_a_self_test_tells_of_a_verifier_that_is_not_what_it_says(plugin, monkeypatch):
+    module = environments.get(plugin)
+    assert environments.self_test(plugin) == []
+    monkeypatch.setattr(module, "EXAMPLES", [({}, "fine", 0.0), ({}, "raise", 1.0)])
+    monkeypatch.setattr(module, "REWARD_RANGE", (-1.0, 0.5))
+    assert environments.self_test(plugin) == [
+        "obedient, example 0: earns 1 instead of 0",
+        "obedient, example 0: 1 is outside of its range, -1 to 0.5",
+        "obedient, example 1: ValueError: what is this?",
+    ]
