@@ -19,6 +19,7 @@ OURS = (
     "math",
     "structured_outputs",
     "tool_use",
+    "workplace_assistant",
     "long_context",
     "code_gen",
     "swe_repair",
