@@ -9,8 +9,9 @@ import re
 
 from nemo_cascade.data.sample import Sample
 
-_CALL = re.compile(r"<tool_call>\n<function=([^>\n]+)>\n(.*?)</function>\n</tool_call>", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n(.*?)\n</parameter>\n", re.DOTALL)
+_CALL_END, _PARAMETER_END = "</function>\n</tool_call>", "\n</parameter>\n"
+_CALL = re.compile(rf"<tool_call>\n<function=([^>\n]+)>\n(.*?){_CALL_END}", re.DOTALL)
+_PARAMETER = re.compile(rf"<parameter=([^>\n]+)>\n(.*?){_PARAMETER_END}", re.DOTALL)
 
 
 def render(tokenizer, messages: list[dict], tools: list[dict] | None, **options) -> str:
@@ -89,7 +90,7 @@ def parse_reply(text: str, tools: list[dict] | None = None) -> dict:
     message: dict = {"role": "assistant"}
     if closed:
         message["reasoning_content"] = thought.strip()
-    calls = [parse_tool_call(match[0], tools) for match in _CALL.finditer(rest)]
+    calls = [parse_tool_call(match[0], tools) for match in _CALL.finditer(_up_to_last(_CALL_END, rest))]
     malformed = rest.count("<tool_call>") - len(calls) + sum(call is None for call in calls)
     message["content"] = re.sub(r"<tool_call>.*?(</tool_call>|$)", "", rest, flags=re.DOTALL).strip()
     if any(calls):
@@ -119,17 +120,24 @@ def parse_tool_call(text: str, tools: list[dict] | None = None) -> dict | None:
     A parameter that the tool's JSON schema calls a string stays as it stands. Without a schema a value that is JSON (other than a
     JSON string) is read as JSON, so the text 5 becomes the number 5; with one, text where a number should be stays text.
     """
-    match = _CALL.search(text)
+    match = _CALL.search(_up_to_last(_CALL_END, text))
     if match is None:
         return None
     name, body = match[1], match[2]
-    if _PARAMETER.sub("", body).strip():
+    given = _up_to_last(_PARAMETER_END, body)
+    if body[len(given) :].strip() or _PARAMETER.sub("", given).strip():
         return None
     strings = _string_parameters(name, tools)
     arguments = {
-        key: value if key in strings else _json_or_text(value) for key, value in _PARAMETER.findall(body)
+        key: value if key in strings else _json_or_text(value) for key, value in _PARAMETER.findall(given)
     }
     return {"name": name, "arguments": arguments}
+
+
+def _up_to_last(end: str, text: str) -> str:
+    """The text through the last `end`, empty without one. Beyond it every opening tag would be searched to the end in vain."""
+    head, found, _ = text.rpartition(end)
+    return head + found
 
 
 def _string_parameters(name: str, tools: list[dict] | None) -> set[str]:

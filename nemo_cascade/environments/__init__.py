@@ -29,6 +29,7 @@ OURS = (
     "math",
     "structured_outputs",
     "tool_use",
+    "workplace_assistant",
     "long_context",
     "code_gen",
     "swe_repair",

@@ -115,3 +115,13 @@ def test_what_the_template_says_about_tools_is_few_tokens_and_comes_back():
     # None of them can begin inside what a model writes: a reply is encoded as it is sampled.
     reply = chat.render_tool_call({"name": name, "arguments": {"place": 3}})
     assert not any(phrase in reply for phrase in phrases)
+
+
+@pytest.mark.parametrize("opening", ["<tool_call>\n<function=a>\n", "<tool_call>\n<function=a>\n<parameter=b>\n", "<parameter=b>\n"])
+def test_a_reply_of_tags_that_never_close_is_read_once_not_once_a_tag(opening):
+    call = {"name": "f", "arguments": {"x": "1"}}
+    text = chat.render_tool_call(call) + opening * 100_000
+    message = chat.parse_reply(text)
+    assert message["tool_calls"] == [{"name": "f", "arguments": {"x": 1}}]
+    assert message.get("malformed_tool_calls", 0) == opening.count("<tool_call>") * 100_000
+    assert chat.parse_tool_call(f"<tool_call>\n<function=f>\n{opening * 100_000}</function>\n</tool_call>") is None

@@ -22,6 +22,7 @@ from nemo_cascade.data.demo import (
     structured_output,
     swe_repair,
     tool_use,
+    workplace_assistant,
 )
 from nemo_cascade.data.files import write_atomically
 from nemo_cascade.data.rows import tools_of
@@ -95,6 +96,11 @@ DOMAINS = {
         Domain("swe_repair", swe_repair.draw, swe_repair.demonstrate),
     )
 }
+# Written only when asked for by name: prompts that a laptop's model is too small for.
+ON_REQUEST = {
+    domain.name: domain
+    for domain in (Domain("workplace_assistant", workplace_assistant.draw, workplace_assistant.demonstrate),)
+}
 
 
 def prompt_of(row: dict) -> str:
@@ -115,12 +121,13 @@ def write(
     sft_rows: int,
     seed: int = 0,
     rows_of: dict[str, dict[str, int]] | None = None,
+    only: str | None = None,
 ) -> None:
     """Writes <domain>/{train,validation,sft}.jsonl: RL prompts, validation prompts of the RL level, demonstrations.
 
-    rows_of: other numbers for a domain, {domain: {"sft_rows": ...}}.
+    rows_of: other numbers for a domain, {domain: {"sft_rows": ...}}. only: this domain alone, of DOMAINS or ON_REQUEST.
     """
-    for domain in DOMAINS.values():
+    for domain in [(DOMAINS | ON_REQUEST)[only]] if only else DOMAINS.values():
         folder = Path(directory) / domain.name
         folder.mkdir(parents=True, exist_ok=True)
         count = {"train_rows": train_rows, "validation_rows": validation_rows, "sft_rows": sft_rows}
