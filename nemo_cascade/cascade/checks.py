@@ -5,6 +5,7 @@ not the recipe is caught here, before any process group, folder or model exists.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from nemo_cascade.engine.memory import GPUS
 from nemo_cascade.models import fp8
 
 if TYPE_CHECKING:
-    from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, Source, StageConfig
+    from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, JudgeConfig, Source, StageConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -211,12 +212,18 @@ def sampling_problems(cascade: "CascadeConfig") -> Iterator[str]:
 
 
 def judge_problems(cascade: "CascadeConfig") -> Iterator[str]:
-    """A judge is a stage off the main line whose agreement with known preferences is measured."""
-    if cascade.judge is None or is_missing(cascade.judge.stage):
+    """A judge is a stage off the main line, or an endpoint, whose agreement with known preferences is measured."""
+    if cascade.judge is None:
         return
     name, least = cascade.judge.stage, cascade.judge.min_agreement
     if not 0 <= least <= 1:
         yield f"cascade.judge.min_agreement: a share of preferences, from 0 to 1, got {least}"
+    if (name is None) == (cascade.judge.endpoint is None):
+        yield "cascade.judge: either a stage or an endpoint judges; set one of cascade.judge.stage and cascade.judge.endpoint"
+    elif name is None:
+        yield from endpoint_problems(cascade.judge)
+    if name is None:
+        return
     if name not in cascade.stages:
         yield f"cascade.judge.stage: unknown stage {name}{did_you_mean(name, cascade.stages)}"
         return
@@ -228,6 +235,25 @@ def judge_problems(cascade: "CascadeConfig") -> Iterator[str]:
     for domain in stage.data.train:
         if domain not in stage.data.validation:
             yield f"cascade.stages.{name}.data.validation.{domain}: missing; on it the judge's agreement is measured"
+
+
+def endpoint_problems(judge: "JudgeConfig") -> Iterator[str]:
+    """An endpoint has an address, the key that it needs and rows on which its agreement is measured."""
+    key, endpoint = "cascade.judge.endpoint", judge.endpoint
+    for name in ("base_url", "model"):
+        if is_missing(getattr(endpoint, name)):
+            yield f"{key}.{name}: missing value; set it"
+    if not is_missing(endpoint.base_url) and not endpoint.base_url.startswith(("http://", "https://")):
+        yield f"{key}.base_url: an address such as http://host:8000/v1, got {endpoint.base_url}"
+    if endpoint.api_key_env is not None and not os.environ.get(endpoint.api_key_env):
+        yield f"{key}.api_key_env: the environment variable {endpoint.api_key_env} is not set"
+    for name in ("concurrency", "tries", "max_tokens"):
+        if getattr(endpoint, name) < 1:
+            yield f"{key}.{name}: must be >= 1, got {getattr(endpoint, name)}"
+    if judge.agreement is None:
+        yield "cascade.judge.agreement: missing; a JSONL file of known preferences, on which the judge's agreement is measured"
+    elif not Path(judge.agreement).is_file():
+        yield f"cascade.judge.agreement: no file {judge.agreement}"
 
 
 def demo_data_problems(settings: "DemoDataConfig") -> Iterator[str]:

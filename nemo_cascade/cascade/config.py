@@ -25,6 +25,7 @@ from nemo_cascade.cascade.strict import (
     to_plain,
     without_missing,
 )
+from nemo_cascade.environments.endpoint import EndpointConfig
 from nemo_cascade.models.presets import is_hf_folder
 from nemo_cascade.stages.config import DatasetConfig
 from nemo_cascade.stages.context import LoopConfig
@@ -88,12 +89,16 @@ class ValidationConfig:
 
 @dataclass
 class JudgeConfig:
-    """`cascade.judge`: the stage whose checkpoint compares replies to preference rows, for every stage after it.
+    """`cascade.judge`: what compares replies to preference rows. Either a stage, whose checkpoint does for every stage after
+    it, or a model behind an endpoint.
 
-    min_agreement: on the judge's own validation prompts; below it no stage starts that it would judge.
+    min_agreement: with known preferences, on the judge stage's own validation prompts or, of an endpoint, on the rows of
+    `agreement` (a JSONL file of the environment genrm); below it no stage starts that it would judge.
     """
 
-    stage: str = "???"
+    stage: str | None = None
+    endpoint: EndpointConfig | None = None
+    agreement: str | None = None
     min_agreement: float = 0.8
 
 
@@ -121,7 +126,7 @@ class GateConfig:
 class StageConfig(LoopConfig):
     """`cascade.stages.<name>`, resolved. kind is the loop (sft or rl); teacher_only keeps it off the main line.
 
-    judge comes from `cascade.judge`: the stage that judges this one's replies, if that runs before.
+    judge and judge_endpoint come from `cascade.judge`: the stage that judges this one's replies, if that runs before.
     """
 
     name: str = ""
@@ -131,6 +136,7 @@ class StageConfig(LoopConfig):
     teachers: dict[str, Teacher] = field(default_factory=dict)
     gate: GateConfig = field(default_factory=GateConfig)
     judge: str | None = None
+    judge_endpoint: EndpointConfig | None = None
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
@@ -272,6 +278,7 @@ def _resolve(source: Source, problems: list[str]) -> CascadeConfig:
         problems += [
             f"{source.where(name, k)}: missing value; set it" for k, v in flatten(values).items() if is_missing(v)
         ]
+        stage.judge_endpoint = cascade.judge.endpoint if cascade.judge is not None else None
         cascade.stages[name] = stage
     return cascade
 
@@ -303,8 +310,9 @@ def _spell_out_teachers(raw: dict) -> None:
 def _refuse_names(raw: dict, problems: list[str]) -> None:
     """A stage's name is its key in the mapping and nothing else; one judge serves the whole cascade."""
     for name, stage in _raw_stages(raw).items():
-        if stage.pop("judge", None) is not None:
-            problems.append(f"cascade.stages.{name}.judge: one judge serves all stages; set cascade.judge.stage")
+        for key in ("judge", "judge_endpoint"):
+            if stage.pop(key, None) is not None:
+                problems.append(f"cascade.stages.{name}.{key}: one judge serves all stages; set cascade.judge")
         if "name" in stage:
             del stage["name"]
             problems.append(f"cascade.stages.{name}.name: unknown key; the stage is already named by its key, {name}")

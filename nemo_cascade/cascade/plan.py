@@ -29,6 +29,8 @@ HARMLESS = (
     "checkpointing.",
     "logger.",
     "cluster.",
+    "env.",
+    *(f"cascade.judge_endpoint.{name}" for name in ("base_url", "api_key_env", "concurrency", "timeout", "tries")),
     "cascade.gate.",
     "grpo.dynamic_sampling_max_gen_batches",
     "policy.generation.max_batch_size",

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from nemo_cascade.cascade import gate, report
+from nemo_cascade.cascade import agreement, gate, report
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, Manifest, StageRecord
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, dependencies, make_plan, write_stage_config
@@ -27,6 +27,7 @@ from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.engine import checkpoint, parallel
 from nemo_cascade.engine.policy import model_override_names
+from nemo_cascade.environments.endpoint import EndpointError
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
 from nemo_cascade.stages.prompts import render
@@ -54,11 +55,12 @@ def run(
     try:
         manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage))
         check_rows(cascade)
+        agreed = on_rank_0(lambda: agreement_of_endpoint(cascade)) if plan.run else None
     except Exception:
         # Raised on every rank alike, so that every rank can leave and none is left behind with a traceback.
         parallel.shutdown()
         raise
-    tell(console, *plan.notes)
+    tell(console, *plan.notes, *([agreed] if agreed else []))
     loops = loops if loops is not None else default_loops()
     score = score if score is not None else default_score()
     for name in plan.run:
@@ -122,6 +124,7 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
         parent=manifest.checkpoint(record.parent) if record.parent is not None else None,
         teachers={domain: manifest.checkpoint(teacher) for domain, teacher in teachers.items()},
         judge=manifest.checkpoint(stage.judge) if stage.judge is not None else None,
+        judge_endpoint=stage.judge_endpoint,
         rank=parallel.rank(),
     )
     loop(stage_run)
@@ -254,6 +257,25 @@ def refuse_poor_judge(cascade: CascadeConfig, stage: StageConfig, manifest: Mani
             )
 
 
+def agreement_of_endpoint(cascade: CascadeConfig) -> str | None:
+    """How well the judge behind an endpoint agrees with known preferences, in words, if there is such a judge.
+
+    Raises RunRefused when it is less than it must be, or the endpoint refuses.
+    """
+    judge = cascade.judge
+    if judge is None or judge.endpoint is None:
+        return None
+    try:
+        found = agreement.measure(judge, Path(cascade.run_dir))
+    except EndpointError as error:
+        raise RunRefused(f"cascade.judge.endpoint: {error}") from None
+    words = f"the judge {judge.endpoint.model} agrees with {found['agreement']:.3f} of {found['pairs']} known preferences"
+    words += f" ({found['unreadable']} of its answers could not be read)"
+    if found["agreement"] < judge.min_agreement:
+        raise RunRefused(f"{words}, less than cascade.judge.min_agreement={judge.min_agreement}; is it the right model?")
+    return words
+
+
 def stage_seed(seed: int, name: str) -> int:
     """A stage's own seed: the same for the same (cascade.seed, stage name) whatever else the cascade holds."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
@@ -310,10 +332,10 @@ def check_rows(cascade: CascadeConfig) -> None:
 def refuse_unjudged(stage: StageConfig, domain: Domain) -> None:
     """Raises DataError for rows whose replies only a judge can compare in a stage that has none."""
     for number, row in zip(domain.numbers, domain.rows):
-        if stage.judge is None and environment_of(row) == "genrm_compare":
+        if stage.judge is None and stage.judge_endpoint is None and environment_of(row) == "genrm_compare":
             raise DataError(
                 f"{domain.path}, row {number}: a judge has to compare replies to it, but {stage.name} has none; set "
-                "cascade.judge.stage to a stage that runs before"
+                "cascade.judge.stage to a stage that runs before, or cascade.judge.endpoint"
             )
 
 

@@ -1,19 +1,29 @@
-"""How well a generative judge agrees with known preferences.
+"""How well a generative judge agrees with known preferences, and the reward that trains one.
 
-Row: a conversation as `genrm_compare.judge_messages` builds it and `expected_scores` {"score_1", "score_2", "ranking"}. The
-reward is 1 when the judge prefers the same reply; how far its scores are off is told beside it.
+Row: a conversation as `genrm_compare.judge_messages` builds it, `expected_scores` {"score_1", "score_2", "ranking"} and,
+optionally, `grading_mode`: "agreement" (default) earns 1 when the judge prefers the same reply, else 0; "distance" earns
+-10 [unreadable] - |score_1 off| - |score_2 off| - |ranking off|, which is how Nemotron 3 Nano's GenRM was trained by GRPO
+(section 3.3, with both weights 1), each pair in either order.
 """
 
-from nemo_cascade.environments.genrm_compare import Comparison, parse
+from nemo_cascade.environments.genrm_compare import FIELDS, Comparison, parse
 from nemo_cascade.environments.response import answer_of
 
+UNREADABLE = -10.0
+# An answer that can be read is farthest off where every value is at the other end.
+REWARD_RANGE = (-float(sum(max(allowed) - min(allowed) for allowed in FIELDS.values())), 1.0)
+
 _ROW = {"expected_scores": {"score_1": 4, "score_2": 2, "ranking": 2}}
+_DISTANCE = {**_ROW, "grading_mode": "distance"}
 EXAMPLES = [
     (_ROW, '{"score_1": 4, "score_2": 2, "ranking": 2}', 1.0),
     (_ROW, 'The first. {"score_1": 3, "score_2": 3, "ranking": 3}', 1.0),
     (_ROW, '{"score_1": 2, "score_2": 4, "ranking": 5}', 0.0),
     (_ROW, "The first is better.", 0.0),
     (_ROW, '{"score_1": 9, "score_2": 2, "ranking": 1}', 0.0),
+    (_DISTANCE, '{"score_1": 4, "score_2": 2, "ranking": 2}', 0.0),
+    (_DISTANCE, '{"score_1": 2, "score_2": 4, "ranking": 5}', -7.0),
+    (_DISTANCE, "The first is better.", UNREADABLE),
 ]
 
 
@@ -24,12 +34,18 @@ def problem(row: dict) -> str | None:
         decided = Comparison(**{key: float(value) for key, value in expected.items()}).first_wins != 0.5
     except (AttributeError, TypeError, ValueError):
         return "no expected_scores with score_1, score_2 and ranking (numbers)"
+    if row.get("grading_mode", "agreement") not in ("agreement", "distance"):
+        return f"grading_mode is agreement or distance, not {row['grading_mode']!r}"
     return None if decided else "expected_scores prefers neither reply, so no judge could agree with it"
 
 
 def verify(row: dict, response: dict) -> dict:
-    """{"reward": 1.0 when the judge prefers the reply that is preferred, else 0.0, "score_error": mean absolute error}."""
+    """{"reward", "score_error": mean absolute error of the scores, "readable": bool, "agrees": bool}."""
     expected, said = Comparison(**row["expected_scores"]), parse(answer_of(response))
-    error = (abs(said.score_1 - expected.score_1) + abs(said.score_2 - expected.score_2)) / 2
+    off = abs(said.score_1 - expected.score_1) + abs(said.score_2 - expected.score_2)
     agrees = said.readable and said.first_wins == expected.first_wins
-    return {"reward": float(agrees), "score_error": error, "readable": said.readable}
+    if row.get("grading_mode") == "distance":
+        reward = -(off + abs(said.ranking - expected.ranking)) if said.readable else UNREADABLE
+    else:
+        reward = float(agrees)
+    return {"reward": reward, "score_error": off / 2, "readable": said.readable, "agrees": agrees}

@@ -11,7 +11,10 @@ import re
 from dataclasses import dataclass
 
 from nemo_cascade.data.rows import messages_of
+from nemo_cascade.environments.response import END_OF_THOUGHT
 
+# What a judge says, and the values that it may have.
+FIELDS = {"score_1": range(1, 6), "score_2": range(1, 6), "ranking": range(1, 7)}
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
@@ -43,14 +46,19 @@ def judge_messages(row: dict, first: str, second: str) -> list[dict]:
     return [*messages_of(row), *replies]
 
 
+def readable(text: str) -> bool:
+    """Whether a judge's answer can be read."""
+    return parse(text).readable
+
+
 def parse(text: str) -> Comparison:
-    """The last JSON object of a judge's answer. One that cannot be read counts as undecided: 3, 3 and 3.5, as in NeMo Gym."""
-    for found in reversed(_OBJECT.findall(text)):
+    """The last JSON object of a judge's answer, without a thought that was left in it. One that cannot be read counts as undecided: 3, 3 and 3.5, as in NeMo Gym."""
+    for found in reversed(_OBJECT.findall(text.rpartition(END_OF_THOUGHT)[2])):
         try:
             values = json.loads(found)
-            scores = [float(values[key]) for key in ("score_1", "score_2", "ranking")]
+            scores = [float(values[key]) for key in FIELDS]
         except (ValueError, KeyError, TypeError):
             continue
-        if all(1 <= score <= 5 for score in scores[:2]) and 1 <= scores[2] <= 6:
+        if all(min(allowed) <= score <= max(allowed) for score, allowed in zip(scores, FIELDS.values())):
             return Comparison(*scores)
     return Comparison(readable=False)

@@ -74,8 +74,9 @@ class GRPOConfig:
 class GenRMConfig:
     """`genrm`: how a judge's comparisons become rewards, by the names of NeMo Gym's genrm_compare server.
 
-    The values are Nemotron-Cascade 2's (section 4.5); Gym's own defaults are circular and 0. judge_max_new_tokens and
-    judge_enable_thinking are the judge's own generation settings.
+    The values are Nemotron-Cascade 2's (section 4.5); Gym's own defaults are circular and 0. judge_max_new_tokens,
+    judge_enable_thinking and judge_guided_json (an answer that cannot be read is made the likeliest one that can) are
+    those of a judge that is a checkpoint of the run; an endpoint has its own.
     """
 
     comparison_strategy: str = "all_pairs"
@@ -86,6 +87,7 @@ class GenRMConfig:
     top_percentile: float = 0.2
     judge_max_new_tokens: int = 64
     judge_enable_thinking: bool = True
+    judge_guided_json: bool = False
 
 
 @dataclass

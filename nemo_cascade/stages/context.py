@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_cascade.engine.config import PolicyConfig
+from nemo_cascade.environments.endpoint import EndpointConfig
 from nemo_cascade.stages.board import Board
 from nemo_cascade.stages.config import (
     CheckpointingConfig,
@@ -43,7 +44,8 @@ class StageRun:
     """One stage being run by one process.
 
     dir is the stage's own folder, parent the checkpoint it starts from (None: fresh weights), teachers the checkpoint
-    that teaches each domain, judge the one that compares replies to preference rows. Only rank 0 writes metrics and shows progress; the others may call the same methods.
+    that teaches each domain, judge the one that compares replies to preference rows, unless that is a model behind
+    judge_endpoint. Only rank 0 writes metrics and shows progress; the others may call the same methods.
     """
 
     name: str
@@ -53,6 +55,7 @@ class StageRun:
     parent: Path | None = None
     teachers: dict[str, Path] = field(default_factory=dict)
     judge: Path | None = None
+    judge_endpoint: EndpointConfig | None = None
     rank: int = 0
     board: Board | None = field(default=None, init=False, repr=False)
 

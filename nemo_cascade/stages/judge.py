@@ -1,4 +1,5 @@
-"""The generative judge: another checkpoint of the run, which compares replies in the policy's own buffers.
+"""The generative judge compares replies: another checkpoint of the run, in the policy's own buffers, or a model behind an
+endpoint.
 
 In training every reply of a group is compared with the others, and `genrm_rewards` makes rewards of it. Where a reply stands
 alone (validation, distillation) it is compared with the row's reference reply: its reward is then a win rate.
@@ -6,15 +7,19 @@ alone (validation, distillation) it is compared with the row's reference reply: 
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from nemo_cascade.algorithms import comparison_pairs, genrm_rewards
-from nemo_cascade.data.chat import render_prompt
+from nemo_cascade.data.chat import encode, render_prompt
+from nemo_cascade.data.sample import Sample
+from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
-from nemo_cascade.environments.genrm_compare import Comparison, judge_messages, parse
-from nemo_cascade.environments.response import split_reply
+from nemo_cascade.environments.endpoint import Endpoint
+from nemo_cascade.environments.genrm_compare import FIELDS, Comparison, judge_messages, parse, readable
+from nemo_cascade.environments.response import END_OF_THOUGHT, split_reply
 from nemo_cascade.rollout.engine import generate_global
 from nemo_cascade.rollout.types import Group, Request, Rollout, SamplingParams
 from nemo_cascade.stages.config import GenRMConfig
@@ -22,12 +27,16 @@ from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.prompts import thinking
 from nemo_cascade.stages.rewards import Rewards, reply_text
 
+Messages = list[dict]
+# From conversations to what is said after each, without its thought; "" where nothing is. The same on all ranks.
+Ask = Callable[[list[Messages]], list[str]]
+
 
 class Judge:
-    """Compares replies with the weights of `checkpoint`. Every method gives the same on all ranks, which call it together."""
+    """Compares replies by what `ask` gets. Every method gives the same on all ranks, which call it together."""
 
-    def __init__(self, policy: Policy, engine, checkpoint: Path, config: GenRMConfig):
-        self.policy, self.engine, self.checkpoint, self.config = policy, engine, checkpoint, config
+    def __init__(self, ask: Ask, tokenizer, config: GenRMConfig):
+        self.ask, self.tokenizer, self.config = ask, tokenizer, config
 
     def reward_groups(self, groups: list[Group]) -> None:
         """Fills reward and info of every rollout by comparisons inside its group."""
@@ -56,27 +65,18 @@ class Judge:
             rollout.info = {"judge_readable": answer.readable}
 
     def compare(self, asked: list[tuple[dict, str, str]]) -> list[Comparison]:
-        """What the judge says about (row, first reply, second reply), the likeliest answer; equal ones are asked once."""
-        requests, ids = {}, []
+        """What the judge says about (row, first reply, second reply); equal ones are asked once."""
+        conversations, names = {}, []
         for row, first, second in asked:
             messages = judge_messages(row, first, second)
-            name = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
-            if name not in requests:
-                prompt = render_prompt(
-                    self.policy.tokenizer, messages, enable_thinking=self.config.judge_enable_thinking
-                )
-                requests[name] = Request(name, 0, tuple(prompt))
-            ids.append(name)
-        params = SamplingParams(temperature=0.0, max_new_tokens=self.config.judge_max_new_tokens)
-        with self.policy.weights_of(self.checkpoint / "policy"):
-            rollouts = generate_global(self.engine, list(requests.values()), params)
-        thinks = self.config.judge_enable_thinking
-        said = {r.prompt_id: parse(split_reply(reply_text(r, self.policy.tokenizer), thinks)[1] or "") for r in rollouts}
-        return [said[name] for name in ids]
+            names.append(hashlib.sha256(json.dumps(messages).encode()).hexdigest())
+            conversations[names[-1]] = messages
+        said = dict(zip(conversations, map(parse, self.ask(list(conversations.values())))))
+        return [said[name] for name in names]
 
     def _split(self, row: dict, rollout: Rollout) -> tuple[str, str]:
         """(thought, answer), stripped. A reply that never ends its thought has an empty answer."""
-        thought, answer = split_reply(reply_text(rollout, self.policy.tokenizer), thinking(row))
+        thought, answer = split_reply(reply_text(rollout, self.tokenizer), thinking(row))
         return thought.strip(), (answer or "").strip()
 
     def _reward(self, group: Group, said: list[tuple[str, str]], pairs, answers: list[Comparison]) -> None:
@@ -98,10 +98,82 @@ class Judge:
             rollout.reward, rollout.info = reward, {"judge_readable": readable}
 
 
+class CheckpointJudge:
+    """Asks the weights of a checkpoint, in the policy's own buffers: the likeliest answer.
+
+    An answer without readable scores, as a young judge gives, is completed with the likeliest scores (`_score`).
+    """
+
+    def __init__(self, policy: Policy, engine, checkpoint: Path, config: GenRMConfig):
+        self.policy, self.engine, self.checkpoint, self.config = policy, engine, checkpoint, config
+
+    def __call__(self, conversations: list[Messages]) -> list[str]:
+        """As `Ask`."""
+        tokenizer, thinks = self.policy.tokenizer, self.config.judge_enable_thinking
+        prompts = [render_prompt(tokenizer, messages, enable_thinking=thinks) for messages in conversations]
+        requests = [Request(f"{number:016x}", 0, tuple(prompt)) for number, prompt in enumerate(prompts)]
+        params = SamplingParams(temperature=0.0, max_new_tokens=self.config.judge_max_new_tokens)
+        with self.policy.weights_of(self.checkpoint / "policy"):
+            rollouts = generate_global(self.engine, requests, params)
+            said = [split_reply(reply_text(rollout, tokenizer), thinks) for rollout in rollouts]
+            answers = [answer or "" for _, answer in said]
+            if self.config.judge_guided_json:
+                unread = [number for number, answer in enumerate(answers) if not parse(answer).readable]
+                thoughts = [said[number][0] + END_OF_THOUGHT if thinks else "" for number in unread]
+                for number, answer in zip(unread, self._score([prompts[n] for n in unread], thoughts)):
+                    answers[number] = answer
+        return answers
+
+    def _score(self, prompts: list[list[int]], thoughts: list[str]) -> list[str]:
+        """The judge's JSON after each prompt and thought, with the likeliest of the allowed values for each field in turn."""
+        answers = ["{"] * len(prompts)
+        for name, allowed in FIELDS.items():
+            begun = [f'{answer}{", " if len(answer) > 1 else ""}"{name}": ' for answer in answers]
+            candidates = [[f"{answer}{value}" for value in allowed] for answer in begun]
+            scored = iter(self._logprobs([
+                (prompt, thought + text)
+                for prompt, thought, texts in zip(prompts, thoughts, candidates)
+                for text in texts
+            ]))
+            answers = [max(texts, key=lambda _: next(scored)) for texts in candidates]
+        return [answer + "}" for answer in answers]
+
+    def _logprobs(self, asked: list[tuple[list[int], str]]) -> list[float]:
+        """The log-prob of each text after its prompt."""
+        replies = [encode(self.policy.tokenizer, text) for _, text in asked]
+        samples = [
+            Sample(prompt + reply, [0] * len(prompt) + [1] * len(reply), {}) for (prompt, _), reply in zip(asked, replies)
+        ]
+        rows = self.policy.logprobs(samples) if samples else []
+        return [sum(row[len(row) - len(reply) :]) for row, reply in zip(rows, replies)]
+
+
+class EndpointJudge:
+    """Asks a model behind an endpoint; ranks share the questions. What is not answered readably counts as undecided."""
+
+    def __init__(self, endpoint: Endpoint):
+        self.endpoint = endpoint
+
+    def __call__(self, conversations: list[Messages]) -> list[str]:
+        """As `Ask`."""
+        return parallel.share_out(self._ask, conversations)
+
+    def _ask(self, conversations: list[Messages]) -> list[str]:
+        return [text or "" for text in self.endpoint.ask(conversations, usable=readable)]
+
+
 def make_rewards(stage: StageRun, policy: Policy, engine, alone: bool) -> Rewards:
     """What rewards a stage's rollouts: the environments, and the stage's judge where it has one."""
-    judge = Judge(policy, engine, stage.judge, stage.config.genrm) if stage.judge is not None else None
     config = stage.config
+    ask = None
+    if stage.judge is not None:
+        ask = CheckpointJudge(policy, engine, stage.judge, config.genrm)
+    elif stage.judge_endpoint is not None:
+        ask = EndpointJudge(Endpoint(stage.judge_endpoint, stage.dir / "judge_answers.sqlite"))
     return Rewards(
-        policy.tokenizer, judge, alone=alone, overlong_reward=config.grpo.overlong_reward, env=config.env
+        policy.tokenizer,
+        Judge(ask, policy.tokenizer, config.genrm) if ask is not None else None,
+        alone=alone,
+        overlong_reward=config.grpo.overlong_reward,
+        env=config.env,
     )

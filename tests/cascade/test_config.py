@@ -397,7 +397,35 @@ CASES = {
     ),
     "a judge of a stage's own": (
         ["cascade.stages.rlhf.judge=sft"],
-        "cascade.stages.rlhf.judge: one judge serves all stages; set cascade.judge.stage",
+        "cascade.stages.rlhf.judge: one judge serves all stages; set cascade.judge",
+    ),
+    "two judges": (
+        ["cascade.judge.endpoint={base_url: 'http://localhost:8000/v1', model: m}"],
+        "cascade.judge: either a stage or an endpoint judges; set one of cascade.judge.stage and cascade.judge.endpoint",
+    ),
+    "a judge that is nobody": (
+        ["cascade.judge.stage=null"],
+        "cascade.judge: either a stage or an endpoint judges; set one of cascade.judge.stage and cascade.judge.endpoint",
+    ),
+    "an endpoint without an address": (
+        ["cascade.judge={stage: null, endpoint: {model: m}}"],
+        "cascade.judge.endpoint.base_url: missing value; set it",
+    ),
+    "an endpoint that is no address": (
+        ["cascade.judge={stage: null, endpoint: {base_url: 'localhost:8000', model: m}}"],
+        "cascade.judge.endpoint.base_url: an address such as http://host:8000/v1, got localhost:8000",
+    ),
+    "an endpoint whose key is not there": (
+        ["cascade.judge={stage: null, endpoint: {base_url: 'http://a/v1', model: m, api_key_env: NO_SUCH_KEY}}"],
+        "cascade.judge.endpoint.api_key_env: the environment variable NO_SUCH_KEY is not set",
+    ),
+    "an endpoint whose agreement is not measured": (
+        ["cascade.judge={stage: null, endpoint: {base_url: 'http://a/v1', model: m}}"],
+        "cascade.judge.agreement: missing; a JSONL file of known preferences",
+    ),
+    "no time for a server of NeMo Gym": (
+        ["env.nemo_gym.timeout=0"],
+        "env.nemo_gym.timeout: must be > 0",
     ),
     "comparisons of another kind": (
         ["cascade.stages.rlhf.genrm.comparison_strategy=circle"],

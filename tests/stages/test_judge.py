@@ -1,6 +1,7 @@
 """A judge in the policy's own buffers answers as itself, leaves no trace and favours no place; its words become rewards."""
 
 import contextlib
+import dataclasses
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,10 @@ from nemo_cascade.algorithms import comparison_pairs, genrm_rewards
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.rows import prompt_id
 from nemo_cascade.data.tokenizer import load_tokenizer
-from nemo_cascade.environments.genrm_compare import Comparison, judge_messages
+from nemo_cascade.environments.genrm_compare import Comparison, judge_messages, parse
 from nemo_cascade.rollout.types import Group, Rollout, SamplingParams
 from nemo_cascade.stages.config import GenRMConfig
+from tests.environments.test_endpoint import Model, served
 from tests.helpers import run_distributed
 
 TOKENIZER = load_tokenizer("tiny")
@@ -58,6 +60,12 @@ def build(seed, **layout):
     return policy, make_engine(policy)
 
 
+def judge_of(policy, engine, checkpoint, config=CONFIG):
+    from nemo_cascade.stages.judge import CheckpointJudge, Judge
+
+    return Judge(CheckpointJudge(policy, engine, checkpoint, config), TOKENIZER, config)
+
+
 def write_judge(checkpoint):
     policy, _ = build(seed=1)
     policy.save(checkpoint / "policy", optimizer=False)
@@ -78,8 +86,6 @@ def texts_of(policy, engine, asked) -> list[str]:
 
 def answers(checkpoint, layout):
     """(what the judge's own model says, what the student says, what a judge in the student's buffers says)."""
-    from nemo_cascade.stages.judge import Judge
-
     asked = [(row, first, second) for row in ROWS for first in ALL for second in ALL[:2]]
     own, engine = build(seed=0, **layout)
     own.load(checkpoint / "policy", optimizer=False)
@@ -88,7 +94,7 @@ def answers(checkpoint, layout):
     before, students_own = student.weights_hash(), texts_of(student, engine, asked)
     # As the texts they are: what an untrained model says cannot be read.
     with mock.patch("nemo_cascade.stages.judge.parse", str):
-        heard = Judge(student, engine, checkpoint, CONFIG).compare(asked)
+        heard = judge_of(student, engine, checkpoint).compare(asked)
     assert student.weights_hash() == before, "the student came back changed"
     assert texts_of(student, engine, asked) == students_own, "something of the judge is left in the engine"
     return expected, students_own, heard
@@ -116,12 +122,10 @@ def test_a_judge_answers_as_its_own_model_does_and_leaves_the_student_as_it_was(
 
 
 def questions(checkpoint, _):
-    from nemo_cascade.stages.judge import Judge
-
     student, engine = build(seed=2)
     a, b = ROWS[:2]
     asked = [(a, *ALL[:2]), (b, *ALL[:2]), (a, *ALL[:2]), (a, ALL[1], ALL[0]), (b, *ALL[:2])]
-    judge = Judge(student, engine, checkpoint, CONFIG)
+    judge = judge_of(student, engine, checkpoint)
     with mock.patch("nemo_cascade.stages.judge.parse", str), mock.patch.object(engine, "add", wraps=engine.add) as add:
         together = judge.compare(asked)
         sent = [request for call in add.call_args_list for request in call.args[0]]
@@ -135,11 +139,10 @@ def test_equal_comparisons_are_asked_once_and_all_are_answered_in_order(checkpoi
 
 def rewarded(checkpoint):
     """Rewards of groups whose replies are compared in training and, alone, with a reference."""
-    from nemo_cascade.stages.judge import Judge
     from nemo_cascade.stages.rewards import Rewards
 
     student, engine = build(seed=2)
-    judge = Judge(student, engine, checkpoint, CONFIG)
+    judge = judge_of(student, engine, checkpoint)
     found = []
     # Not all the same, so that replies earn differently.
     with mock.patch("nemo_cascade.stages.judge.parse", by_hash):
@@ -164,6 +167,81 @@ def test_all_ranks_give_the_rewards_that_one_alone_gives(checkpoint):
     assert {reward for rewards in alone for reward in rewards} == {0.0, 1.0}
 
 
+def guided(checkpoint):
+    """(what a judge that never says anything readable says when it is guided, the log-probs of all that it may say)."""
+    import itertools
+
+    from nemo_cascade.data.chat import encode, render_prompt
+    from nemo_cascade.data.sample import Sample
+    from nemo_cascade.stages.judge import CheckpointJudge
+
+    student, engine = build(seed=2)
+    conversations = [judge_messages(row, *ALL[:2]) for row in ROWS[:2]]
+    config = dataclasses.replace(CONFIG, judge_guided_json=True)
+    said = CheckpointJudge(student, engine, checkpoint, config)(conversations)
+    own, _ = build(seed=0)
+    own.load(checkpoint / "policy", optimizer=False)
+    ways = []
+    for conversation in conversations:
+        prompt = render_prompt(TOKENIZER, conversation, enable_thinking=False)
+        texts = [f'{{"score_1": {a}, "score_2": {b}, "ranking": {c}' for a, b, c in itertools.product(range(1, 6), range(1, 6), range(1, 7))]
+        replies = [encode(TOKENIZER, text) for text in texts]
+        rows = own.logprobs([Sample(prompt + r, [0] * len(prompt) + [1] * len(r)) for r in replies])
+        ways.append({text + "}": row[len(prompt) :] for text, row in zip(texts, rows)})
+    return said, ways
+
+
+def test_a_guided_judge_says_the_likeliest_value_of_each_field_in_turn(checkpoint):
+    ((said, ways),) = run_distributed(guided, 1, checkpoint)
+    for answer, of_all in zip(said, ways):
+        assert parse(answer).readable and answer in of_all
+        # Up to a field all that begin alike have the same log-probs, so the field's own decides among them.
+        for end in ('"score_2"', '"ranking"', "}"):
+            begun = answer[: answer.index(end)]
+            rest = begun.rstrip(", ")[:-1]
+            rivals = {text[: text.index(end)]: sum(logprobs[: tokens_of(text[: text.index(end)])]) for text, logprobs in of_all.items() if text.startswith(rest)}
+            assert rivals[begun] == max(rivals.values()) and len(rivals) > 4
+    assert len(set(said)) > 1 or said[0] != '{"score_1": 1, "score_2": 1, "ranking": 1}'
+
+
+def tokens_of(text: str) -> int:
+    return len(TOKENIZER.encode(text.rstrip(", }"), add_special_tokens=False))
+
+
+def rewarded_by_an_endpoint(url, cache):
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.config import MegatronConfig
+    from nemo_cascade.environments.endpoint import Endpoint, EndpointConfig
+    from nemo_cascade.stages.judge import EndpointJudge, Judge
+    from nemo_cascade.stages.rewards import Rewards
+
+    parallel.init(MegatronConfig())
+    judge = Judge(EndpointJudge(Endpoint(EndpointConfig(base_url=url, model="m", tries=2), cache)), TOKENIZER, CONFIG)
+    groups = [group(row, *(f"hm</think>{text}" for text in ALL)) for row in ROWS]
+    Rewards(TOKENIZER, judge).fill(groups)
+    return [[(r.reward, r.info["judge_readable"]) for r in group.rollouts] for group in groups]
+
+
+class Opinionated(Model):
+    """A served judge: scores by length, after a thought that its server leaves in; of one reply it will not speak."""
+
+    def said(self, messages):
+        first, second = (len(message["content"]) for message in messages[-2:])
+        if messages[-2]["content"] == ALL[2]:
+            return "I would rather not."
+        return f'</think>{{"score_1": {1 + min(first, 40) // 10}, "score_2": {1 + min(second, 40) // 10}, "ranking": 3}}'
+
+
+def test_a_judge_behind_an_endpoint_rewards_alike_on_all_ranks_and_what_it_does_not_say_is_undecided(tmp_path):
+    with served(Opinionated()) as url:
+        one, two = run_distributed(rewarded_by_an_endpoint, 2, url, tmp_path / "answers")
+        assert run_distributed(rewarded_by_an_endpoint, 1, url, tmp_path / "others") == [one]
+    assert one == two
+    for of_group in one:
+        assert len({reward for reward, _ in of_group}) > 1
+        assert all(readable == 1.0 for _, readable in of_group), "all pairs show the third reply second"
+
+
 # -------------------------------------------------------------------------------- from words to rewards
 
 
@@ -181,8 +259,6 @@ SAID = '{"score_1": 4, "score_2": 2, "ranking": 1}'
     ids=["after its thought", "inside a thought that never ends", "inside its thought", "without a thought"],
 )
 def test_what_a_judge_says_is_read_after_its_thought(thinks, said, heard):
-    from nemo_cascade.stages.judge import Judge
-
     asked = []
 
     def generate(engine, requests, params):
@@ -191,7 +267,7 @@ def test_what_a_judge_says_is_read_after_its_thought(thinks, said, heard):
 
     policy = SimpleNamespace(tokenizer=TOKENIZER, weights_of=lambda checkpoint: contextlib.nullcontext())
     with mock.patch("nemo_cascade.stages.judge.generate_global", generate):
-        judge = Judge(policy, None, Path("genrm"), GenRMConfig(judge_enable_thinking=thinks))
+        judge = judge_of(policy, None, Path("genrm"), GenRMConfig(judge_enable_thinking=thinks))
         assert judge.compare([(ROWS[0], *ALL[:2])]) == [heard]
     assert asked[0].endswith("<think>\n" if thinks else "<think></think>") and ALL[0] in asked[0]
 
@@ -204,7 +280,7 @@ def judge_that_says(comparison, **settings):
         def compare(self, asked):
             return [comparison(*question) for question in asked]
 
-    return Scripted(SimpleNamespace(tokenizer=TOKENIZER), None, None, GenRMConfig(**settings))
+    return Scripted(None, TOKENIZER, GenRMConfig(**settings))
 
 
 def longer(row, first, second) -> Comparison:

@@ -1,0 +1,125 @@
+"""Models behind an endpoint: answers that come late, broken or not at all are asked for again, and then there is none."""
+
+import json
+import random
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from nemo_cascade.environments.endpoint import Endpoint, EndpointConfig, EndpointError
+
+
+class Model:
+    """A server that answers with what it was last told, save that it fails so many of a hundred requests in some way."""
+
+    def __init__(self, failing=0, seed=0, status=None):
+        self.failing, self.random, self.status = failing, random.Random(seed), status
+        self.asked, self.keys, self.busy, self.most, self.lock = [], [], 0, 0, threading.Lock()
+
+    def said(self, messages):
+        return f"echo {messages[-1]['content']}"
+
+    def respond(self, handler):
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        with self.lock:
+            self.asked.append(body)
+            self.keys.append(handler.headers.get("Authorization"))
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+            way = self.random.choice(["drop", "garbage", "empty", "busy"]) if self.random.random() * 100 < self.failing else ""
+        time.sleep(0.01)
+        with self.lock:
+            self.busy -= 1
+        if way == "drop":
+            return handler.connection.close()
+        said = self.said(body["messages"])
+        told = {"": {"choices": [{"message": {"content": said}}]}, "empty": {"choices": []}}.get(way, {})
+        payload = b"{garbage" if way == "garbage" else json.dumps(told).encode()
+        handler.send_response(self.status or (503 if way == "busy" else 200))
+        handler.send_header("Content-Length", str(len(payload)))
+        handler.end_headers()
+        handler.wfile.write(payload)
+
+
+@contextmanager
+def served(model):
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            model.respond(self)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def config(url, **settings) -> EndpointConfig:
+    return EndpointConfig(base_url=url, model="judge", timeout=20, **settings)
+
+
+def asked(count):
+    return [[{"role": "user", "content": f"question {n}"}] for n in range(count)]
+
+
+def test_answers_come_in_order_and_the_request_is_as_configured(monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    model = Model()
+    with served(model) as url:
+        endpoint = Endpoint(config(url, api_key_env="JUDGE_KEY", max_tokens=7, extra_body={"seed": 3}))
+        assert endpoint.ask(asked(20)) == [f"echo question {n}" for n in range(20)]
+    assert model.asked[0].items() >= dict(model="judge", temperature=0.6, top_p=0.95, max_tokens=7, seed=3).items()
+    assert set(model.keys) == {"Bearer secret"}
+
+
+def test_three_of_ten_failing_requests_cost_no_answer():
+    model = Model(failing=30)
+    with served(model) as url:
+        said = Endpoint(config(url, tries=12, concurrency=16)).ask(asked(200))
+    assert said == [f"echo question {n}" for n in range(200)]
+    assert len(model.asked) > 240 and model.most <= 16
+
+
+def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_missing():
+    model = Model()
+    with served(model) as url:
+        said = Endpoint(config(url, tries=3)).ask(asked(2), usable=lambda text: text.endswith("0"))
+    assert said == ["echo question 0", None] and len(model.asked) == 4
+
+
+def test_where_nobody_answers_there_is_no_answer():
+    with served(Model()) as url:
+        pass
+    assert Endpoint(config(url, tries=2)).ask(asked(2)) == [None, None]
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_a_refusal_ends_it_with_the_address_and_the_reason(status):
+    with served(Model(status=status)) as url, pytest.raises(EndpointError, match=f"{url}/chat/completions.*judge, status {status}"):
+        Endpoint(config(url)).ask(asked(3))
+
+
+def test_usable_answers_are_kept_and_not_asked_for_again(tmp_path):
+    model, file = Model(), tmp_path / "run" / "answers.sqlite"
+    with served(model) as url:
+        first = Endpoint(config(url, tries=1), file).ask(asked(5), usable=lambda text: "3" not in text)
+        assert first[3] is None and len(model.asked) == 5
+        again = Endpoint(config(url, tries=1), file).ask(asked(6))
+        assert again == [f"echo question {n}" for n in range(6)] and len(model.asked) == 7
+        Endpoint(config(url, tries=1, temperature=0.0), file).ask(asked(1))
+        assert len(model.asked) == 8, "another temperature is another question"
+
+
+def test_lone_surrogates_and_control_characters_of_a_reply_can_be_asked_about(tmp_path):
+    with served(Model()) as url:
+        (said,) = Endpoint(config(url), tmp_path / "answers").ask([[{"role": "user", "content": "a\ud800\x00\x1b"}]])
+    assert said == "echo a?\x00\x1b"
