@@ -1,8 +1,9 @@
 """Rewards: one file a domain, one shape for all, that of a NeMo Gym `/verify` call.
 
 `get(name).verify(row, response)` returns a dict with at least `reward`. row is a Gym row, response an OpenAI Responses object. An
-environment may have `problem(row)`, which tells what keeps a row from being verified, or None, and `IN_THREADS = True`, when
-several replies may be verified at once because it waits for processes. `genrm_compare` has no `verify`: a judge compares. Third parties add
+environment may have `problem(row)`, which tells what keeps a row from being verified, or None, `repair(row)`, which mends what is
+known to be wrong with released rows, and `IN_THREADS = True`, when several replies may be verified at once because it waits for
+processes. `genrm_compare` has no `verify`: a judge compares. Third parties add
 environments through the entry-point group `nemo_cascade.environments` (name -> an object with `verify`).
 """
 
@@ -27,7 +28,7 @@ OURS = (
 )
 GROUP = "nemo_cascade.environments"
 
-__all__ = ["answer_of", "get", "names", "response_of", "row_problem"]
+__all__ = ["answer_of", "get", "names", "repaired", "response_of", "row_problem"]
 
 
 def names() -> list[str]:
@@ -50,6 +51,12 @@ def row_problem(row: dict) -> str | None:
     """What keeps the row's own environment from verifying a reply to it, None when nothing is known to."""
     problem = getattr(get(environment_of(row)), "problem", None)
     return problem(row) if problem is not None else None
+
+
+def repaired(row: dict) -> dict:
+    """The row as its own environment mends it; the same object where there is nothing to mend."""
+    repair = getattr(get(environment_of(row)), "repair", None)
+    return repair(row) if repair is not None else row
 
 
 @cache

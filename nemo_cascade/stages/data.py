@@ -40,6 +40,7 @@ def load_domains(config: DataConfig, split: str, kind: str) -> dict[str, Domain]
             environments=environments.names(),
             unverifiable=lambda rows: parallel.share_out(lambda mine: [problem(row) for row in mine], rows),
         )
+        rows = [environments.repaired(row) for row in rows] if kind == "rl" else rows
         domains[name] = Domain(name, Path(dataset.data_path), rows, reading.numbers, dataset.share)
     return domains
 
