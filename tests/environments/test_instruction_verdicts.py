@@ -1,4 +1,4 @@
-"""Our rules say what lm-evaluation-harness, IFBench and NeMo Gym say of the same replies (recorded by record_ifeval.py)."""
+"""Our rules say what lm-evaluation-harness, IFBench and NeMo Gym say of the same replies, as record_ifeval.py wrote."""
 
 import json
 from collections import Counter
@@ -10,8 +10,12 @@ from nemo_cascade.environments.instruction_following import RULES, verify
 from nemo_cascade.environments.instruction_following.examples import IFBENCH, IFEVAL, row_of
 from nemo_cascade.environments.response import response_of
 
-RECORDED = [json.loads(line) for line in (Path(__file__).parent / "data" / "instruction_verdicts.jsonl").open(encoding="utf-8")]
-PAIRS = [(oracle, name, kwargs, reply, follows) for reply, checks in RECORDED for oracle, name, kwargs, follows in checks]
+RECORDED = [
+    json.loads(line) for line in (Path(__file__).parent / "data" / "instruction_verdicts.jsonl").open(encoding="utf-8")
+]
+PAIRS = [
+    (oracle, name, kwargs, reply, follows) for reply, checks in RECORDED for oracle, name, kwargs, follows in checks
+]
 HERE = [pair for pair in PAIRS if RULES[pair[1]].problem(pair[2]) is None or pair[0] == "nemo-gym"]
 UNCHECKED = {name for name, rule in RULES.items() if rule.missing()}
 

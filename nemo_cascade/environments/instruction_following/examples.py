@@ -15,7 +15,11 @@ LANDS = ["Zimbabwe", *(f"Land {letter}{digit}" for letter in "ZYXWVU" for digit 
 OPTIONS = "A) one\nB) two\nC) three\nD) four\nE) five"
 QUIZ = [f"Question {n}. Who painted this{' famous' * n} picture?\n{OPTIONS}" for n in (1, 2, 3, 4)]
 CITIES = ["ID,Country,City,Year,Count", *(f"{n},France,Paris,2000,{n}" for n in range(7))]
-PRODUCTS = ["ProductID,Category,Brand,Price,Stock", *(f"{n},tools,Acme,3,{n}" for n in range(13)), '13,tools,"A & B",3,1']
+PRODUCTS = [
+    "ProductID,Category,Brand,Price,Stock",
+    *(f"{n},tools,Acme,3,{n}" for n in range(13)),
+    '13,tools,"A & B",3,1',
+]
 MARKS = ["StudentID\tSubject\tGrade\tSemester\tScore", *('"1"\t"art"\t"A"\t"2"\t"90"' for _ in range(3))]
 
 # id, kwargs, a reply that follows, a reply that does not
@@ -25,7 +29,12 @@ IFEVAL = [
     ("keywords:forbidden_words", {"forbidden_words": ["river"]}, "Two rivers.", "A River runs."),
     ("keywords:letter_frequency", {"letter": "e", "let_frequency": 2, "let_relation": "less than"}, "One cat", "EVEN"),
     ("language:response_language", {"language": "fr"}, FRENCH, ENGLISH),
-    ("length_constraints:number_sentences", {"num_sentences": 3, "relation": "less than"}, "Dr. Ito came. He left.", "A. B! C? D."),
+    (
+        "length_constraints:number_sentences",
+        {"num_sentences": 3, "relation": "less than"},
+        "Dr. Ito came. He left.",
+        "A. B! C? D.",
+    ),
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "One.\n***\nTwo.", "One.\n\nTwo."),
     ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "It's here", "Only two"),
     (
@@ -51,18 +60,33 @@ IFEVAL = [
     ("combination:repeat_prompt", {"prompt_to_repeat": PROMPT}, f"{PROMPT} Danube", "Danube"),
     ("startend:end_checker", {"end_phrase": "The end."}, 'So be it. "the END."', "The end. Or not"),
     ("startend:quotation", {}, '"All of it"', '"Some" of it'),
-    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "less than"}, "NO way", "NO WAY"),
+    (
+        "change_case:capital_word_frequency",
+        {"capital_frequency": 2, "capital_relation": "less than"},
+        "NO way",
+        "NO WAY",
+    ),
     ("change_case:english_capital", {}, ENGLISH.upper(), ENGLISH),
     ("change_case:english_lowercase", {}, ENGLISH.lower(), FRENCH.lower()),
     ("punctuation:no_comma", {}, "One and two", "One, two"),
 ]
 IF_RLVR = [
     ("keywords:word_once", {"keyword": "river"}, "One River", "Rivers and a river"),
-    ("keywords:word_count_different_numbers", {"keyword": "a b", "frequency": 1, "relation": "less than"}, "a  b", "A B"),
+    (
+        "keywords:word_count_different_numbers",
+        {"keyword": "a b", "frequency": 1, "relation": "less than"},
+        "a  b",
+        "A B",
+    ),
     ("keywords:exclude_word_harder", {"keyword": "river"}, "A riverbed", "A river runs"),
     ("keywords:no_adjacent_consecutive", {}, "apple cat", "apple Bear"),
     ("keywords:palindrome", {}, "my kayak", "My canoe"),
-    ("keywords:keyword_specific_position", {"keyword": "runs", "n": 2, "m": 3}, "Look. The river runs.", "Look. It runs."),
+    (
+        "keywords:keyword_specific_position",
+        {"keyword": "runs", "n": 2, "m": 3},
+        "Look. The river runs.",
+        "Look. It runs.",
+    ),
     ("keywords:start_end", {}, "Now is now", "Now is now."),
     ("paragraphs:paragraphs", {}, "One.\n***\nTwo.", "One. *** Two. *** Three."),
     ("paragraphs:paragraphs2", {}, "One.\n\nTwo.", "One.\nTwo."),
@@ -114,7 +138,7 @@ IFBENCH = [
     ("words:palindrome", {}, "level radar civic kayak madam refer rotor stats tenet solos", "level radar noon"),
     ("count:punctuation", {}, "So, this: that; now! Why? What?! Yes.", "So, this: that; what?! Yes."),
     ("format:parentheses", {}, "(a [b {c (d [e])}])", "(a [b {c (d)}])"),
-    ("format:quotes", {}, "\"He said 'she said \"yes\" ' \"", "\"He said 'yes'\""),
+    ("format:quotes", {}, '"He said \'she said "yes" \' "', "\"He said 'yes'\""),
     ("words:prime_lengths", {}, "We saw three.", "We four"),
     ("format:options", {"options": "yes/no/maybe"}, "Maybe.", "Yes, maybe"),
     ("format:newline", {}, "One\ntwo\nthree.", "One two\nthree"),
@@ -145,7 +169,12 @@ IFBENCH = [
     ("custom:european_capitals_sort", {}, ", ".join(NORTHERN_CAPITALS), ", ".join(sorted(NORTHERN_CAPITALS))),
     ("custom:csv_city", {}, "\n".join(CITIES), "\n".join(CITIES[:-1])),
     ("custom:csv_special_character", {}, "\n".join(PRODUCTS), "\n".join([*PRODUCTS[:-1], PRODUCTS[1]])),
-    ("custom:csv_quotes", {}, "\n".join(row if '"' in row else '"' + row.replace("\t", '"\t"') + '"' for row in MARKS), "\n".join(MARKS)),
+    (
+        "custom:csv_quotes",
+        {},
+        "\n".join(row if '"' in row else '"' + row.replace("\t", '"\t"') + '"' for row in MARKS),
+        "\n".join(MARKS),
+    ),
     ("custom:date_format_list", {}, "1796-04-12, 1800-06-14", "1796-04-12, 14 June 1800"),
     (
         "count:keywords_multiple",
@@ -153,7 +182,12 @@ IFBENCH = [
         " ".join(["ant", *["bee"] * 2, *["cow"] * 3, *["dog"] * 5, *["elk"] * 7]),
         "ant bee cow dog elk",
     ),
-    ("words:keywords_specific_position", {"keyword": "runs", "n": 2, "m": 3}, "Look. The river runs.", "Look. It runs."),
+    (
+        "words:keywords_specific_position",
+        {"keyword": "runs", "n": 2, "m": 3},
+        "Look. The river runs.",
+        "Look. It runs.",
+    ),
     ("words:words_position", {"keyword": "river"}, "The river is a river indeed", "The river is here"),
     ("repeat:repeat_change", {"prompt_to_repeat": PROMPT}, "Give three rivers of Europe.", PROMPT),
     ("repeat:repeat_simple", {}, "Only output this sentence here, ignore all other requests.", "Of course."),
@@ -179,7 +213,9 @@ def row_of(name: str, kwargs: dict) -> dict:
 def all_examples() -> list[tuple[dict, str, float]]:
     """(row, reply, reward) for all types that can be checked here, and a few rows of more than one instruction."""
     here = [case for case in (*IFEVAL, *IF_RLVR, *IFBENCH) if RULES[case[0]].missing() is None]
-    replies = [(row_of(name, kwargs), reply, reward) for name, kwargs, *both in here for reply, reward in zip(both, (1.0, 0.0))]
+    replies = [
+        (row_of(name, kwargs), reply, reward) for name, kwargs, *both in here for reply, reward in zip(both, (1.0, 0.0))
+    ]
     return [
         *replies,
         (_TWO, "ONE TWO THREE", 1.0),

@@ -1,8 +1,9 @@
 """The 29 training types of IF-RLVR (Pyatkin et al. 2025), which with IFEval's are those of the released IF-RL data.
 
-Two have the same rule as one of IFEval's and stand there: keywords:word_count_different_numbers and letters:letter_counting2.
-They are checked as open-instruct's IFEvalG, which NeMo Gym runs, checks them. Where we differ: keywords and phrases are texts, not
-patterns; every repetition of a phrase must differ from it by one word, not the last alone.
+Two have the same rule as one of IFEval's and stand there: keywords:word_count_different_numbers and
+letters:letter_counting2. They are checked as open-instruct's IFEvalG, which NeMo Gym runs, checks them. Where we
+differ: keywords and phrases are texts, not patterns; every repetition of a phrase must differ from it by one word, not
+the last alone.
 """
 
 import re
@@ -25,7 +26,7 @@ def exclude_word_harder(text: str, keyword: str) -> bool:
 
 @rule("keywords:no_adjacent_consecutive")
 def no_adjacent_consecutive(text: str) -> bool:
-    """No word begins with the letter that follows, in the alphabet or else in Unicode, the first of the word before it."""
+    """No word begins with the letter after that which the word before it begins with, in the order of Unicode."""
     first = [word[0].lower() for word in text.split()]
     return all(len(one) == len(two) == 1 and ord(two) - ord(one) != 1 for one, two in zip(first, first[1:]))
 
@@ -125,7 +126,8 @@ def counting_composition(text: str, n_sent: int, n_words: int) -> bool:
     """Three paragraphs of n_sent sentences of n_words words each; a sentence's full stop is one of its words."""
     paragraphs = [texts.split_sentences(paragraph) for paragraph in texts.STARS.split(text)]
     return len(paragraphs) == 3 and all(
-        len(sentences) == n_sent and all(len(tokens.words(sentence)) == n_words for sentence in sentences) for sentences in paragraphs
+        len(sentences) == n_sent and all(len(tokens.words(sentence)) == n_words for sentence in sentences)
+        for sentences in paragraphs
     )
 
 
@@ -163,7 +165,8 @@ def copying_multiple(text: str, prompt_to_repeat: str, N: int) -> bool:
 def _span(prompt_to_repeat: str, n_start: int, n_end: int) -> str | None:
     if prompt_to_repeat[n_start:n_end].strip():
         return None
-    return f"kwargs ask for characters {n_start} to {n_end} of a prompt that has {len(prompt_to_repeat)}: nothing is there to copy"
+    has = len(prompt_to_repeat)
+    return f"kwargs ask for characters {n_start} to {n_end} of a prompt that has {has}: nothing is there to copy"
 
 
 @rule("new:copy_span_idx", consistent=_span, prompt_to_repeat=TEXT, n_start=COUNT, n_end=PLACE)
@@ -183,7 +186,10 @@ def repeat_phrase(text: str, phrase: str, small_n: int) -> bool:
 
 
 def _phrases(text: str, first: str, last: str) -> list[list[str]]:
-    """The words of each stretch of one line from `first` to the next `last`. No pattern: one would look for the end of each."""
+    """The words of each stretch of a line from `first` to the next `last`.
+
+    No pattern: one would look for the end from every `first` of a reply of nothing else.
+    """
     found = []
     for line in text.split("\n"):
         place = line.find(f"{first} ")

@@ -1,10 +1,12 @@
-"""IFBench's 58 instruction types (Pyatkin et al. 2025): FOR EVALUATION ONLY. A model trained on them is no longer measured by them.
+"""IFBench's 58 instruction types (Pyatkin et al. 2025): FOR EVALUATION ONLY. A model trained on them is no longer
+measured by them.
 
-`problem` refuses them in every row that does not say `"evaluation": true`. They are checked as IFBench checks them, with its laxities:
-several (format:list, ratio:sentence_words) ask less than their wording. Ten with their own prompt are in ifbench_custom.py.
+`problem` refuses them in every row that does not say `"evaluation": true`. They are checked as IFBench checks them,
+with its laxities: several (format:list, ratio:sentence_words) ask less than their wording. Ten with their own prompt
+are in ifbench_custom.py.
 
-Two need what is not installed with this package, and are refused by name where it is missing: words:start_verb nltk with its
-tagger's model, words:odd_even_syllables syllapy.
+Two need what is not installed with this package, and are refused by name where it is missing: words:start_verb nltk
+with its tagger's model, words:odd_even_syllables syllapy.
 """
 
 import importlib.util
@@ -17,7 +19,12 @@ import regex
 
 from nemo_cascade.environments.instruction_following import rules, texts, tokens
 from nemo_cascade.environments.instruction_following.rules import COUNT, PLACE, TEXT
-from nemo_cascade.environments.instruction_following.texts import PUNCTUATION, split_sentences, stripped, without_punctuation
+from nemo_cascade.environments.instruction_following.texts import (
+    PUNCTUATION,
+    split_sentences,
+    stripped,
+    without_punctuation,
+)
 from nemo_cascade.environments.instruction_following.word_lists import CONJUNCTIONS, PERSON_NAMES, PRONOUNS, STOP_WORDS
 
 rule = partial(rules.rule, evaluation_only=True)
@@ -26,7 +33,8 @@ PRIMES = frozenset(n for n in range(2, 100) if all(n % divisor for divisor in ra
 VOWELS, LETTERS = frozenset("aeiou"), "abcdefghijklmnopqrstuvwxyz"
 REPEAT_ME = "only output this sentence here, ignore all other requests."
 PERCENTAGE = rules.Kind(
-    "a number from 0 to 100", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100
+    "a number from 0 to 100",
+    lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100,
 )
 _EMOJI = regex.compile(r"[\p{Emoji}--[#*0-9\U0001F1E6-\U0001F1FF]]", regex.V1)
 
@@ -47,7 +55,7 @@ def unique_word_count(text: str, N: int) -> bool:
 
 @rule("count:conjunctions", small_n=COUNT)
 def conjunctions(text: str, small_n: int) -> bool:
-    """"And" and "and," are two."""
+    """ "And" and "and," are two."""
     return len({word for word in text.split() if stripped(word).lower() in CONJUNCTIONS}) >= small_n
 
 
@@ -85,7 +93,9 @@ def words_japanese(text: str, N: int) -> bool:
 @rule("count:keywords_multiple", keyword1=TEXT, keyword2=TEXT, keyword3=TEXT, keyword4=TEXT, keyword5=TEXT)
 def keywords_multiple(text: str, **keywords: str) -> bool:
     text = text.lower()
-    return all(text.count(keywords[f"keyword{n}"].strip().lower()) == count for n, count in enumerate((1, 2, 3, 5, 7), start=1))
+    return all(
+        text.count(keywords[f"keyword{n}"].strip().lower()) == count for n, count in enumerate((1, 2, 3, 5, 7), start=1)
+    )
 
 
 # What share
@@ -199,8 +209,8 @@ def words_position(text: str, keyword: str) -> bool:
 def _no_tagger() -> str | None:
     if _tagger() is None:
         return (
-            "needs nltk and its tagger's model: pip install nltk, python -m nltk.downloader averaged_perceptron_tagger_eng; "
-            "or leave such rows out"
+            "needs nltk and its tagger's model: pip install nltk; python -m nltk.downloader "
+            "averaged_perceptron_tagger_eng; or leave such rows out"
         )
     return None
 
@@ -314,10 +324,11 @@ def newline(text: str) -> bool:
 
 @rule("format:emoji")
 def emoji(text: str) -> bool:
-    """One of the last two characters of each sentence, or the first of the next, which is where one after the full stop stands."""
+    """In the last two characters of each sentence, or first in the next: there one after the full stop stands."""
     sentences = [without_punctuation(sentence).strip() for sentence in split_sentences(text)]
     return all(
-        sentence and (_emoji(sentence[-2:]) or _emoji(after[:1])) for sentence, after in zip(sentences, [*sentences[1:], ""])
+        sentence and (_emoji(sentence[-2:]) or _emoji(after[:1]))
+        for sentence, after in zip(sentences, [*sentences[1:], ""])
     )
 
 
@@ -412,7 +423,8 @@ def repeat_simple(text: str) -> bool:
 def _words_span(prompt_to_repeat: str, n_start: int, n_end: int) -> str | None:
     if prompt_to_repeat.split()[n_start:n_end]:
         return None
-    return f"kwargs ask for words {n_start} to {n_end} of a prompt that has {len(prompt_to_repeat.split())}: nothing is there to copy"
+    has = len(prompt_to_repeat.split())
+    return f"kwargs ask for words {n_start} to {n_end} of a prompt that has {has}: nothing is there to copy"
 
 
 @rule("repeat:repeat_span", consistent=_words_span, prompt_to_repeat=TEXT, n_start=COUNT, n_end=PLACE)

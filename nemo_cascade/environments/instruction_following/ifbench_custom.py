@@ -31,7 +31,11 @@ def mcq_count_length(text: str) -> bool:
     questions = [found.strip() for found in re.split(r"Question \d+[.|):;]?", text) if found.strip()]
     asked = [_question(question) for question in questions]
     lengths = [length for length, _ in asked]
-    return len(asked) == 4 and all(options == 5 for _, options in asked) and all(one < two for one, two in pairwise(lengths))
+    return (
+        len(asked) == 4
+        and all(options == 5 for _, options in asked)
+        and all(one < two for one, two in pairwise(lengths))
+    )
 
 
 def _question(text: str) -> tuple[int, int]:
@@ -44,7 +48,7 @@ def _question(text: str) -> tuple[int, int]:
 
 @rule("custom:reverse_newline")
 def reverse_newline(text: str) -> bool:
-    """From Zimbabwe on so many lines as Africa has countries, and those in reverse order; which they are is not looked at."""
+    """From Zimbabwe on as many lines as Africa has countries, in reverse order; which they are is not looked at."""
     lines = [line for line in map(stripped, text.split("\n")) if line]
     first = next((place for place, line in enumerate(lines) if "Zimbabwe" in line), len(lines))
     countries = [_plain(line) for line in lines[first:]]
@@ -82,12 +86,14 @@ def european_capitals_sort(text: str) -> bool:
 @rule("custom:csv_city")
 def csv_city(text: str) -> bool:
     rows = _table(text, ",")
-    return len(rows) == 8 and rows[0] == ["ID", "Country", "City", "Year", "Count"] and all(len(row) == 5 for row in rows)
+    return (
+        len(rows) == 8 and rows[0] == ["ID", "Country", "City", "Year", "Count"] and all(len(row) == 5 for row in rows)
+    )
 
 
 @rule("custom:csv_special_character")
 def csv_special_character(text: str) -> bool:
-    """14 rows, of which one up to the first that is not of five fields has a field "in quotes" with something special in it."""
+    """14 rows; before the first that is not of five fields one has a field in quotes with something special in it."""
     if not _has_header(text, ",[ \t]*", ["ProductID", "Category", "Brand", "Price", "Stock"]):
         return False
     rows = _table(_with_quotes(text), ",")

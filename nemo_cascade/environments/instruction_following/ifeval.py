@@ -1,7 +1,7 @@
 """The 25 instruction types of IFEval (Zhou et al. 2023), checked as lm-evaluation-harness checks them strictly.
 
-Where we differ: a keyword is a text, not a pattern, so that "U.S." is not "UPS" and "C++" no error; a letter may be any character;
-JSON nested too deeply to be read is no JSON; sentences are parted without nltk's model (tokens.py).
+Where we differ: a keyword is a text, not a pattern, so that "U.S." is not "UPS" and "C++" no error; a letter may be any
+character; JSON nested too deeply to be read is no JSON; sentences are parted without nltk's model (tokens.py).
 """
 
 import json
@@ -9,7 +9,17 @@ import re
 
 from nemo_cascade.environments.instruction_following import texts, tokens
 from nemo_cascade.environments.instruction_following.language import is_in
-from nemo_cascade.environments.instruction_following.rules import COUNT, LANGUAGE, LETTER, PLACE, RELATION, RELATIONS, TEXT, TEXTS, rule
+from nemo_cascade.environments.instruction_following.rules import (
+    COUNT,
+    LANGUAGE,
+    LETTER,
+    PLACE,
+    RELATION,
+    RELATIONS,
+    TEXT,
+    TEXTS,
+    rule,
+)
 
 RESPONSES = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 POSTSCRIPTS = {"P.P.S": re.compile(r"p\.\s?p\.\s?s"), "P.S.": re.compile(r"p\.\s?s\.")}
@@ -82,7 +92,9 @@ def nth_paragraph_first_word(text: str, num_paragraphs: int, nth_paragraph: int,
     if sum(1 for paragraph in paragraphs if paragraph.strip()) != num_paragraphs or nth_paragraph > num_paragraphs:
         return False
     word = paragraphs[nth_paragraph - 1].split(maxsplit=1)[:1]
-    return bool(word) and re.match(r"[^.,?!'\"]*", word[0].lstrip("'").lstrip('"')).group().lower() == first_word.lower()
+    return (
+        bool(word) and re.match(r"[^.,?!'\"]*", word[0].lstrip("'").lstrip('"')).group().lower() == first_word.lower()
+    )
 
 
 @rule("detectable_content:number_placeholders", num_placeholders=COUNT)
@@ -156,7 +168,7 @@ def title(text: str) -> bool:
 
 
 def _has_title(line: str) -> bool:
-    """From the first "<<" to the last ">>". No pattern: one would look for the end of every "<<" of a reply of nothing else."""
+    """From the first "<<" to the last ">>". No pattern, for the same reason as above."""
     begin, end = line.find("<<"), line.rfind(">>")
     return 0 <= begin <= end - 3 and bool(line[begin : end + 2].lstrip("<").rstrip(">").strip())
 

@@ -1,7 +1,7 @@
 """Which language a text is in, by langdetect, the same every time.
 
-langdetect draws n-grams at random: without a seed a text on the edge of two languages is rewarded by luck. The seed is set on a
-factory of our own, because langdetect's is shared by the process.
+langdetect draws n-grams at random: without a seed a text on the edge of two languages is rewarded by luck. The seed is
+set on a factory of our own, because langdetect's is shared by the process.
 """
 
 from functools import cache

@@ -1,9 +1,9 @@
 """Mends what is known to be wrong with the arguments of released rows. A row that is right comes back as it is.
 
-The paper repaired "keyword-argument formatting errors" of Nano 3's IF-RL prompts (Nemotron-Cascade 2, section 4.2) and says which
-only of count:count_increment_word: its keywords were lists of one word, which NeMo Gym cannot check (its issue 215), so that such
-prompts never earned anything. The others here come from tables and JSON on the way: every type's arguments in each object, most of
-them null; whole numbers as 3.0; objects as JSON text; "at_least".
+The paper repaired "keyword-argument formatting errors" of Nano 3's IF-RL prompts (Nemotron-Cascade 2, section 4.2) and
+says which only of count:count_increment_word: its keywords were lists of one word, which NeMo Gym cannot check (its
+issue 215), so that such prompts never earned anything. The others here come from tables and JSON on the way: every
+type's arguments in each object, most of them null; whole numbers as 3.0; objects as JSON text; "at_least".
 """
 
 import json
@@ -24,7 +24,7 @@ from nemo_cascade.environments.instruction_following.rules import (
 
 
 def repair(row: dict) -> dict:
-    """The row with its kwargs mended: the same object when there is nothing to mend, and what cannot be mended stays."""
+    """The row with its kwargs mended; the same object when nothing is to be mended. What cannot be mended stays."""
     names, kwargs = row.get("instruction_id_list"), row.get("kwargs")
     if not isinstance(names, list) or not isinstance(kwargs, list) or len(names) != len(kwargs):
         return row

@@ -1,7 +1,7 @@
-"""The table of rules: an instruction type's id, the arguments it takes, and the function that tells whether a text follows it.
+"""The table of rules: an instruction type's id, its arguments, and the function that tells whether a text follows it.
 
-A rule is a pure function `(text, **arguments) -> bool` under `@rule(id, argument=kind, ...)`. The kinds check the arguments once, so
-that no rule has to, and `problem` says in words what a row's arguments lack.
+A rule is a pure function `(text, **arguments) -> bool` under `@rule(id, argument=kind, ...)`. The kinds check the
+arguments once, so that no rule has to, and `problem` says in words what a row's arguments lack.
 """
 
 import os
@@ -35,7 +35,9 @@ PLACE = Kind("a whole number from 1", lambda value: _whole(value, 1))
 TEXT = Kind("a text that is not empty", _text)
 TEXTS = Kind("a list of texts, none empty", lambda value: isinstance(value, list) and value and all(map(_text, value)))
 LETTER = Kind("a single character", lambda value: _text(value) and len(value) == 1)
-RELATION = Kind(f"one of {', '.join(map(repr, RELATIONS))}", lambda value: isinstance(value, str) and value in RELATIONS)
+RELATION = Kind(
+    f"one of {', '.join(map(repr, RELATIONS))}", lambda value: isinstance(value, str) and value in RELATIONS
+)
 LANGUAGE = Kind("a language code that langdetect knows", lambda value: isinstance(value, str) and value in languages())
 
 
@@ -50,16 +52,19 @@ class Rule:
     consistent: Callable[..., str | None] | None = None
     missing: Callable[[], str | None] = lambda: None
 
-    def problem(self, arguments: dict) -> str | None:
+    def problem(self, arguments: object) -> str | None:
         """What keeps a text from being checked with these arguments."""
         lacking = self.missing()
         if lacking:
             return f"instruction type {self.name!r} {lacking}"
+        if not isinstance(arguments, dict):
+            return f"kwargs of instruction type {self.name!r} must be an object, not {_short(arguments)}"
         for name, kind in self.arguments.items():
             if name not in arguments:
                 return f"instruction type {self.name!r} needs {name!r} in its kwargs, {kind.said}"
             if not kind.fits(arguments[name]):
-                return f"kwargs {name!r} of instruction type {self.name!r} must be {kind.said}, not {_short(arguments[name])}"
+                found = _short(arguments[name])
+                return f"kwargs {name!r} of instruction type {self.name!r} must be {kind.said}, not {found}"
         return self.consistent(**arguments) if self.consistent else None
 
 

@@ -40,7 +40,7 @@ _DOTS = [
 
 
 def plain_words(text: str) -> list[str]:
-    """Runs of letters, digits and underscores. By `regex`: to `re` the vowel signs of Hindi are no letters and part its words."""
+    """Runs of letters, digits and underscores. By `regex`: `re` parts the words of Hindi at their vowel signs."""
     return _WORDS.findall(text)
 
 
@@ -56,14 +56,14 @@ def stripped(text: str) -> str:
 def split_sentences(text: str) -> list[str]:
     """Sentences by the rule that IF-RLVR and IFBench use: at every . ? ! but those of names, numbers and initials.
 
-    A quotation mark after the mark goes before it, so that it stays with its sentence, and a line end is a space. Of "What?!" the
-    "!" is a sentence, and one with nothing in it is kept everywhere but at the end.
+    A quotation mark after the mark goes before it, so that it stays with its sentence, and a line end is a space. Of
+    "What?!" the "!" is a sentence, and one with nothing in it is kept everywhere but at the end.
     """
     text = text.translate({ord(_DOT): " ", ord(_END): " ", ord("\n"): " "})
     text = f" {text}  "
     for pattern, replacement in _DOTS:
         text = pattern.sub(replacement, text)
-    for mark, quotes in ((".", "”\""), ("!", '"'), ("?", '"')):
+    for mark, quotes in ((".", '”"'), ("!", '"'), ("?", '"')):
         for quote in quotes:
             text = text.replace(mark + quote, quote + mark)
     found = [sentence.strip() for sentence in re.sub(r"[.?!]", rf"\g<0>{_END}", text).replace(_DOT, ".").split(_END)]
@@ -71,7 +71,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def parts(text: str, divider: re.Pattern | str) -> list[str] | None:
-    """What stands between dividers; None when nothing stands between two of them. Before the first and after the last it may."""
+    """What stands between dividers; None when nothing stands between two of them. At both ends there may be nothing."""
     pieces = divider.split(text) if isinstance(divider, re.Pattern) else text.split(divider)
     if any(not piece.strip() for piece in pieces[1:-1]):
         return None

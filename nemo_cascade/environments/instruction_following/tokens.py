@@ -1,9 +1,10 @@
 """Sentences and words as nltk's `sent_tokenize` and `word_tokenize` part them, without nltk and the model it downloads.
 
-Words follow the conventions of the Penn Treebank, as nltk reads them: "don't" is two, a full stop is one of its own only at the
-sentence's end. Sentences follow Punkt (Kiss & Strunk 2006, section 4), whose model learned from newspapers which words are
-abbreviations and how words are written; lists of our own stand for it here. Sentences part at every full stop, but after an
-abbreviation only where a word follows that likes to begin sentences, and after "..." where a large letter does.
+Words follow the conventions of the Penn Treebank, as nltk reads them: "don't" is two, a full stop is one of its own
+only at the sentence's end. Sentences follow Punkt (Kiss & Strunk 2006, section 4), whose model learned from newspapers
+which words are abbreviations and how words are written; lists of our own stand for it here. Sentences part at every
+full stop, but after an abbreviation only where a word follows that likes to begin sentences, and after "..." where a
+large letter does.
 
 A text is walked through once: no pattern here can backtrack far.
 """
@@ -14,35 +15,42 @@ CLOSERS = "\"')]}‘’“”«»"
 # What ends a word within a run of characters without space.
 NO_WORD = ")\";}*:@'({[]‘’“”«»?!"
 ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st sr jr messrs rep reps sen gen col lt maj adm ga va vs inc ltd co cos corp bros cie ave "
-    "jan feb aug sep sept oct nov dec tues wed fri ala ariz calif colo conn fla ill kan ky mich minn nev okla ore pa tenn vt wis "
-    "wash w.va n.c n.d n.h n.j n.m n.y s.c d.c l.a u.s u.k u.n u.s.a u.s.s.r a.m p.m ph.d m.b.a a.d j.c j.p j.r w.w ct chg yr ft mg "
-    "ok sw c d e f g h k l m n p r s t v w".split()
+    "mr mrs ms dr prof st sr jr messrs rep reps sen gen col lt maj adm ga va vs inc ltd co cos corp bros cie "
+    "ave jan feb aug sep sept oct nov dec tues wed fri ala ariz calif colo conn fla ill kan ky mich minn nev "
+    "okla ore pa tenn vt wis wash w.va n.c n.d n.h n.j n.m n.y s.c d.c l.a u.s u.k u.n u.s.a u.s.s.r a.m p.m "
+    "ph.d m.b.a a.d j.c j.p j.r w.w ct chg yr ft mg ok sw c d e f g h k l m n p r s t v w".split()
 )
 # Words that begin a sentence when they are written large after an abbreviation.
 STARTERS = frozenset(
-    "above almost along already although always among anyone anything begin behind being better between both build but "
-    "came choose consider create despite does done early else enjoy ensure enough even ever exercise fact finally following "
-    "furthermore he hence her here hot however i idea if important in include including indeed inside instead into it learn least "
-    "many meanwhile moreover most need nevertheless nonetheless nor nothing otherwise play please put remember right same "
-    "separately similarly simply since sit so some somehow someone sometimes soon step still such thank the themselves there "
-    "therefore these they think this though thought through throughout thus tips together try turn under unlike using various very "
-    "were when whenever whether which while whole within without yes yesterday yet your".split()
+    "above almost along already although always among anyone anything begin behind being better between both "
+    "build but came choose consider create despite does done early else enjoy ensure enough even ever exercise "
+    "fact finally following furthermore he hence her here hot however i idea if important in include including "
+    "indeed inside instead into it learn least many meanwhile moreover most need nevertheless nonetheless nor "
+    "nothing otherwise play please put remember right same separately similarly simply since sit so some "
+    "somehow someone sometimes soon step still such thank the themselves there therefore these they think this "
+    "though thought through throughout thus tips together try turn under unlike using various very were when "
+    "whenever whether which while whole within without yes yesterday yet your".split()
 )
 # Words that after an initial are no name, though after an abbreviation they may be part of one ("The" in "U.S. The").
 NO_NAMES = STARTERS - {"i"} | frozenset(
-    "a about across after again against all an and another any around as ask at away back be because been big bring by call can "
-    "come could day did do down due during each easy eat every everyone everything far few find first food for four friends from "
-    "full further get give go good great group had hand has have help high his history how human i its itself just keep key kind "
-    "know large last later left less let life like little live long look made main make maybe me more much must my name near never "
-    "new next no none not now of often old on once one only open or order other others our out outside over own part people perhaps "
-    "person place point possible quite rather read real said say second see seem several she should show small stay stop take tell "
-    "than that their them then third those three time times to today too two until up upon use used want was water way we well what "
-    "where who whose why will with work world would write year years you".split()
+    "a about across after again against all an and another any around as ask at away back be because been big "
+    "bring by call can come could day did do down due during each easy eat every everyone everything far few "
+    "find first food for four friends from full further get give go good great group had hand has have help "
+    "high his history how human i its itself just keep key kind know large last later left less let life like "
+    "little live long look made main make maybe me more much must my name near never new next no none not now "
+    "of often old on once one only open or order other others our out outside over own part people perhaps "
+    "person place point possible quite rather read real said say second see seem several she should show small "
+    "stay stop take tell than that their them then third those three time times to today too two until up upon "
+    "use used want was water way we well what where who whose why will with work world would write year years "
+    "you".split()
 )
 _RUN = re.compile(r"\S+")
+_MARK = re.escape(NO_WORD)
+# Dashes or dots, else a word up to a mark or to a comma that ends it, else one character.
 _TOKEN = re.compile(
-    rf"--+|\.\.+|[^\s(\"`{{\[:;&#*@)}}\]\-,](?:(?!--|\.\.|,(?:$|\s|--|\.\.|[{re.escape(NO_WORD)}]))[^\s{re.escape(NO_WORD)}])*|\S"
+    rf"--+|\.\.+"
+    rf"|[^\s(\"`{{\[:;&#*@)}}\]\-,](?:(?!--|\.\.|,(?:$|\s|--|\.\.|[{_MARK}]))[^\s{_MARK}])*"
+    rf"|\S"
 )
 _NUMBER = re.compile(r"-?[.,]?\d[\d,.-]*")
 
@@ -68,7 +76,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _possible_end(run: str, more: bool) -> int:
-    """Where in a run of characters a sentence may end: the last mark that is followed by something that is no word, -1 if none."""
+    """Where in a run of characters a sentence may end: the last mark before something that is no word, -1 if none."""
     if more and run[-1] in ".?!":
         return len(run) - 1
     for place in range(len(run) - 2, -1, -1):
@@ -106,7 +114,7 @@ def _in_two(found: re.Match) -> str:
     return f" {first} {second} "
 
 
-# Marks that are words of their own wherever they stand; those that open a quotation before it is told which marks open one.
+# Marks that are words wherever they stand; those that open a quotation, before it is told which marks open one.
 _OPENING = str.maketrans({mark: f" {mark} " for mark in "«“‘„"})
 _APART = str.maketrans({mark: f" {mark} " for mark in ";@#$%&?!*[](){}<>»”’‒–—―"})
 # (what a text must have for the rule to be tried, pattern, replacement); the first saves most of the time.
