@@ -5,6 +5,7 @@ object. What an environment says of itself, all but the first of which may be mi
 
     verify(row, response) -> dict
     problem(row) -> what keeps a row from being verified, or None
+    repair(row) -> the row with what is known to be wrong with released ones mended
     EXAMPLES     [(row, reply, reward), ...], good and bad replies; `self_test` looks whether they earn that
     REWARD_RANGE (least, most); (0, 1) if not given. A reply that cannot be verified earns the least
     TIME_LIMIT   seconds after which a reply counts as one that cannot be verified; 10 if not given
@@ -38,8 +39,8 @@ OURS = (
 )
 GROUP = "nemo_cascade.environments"
 
-__all__ = ["AGENT_SUFFIX", "answer_of", "environment_of", "get", "is_slow", "names", "response_of", "reward_range", "row_problem", "self_test"]
-__all__ += ["time_limit", "verifying"]
+__all__ = ["AGENT_SUFFIX", "answer_of", "environment_of", "get", "is_slow", "names", "repaired", "response_of", "reward_range"]
+__all__ += ["row_problem", "self_test", "time_limit", "verifying"]
 
 
 def names() -> list[str]:
@@ -82,6 +83,12 @@ def row_problem(row: dict) -> str | None:
     """What keeps the row's own environment from verifying a reply to it, None when nothing is known to."""
     problem = getattr(get(environment_of(row)), "problem", None)
     return problem(row) if problem is not None else None
+
+
+def repaired(row: dict) -> dict:
+    """The row as its own environment mends it; the same object where there is nothing to mend."""
+    repair = getattr(get(environment_of(row)), "repair", None)
+    return repair(row) if repair is not None else row
 
 
 def self_test(name: str) -> list[str]:

@@ -46,6 +46,8 @@ def load_domains(config: DataConfig, split: str, kind: str, env: EnvConfig = Env
             environments={*environments.names(), *served},
             unverifiable=lambda rows: parallel.share_out(lambda mine: [problem(row) for row in mine], rows),
         )
+        if kind == "rl":
+            rows = [row if environment_of(row) in served else environments.repaired(row) for row in rows]
         domains[name] = Domain(name, Path(dataset.data_path), rows, reading.numbers, dataset.share)
     return domains
 

@@ -3,6 +3,7 @@
 import pytest
 
 from nemo_cascade import environments
+from nemo_cascade.environments import genrm
 from nemo_cascade.environments.response import answer_of, last_boxed, response_of
 
 # All but the one whose replies a judge compares (tests/environments/test_genrm.py).
@@ -21,7 +22,8 @@ def test_known_replies_earn_what_they_should(name, row, reply, reward):
 
 @pytest.mark.parametrize("name, row, reply, reward", CASES)
 def test_a_thought_that_never_ends_earns_nothing(name, row, reply, reward):
-    assert environments.get(name).verify(row, response_of(reply))["reward"] == 0.0
+    nothing = genrm.UNREADABLE if row.get("grading_mode") == "distance" else 0.0
+    assert environments.get(name).verify(row, response_of(reply))["reward"] == nothing
 
 
 @pytest.mark.parametrize("name", VERIFIERS)
@@ -86,31 +88,6 @@ def test_examples_are_rows_that_can_be_verified():
 )
 def test_a_row_without_what_its_verifier_needs_is_told(row, said):
     assert said in environments.row_problem(row)
-
-
-INSTRUCTIONS = [
-    ("length_constraints:number_words", {"num_words": 2, "relation": "at least"}, "a b c", "a"),
-    ("length_constraints:number_words", {"num_words": 2, "relation": "less than", "unused": None}, "a", "a b"),
-    ("keywords:letter_frequency", {"letter": "e", "let_frequency": 1, "let_relation": "less than"}, "cat", "CAFE"),
-    ("keywords:existence", {"keywords": ["River", "fish"]}, "FISH in a river", "river"),
-    ("keywords:forbidden_words", {"forbidden_words": ["river"]}, "fish rivers", "a River runs"),
-    ("count:count_unique", {}, "one two", "One one"),
-    ("change_case:english_capital", {}, "A B", "A b"),
-    ("change_case:english_lowercase", None, "a b", "A b"),
-    ("startend:end_checker", {"end_phrase": "the end."}, "It is THE END. ", "the end. Or not"),
-]
-
-
-@pytest.mark.parametrize("name, kwargs, good, bad", INSTRUCTIONS, ids=[case[0] for case in INSTRUCTIONS])
-def test_instructions_tell_good_from_bad(name, kwargs, good, bad):
-    row = {"instruction_id_list": [name], "kwargs": [kwargs]}
-    verify = environments.get("instruction_following").verify
-    assert verify(row, response_of(f"</think>{good}"))["reward"] == 1.0
-    assert verify(row, response_of(f"</think>{bad}"))["reward"] == 0.0
-
-
-def test_every_instruction_type_is_tested():
-    assert {name for name, *_ in INSTRUCTIONS} == set(environments.get("instruction_following").CHECKS)
 
 
 def test_an_unknown_instruction_or_environment_is_named():
