@@ -482,6 +482,9 @@ def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
     for key in (key for key, wanted in needing.items() if wanted and find_spec("transformer_engine") is None):
         text = "megatron-core needs Transformer Engine for it, which is not installed; install it or set this to false"
         yield f"{where(f'policy.megatron_cfg.{key}')}: {text}"
+    for url in stage.sandbox.url.split(",") if isinstance(stage.sandbox.url, str) else ():
+        if not re.fullmatch(r"https?://[^/\s,]+(/[^\s,]*)?", url.strip()):
+            yield f"{where('sandbox.url')}: {url.strip()!r} is not http://host:port; with several, put commas between"
     if stage.logger.tensorboard_enabled and find_spec("tensorboard") is None:
         text = "tensorboard is not installed; pip install tensorboard, or set it to false"
         yield f"{where('logger.tensorboard_enabled')}: {text}"

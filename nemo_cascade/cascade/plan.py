@@ -28,6 +28,7 @@ CONFIG_FILE = "config.yaml"
 HARMLESS = (
     "checkpointing.",
     "logger.",
+    "sandbox.",
     "cluster.",
     "cascade.gate.",
     "grpo.dynamic_sampling_max_gen_batches",

@@ -16,6 +16,7 @@ from nemo_cascade.stages.config import (
     GRPOConfig,
     LoggerConfig,
     LossConfig,
+    SandboxConfig,
     SFTConfig,
 )
 from nemo_cascade.stages.metrics import MetricsLog
@@ -33,6 +34,7 @@ class LoopConfig:
     genrm: GenRMConfig = field(default_factory=GenRMConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
 

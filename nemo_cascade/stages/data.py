@@ -26,11 +26,11 @@ class Domain:
 
 
 def load_domains(config: DataConfig, split: str, kind: str) -> dict[str, Domain]:
-    """Domains of `data.train` or `data.validation`; raises DataError naming file and row for what cannot be used.
+    """Domains of `data.train` or `data.validation`; raises DataError naming file and row for what cannot be used, and
+    SandboxUnavailable for rows whose replies are programs where no program can be run.
 
     Whether rows can be verified takes longest (schemas are checked), so the ranks, which all call this, share it.
     """
-    problem = environments.row_problem if config.trusted_demo else without_programs
     domains = {}
     for name, dataset in getattr(config, split).items():
         rows, reading = load_rows(
@@ -38,20 +38,8 @@ def load_domains(config: DataConfig, split: str, kind: str) -> dict[str, Domain]
             kind=kind,
             on_bad_row=config.on_bad_row,
             environments=environments.names(),
-            unverifiable=lambda rows: parallel.share_out(lambda mine: [problem(row) for row in mine], rows),
+            unverifiable=lambda rows: parallel.share_out(lambda mine: [environments.row_problem(row) for row in mine], rows),
         )
         domains[name] = Domain(name, Path(dataset.data_path), rows, reading.numbers, dataset.share)
     return domains
 
-
-def without_programs(row: dict) -> str | None:
-    """What keeps a row from being verified where nobody vouches for running programs outside a sandbox.
-
-    A row must not vouch for itself: its file may come from anywhere.
-    """
-    if row.get("trusted_demo"):
-        return (
-            "it asks for replies to be run as programs, and there is no sandbox yet; set data.trusted_demo=true if the rows "
-            "are your own"
-        )
-    return environments.row_problem(row)
