@@ -16,7 +16,6 @@ import base64
 import binascii
 import json
 import re
-import time
 import zlib
 
 from nemo_cascade import sandbox
@@ -88,17 +87,17 @@ def verify(row: dict, response: dict) -> dict:
     partial = metadata.get("partial", False)
     language, code = code_of(answer_of(response), LANGUAGES[metadata.get("language", "python")])
     verdict = "accepted" if code.strip() and (function is None or language == "python") else "no program"
-    passed, begun = 0, time.monotonic()
+    passed, left = 0, seconds
     for given, expected in zip(inputs, outputs) if verdict == "accepted" else ():
-        left = seconds - (time.monotonic() - begun)
         if left <= 0:
             verdict = "time limit"
             break
         program = program_of(language, code, given, function)
         size = SPARE_OUTPUT + 2 * len(str(expected))
         limits = Limits(seconds=min(seconds_per_test, left), memory=memory, output=size)
-        # Compilation has limits of its own and is no part of the program's time.
         result = sandbox.get().run(program, limits)
+        # Neither compilation, which has limits of its own, nor waiting for a turn is the program's time.
+        left -= result.seconds
         this = judge(result, expected, function)
         passed += this == "accepted"
         if this != "accepted":

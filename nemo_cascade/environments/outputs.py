@@ -7,7 +7,7 @@ import re
 # Absolute or relative, whichever is larger.
 TOLERANCE = 1e-6
 
-_DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d{1,3})?")
+_DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d{1,3})?", re.ASCII)
 
 
 def same_output(expected: str, printed: str) -> bool:

@@ -103,7 +103,7 @@ class Sandbox:
                 os.close(number)
         limit = ended["limit"] or ("output" if size > limits.output else None)
         # One letter a byte: a binary comes this way too.
-        return Result(ended["status"], out, err, limit, returned=returned.decode("latin-1") if returned else None)
+        return Result(ended["status"], out, err, limit, ended["seconds"], returned=returned.decode("latin-1") if returned else None)
 
     def _ask(self, limits: dict, files: dict[str, int]) -> dict:
         with self._room:
@@ -125,7 +125,7 @@ class Sandbox:
                     with self._lock:
                         self._idle.append(worker)
                     return ended
-            return {"status": -9, "limit": "memory"}
+            return {"status": -9, "limit": "memory", "seconds": 0.0}
 
     def _worker(self) -> Worker:
         with self._lock:
@@ -187,13 +187,18 @@ def payload(program: Program, binary: bytes | None) -> bytes:
     """What `inside.server.init` reads: the program and its files, with the room that they take."""
     size = sum(len(content.encode(errors="replace")) + 4 * PAGE for content in program.files.values())
     size += len(binary or program.source) * (1 if binary else 4) + 8 * PAGE
-    asked = {"language": program.language, "args": list(program.args), "contest": program.contest}
-    asked |= {"source": program.source if binary is None else "", "files": program.files, "size": size}
+    asked = {"language": program.language, "args": list(map(plain, program.args)), "contest": program.contest}
+    asked |= {"source": plain(program.source) if binary is None else "", "files": program.files, "size": size}
     asked["inodes"] = 8 + sum(2 + path.count("/") for path in program.files)
     if program.call is not None:
         arguments = values.encode((program.call.args, program.call.kwargs))
         asked["call"] = {"function": program.call.function, "arguments": arguments}
     return json.dumps(asked).encode()
+
+
+def plain(text: str) -> str:
+    """A lone surrogate is nothing that a file could hold; it becomes "?"."""
+    return text.encode(errors="replace").decode()
 
 
 def text(data: bytes) -> str:

@@ -82,7 +82,7 @@ class Result:
     """How a program ended (exit status, or minus the signal that killed it) and what it wrote, cut at `Limits.output`.
 
     limit: the limit that ended it ("seconds", "memory", "output"), None without one; a limit that the program only ran
-    into (an error inside of it) is not named. compiled: False when a C++ program did not compile; stderr says why.
+    into (an error inside of it) is not named. seconds: how long it ran, on the wall, without waiting for its turn. compiled: False when a C++ program did not compile; stderr says why.
     returned: what the called function returned, as text; a program can write there too, so it is the program's word.
     """
 
@@ -90,6 +90,7 @@ class Result:
     stdout: str
     stderr: str
     limit: str | None = None
+    seconds: float = 0.0
     compiled: bool = True
     returned: str | None = None
 

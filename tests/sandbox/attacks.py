@@ -91,13 +91,13 @@ def attacks(bait: "Bait") -> dict[str, Attack]:
         "orphans left behind": python(FORK_AND_LIVE_ON),
         "orphans hold the output open": shell("(trap '' HUP TERM; sleep 1000) & exit 0"),
         "fork bomb": python(
-            "n = 1\nwhile True:\n try:\n  if os.fork() == 0: time.sleep(1000)\n  n += 1\n except OSError: break\n"
+            "n = 1\nwhile n < 40:\n try:\n  if os.fork() == 0: time.sleep(1000)\n  n += 1\n except OSError: break\n"
             "if n > 16: print('ESCAPED:', n, 'processes')"
         ),
         "fork bomb in bash": shell(":(){ :|:& };:; sleep 1000", limit="seconds"),
         "fork chain": python("while True:\n try:\n  if os.fork(): os._exit(0)\n except OSError: pass", limit=None),
         "thread bomb": python(
-            "n = 1\nthreading.stack_size(65536)\nwhile True:\n try: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+            "n = 1\nthreading.stack_size(65536)\nwhile n < 40:\n try: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
             " except RuntimeError: break\n n += 1\nif n > 16: print('ESCAPED:', n, 'threads')"
         ),
         "more than its limits": python(
@@ -155,11 +155,11 @@ def attacks(bait: "Bait") -> dict[str, Attack]:
             replace(QUICK, seconds=20.0),
         ),
         "a million files": python(
-            "n = 0\ntry:\n while True: os.close(os.open(f'f{n}', os.O_CREAT)); n += 1\nexcept OSError: pass\n"
+            "n = 0\ntry:\n while n < 2000: os.close(os.open(f'f{n}', os.O_CREAT)); n += 1\nexcept OSError: pass\n"
             "if n > 1100: print('ESCAPED:', n, 'files')"
         ),
         "folders without a bottom": python(
-            "n = 0\ntry:\n while True: os.mkdir('d'); os.chdir('d'); n += 1\nexcept OSError: pass\nif n > 1100: print('ESCAPED:', n)"
+            "n = 0\ntry:\n while n < 2000: os.mkdir('d'); os.chdir('d'); n += 1\nexcept OSError: pass\nif n > 1100: print('ESCAPED:', n)"
         ),
         "a file of a terabyte": python("f = os.open('f', os.O_CREAT | os.O_WRONLY)\nmust_fail(os.ftruncate, f, 2**40)"),
         "something for the next run": python(
@@ -318,7 +318,7 @@ class Bait:
         os.environ["NEMO_CASCADE_SECRET"] = SECRET
         self.server = socket.create_server(("127.0.0.1", 0))
         self.port = self.server.getsockname()[1]
-        self.abstract = f"nemo-cascade-{os.getpid()}"
+        self.abstract = f"nemo-cascade-{os.getpid()}-{self.port}"
         self.unix = socket.socket(socket.AF_UNIX)
         self.unix.bind("\0" + self.abstract)
         self.unix.listen()

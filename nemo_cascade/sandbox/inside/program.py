@@ -91,8 +91,10 @@ def python(source: str, args: list, contest: bool, call: dict) -> int:
             answer(names, call)
     except SystemExit as error:
         status = exit_status(error.code)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:
+        # Without the frame of this function.
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+        sys.excepthook(type(error), error, error.__traceback__)
         status = 1
     sys.modules["threading"]._shutdown()  # waits for threads that are no daemons
     atexit._run_exitfuncs()

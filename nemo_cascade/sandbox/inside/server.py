@@ -51,8 +51,8 @@ def main() -> None:
 
 
 def run(limits: dict, files: dict, filter_: seccomp.Filter, baseline: int, control: socket.socket) -> dict:
-    """{"status": exit status or minus a signal, "limit": the one that ended it, or None} or {"broken": why}."""
-    end = time.monotonic() + limits["seconds"]
+    """{"status": exit status or minus a signal, "limit": the one that ended it, or None, "seconds"} or {"broken": why}."""
+    begun = time.monotonic()
     reading, writing = os.pipe()
     child = namespaces.clone()
     if child == 0:
@@ -63,7 +63,7 @@ def run(limits: dict, files: dict, filter_: seccomp.Filter, baseline: int, contr
         finally:
             os._exit(1)
     os.close(writing)
-    limit = watch(child, limits, end, files, baseline, control)
+    limit = watch(child, limits, begun + limits["seconds"], files, baseline, control)
     # All of its namespace goes with it, and is gone when it can be waited for.
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -71,9 +71,9 @@ def run(limits: dict, files: dict, filter_: seccomp.Filter, baseline: int, contr
     os.close(reading)
     if report.startswith("broken:"):
         return {"broken": report[len("broken:") :]}
-    if limit or not report:
-        return {"status": -signal.SIGKILL, "limit": limit}
-    return {"status": os.waitstatus_to_exitcode(int(report)), "limit": None}
+    # Without a report the program's first process was killed, and it with that.
+    ended = -signal.SIGKILL if limit or not report else os.waitstatus_to_exitcode(int(report))
+    return {"status": ended, "limit": limit, "seconds": time.monotonic() - begun}
 
 
 def init(limits: dict, files: dict, filter_: seccomp.Filter, report: int) -> None:
