@@ -1,8 +1,8 @@
 """Rewards: one file a domain, one shape for all, that of a NeMo Gym `/verify` call.
 
 `get(name).verify(row, response)` returns a dict with at least `reward`. row is a Gym row, response an OpenAI Responses object. An
-environment may have `problem(row)`, which tells what keeps a row from being verified, or None, and `IN_THREADS = True`, when
-several replies may be verified at once because it waits for processes. `genrm_compare` has no `verify`: a judge compares. Third parties add
+environment may have `problem(row)`, which tells what keeps a row from being verified, or None, `REWARD_RANGE = (low, high)`, and
+`IN_THREADS = True`, when several replies may be verified at once because it waits for processes. `genrm_compare` has no `verify`: a judge compares. Third parties add
 environments through the entry-point group `nemo_cascade.environments` (name -> an object with `verify`).
 """
 

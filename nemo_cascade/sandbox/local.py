@@ -24,9 +24,11 @@ from nemo_cascade.sandbox.worker import Worker, WorkerDied, contents, memory_fil
 logger = logging.getLogger(__name__)
 
 # <bits/stdc++.h> takes 1.4 seconds and 200 MB of a quiet core.
-COMPILING = Limits(seconds=60.0, memory=1024 * MIB, disk=64 * MIB)
+COMPILING = Limits(seconds=60.0, memory=1024 * MIB, output=64 * MIB, disk=64 * MIB)
+MESSAGES = 2**16
 COMPILE = "g++ -std=gnu++17 -O2 -x c++ - -o program && cat program >&3"
 BINARIES = 64
+OUTPUTS = ("stdout", "stderr", "channel")
 PAGE = 4096
 
 
@@ -95,9 +97,9 @@ class Sandbox:
             for name, data in files.items():
                 numbers[name] = memory_file(data)
             ended = self._ask(dataclasses.asdict(limits), numbers)
-            size = max(os.fstat(numbers[name]).st_size for name in ("stdout", "stderr"))
+            size = max(os.fstat(numbers[name]).st_size for name in OUTPUTS if name in numbers)
             out, err = (text(contents(numbers[name], limits.output)) for name in ("stdout", "stderr"))
-            returned = contents(numbers["channel"]) if channel else b""
+            returned = contents(numbers["channel"], limits.output) if channel else b""
         finally:
             for number in numbers.values():
                 os.close(number)
@@ -115,7 +117,7 @@ class Sandbox:
                     self._end(worker)
                     # The host ran out of memory, say. What the first try wrote goes; then it is the program's fault.
                     logger.warning("%s; %s", error, "its program counts as failed" if last_try else "tried once more")
-                    for name in ("stdout", "stderr", "channel"):
+                    for name in OUTPUTS:
                         if name in files:
                             os.ftruncate(files[name], 0)
                 except BaseException:
@@ -170,7 +172,8 @@ class Sandbox:
         done = self._run(Program("shell", COMPILE, stdin=source), COMPILING, None, channel=True)
         if done.ok and done.returned:
             return done.returned.encode("latin-1")
-        return dataclasses.replace(done, compiled=False, returned=None)
+        # A template can fill the output with its errors.
+        return dataclasses.replace(done, compiled=False, returned=None, stdout="", stderr=done.stderr[:MESSAGES])
 
     def _forget(self) -> None:
         """At the start, and in a fork, which must not talk to its parent's workers nor wait for its threads' locks."""

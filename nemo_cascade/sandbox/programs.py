@@ -59,7 +59,7 @@ class Limits:
     """seconds on the wall, after which all of the run is killed. The others are of all processes of a run together:
 
     memory: resident bytes (looked at every 20 ms; a process alone cannot ask for more address space than that);
-    output: bytes of each of stdout and stderr; disk and inodes: bytes and number of all files; processes: they and their
+    output: bytes of each of stdout, stderr and what a function returns; disk and inodes: bytes and number of all files; processes: they and their
     threads. open_files is of each process.
     """
 

@@ -41,12 +41,20 @@ class RemoteSandbox:
 
     @property
     def workers(self) -> int:
-        """Programs at a time, over all hosts. Raises SandboxError when one does not answer."""
-        return sum(answer["workers"] for answer in self.probe().values())
+        """Programs at a time, over all hosts, as they were when first asked. Raises SandboxError when one did not answer."""
+        if self._workers is None:
+            self._workers = sum(answer["workers"] for answer in self.probe().values())
+        return self._workers
 
     def probe(self) -> dict:
         """What each host says of its sandbox. Raises SandboxError for one that does not answer or has none."""
-        return {url: json.loads(self._exchange(url, "GET", "/health", None, 60.0)) for url in self.urls}
+        found = {}
+        for url in self.urls:
+            try:
+                found[url] = json.loads(self._exchange(url, "GET", "/health", None, 60.0))
+            except (OSError, http.client.HTTPException) as error:
+                raise SandboxError(f"the sandbox at {url} cannot be reached: {type(error).__name__}: {error}") from error
+        return found
 
     def run(self, program: Program, limits: Limits = Limits()) -> Result:
         """As `Sandbox.run`. Raises SandboxError when no host gave a result, with what the last one said."""
@@ -110,6 +118,7 @@ class RemoteSandbox:
 
     def _forget(self) -> None:
         self._local, self._lock = threading.local(), threading.Lock()
+        self._workers: int | None = None
         self._running: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
 

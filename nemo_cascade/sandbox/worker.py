@@ -45,27 +45,28 @@ class Worker:
         self.control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # As root nobody else, or the kernel would not count processes.
         user = {"user": bubblewrap.NOBODY, "group": bubblewrap.NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+        self.process: subprocess.Popen | None = None
         said = memory_file(b"")
         code = memory_file(bubblewrap.code())
         try:
-            with other:
-                command = bubblewrap.command(executable, python, other.fileno(), code)
-                self.process = _starter.start(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=said,
-                    # bubblewrap's own process keeps its environment for all to read, whatever it clears for its child.
-                    env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"},
-                    cwd="/",
-                    pass_fds=[other.fileno(), code],
-                    # Ctrl-C is for the host, which ends its servers itself.
-                    start_new_session=True,
-                    **user,
-                )
             try:
+                with other:
+                    command = bubblewrap.command(executable, python, other.fileno(), code)
+                    self.process = _starter.start(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=said,
+                        # bubblewrap's own process keeps its environment for all to read, whatever it clears for its child.
+                        env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"},
+                        cwd="/",
+                        pass_fds=[other.fileno(), code],
+                        # Ctrl-C is for the host, which ends its servers itself.
+                        start_new_session=True,
+                        **user,
+                    )
                 self._receive(PATIENCE)
-            except WorkerDied as error:
+            except (WorkerDied, OSError, subprocess.SubprocessError) as error:
                 self.close()
                 raise WorkerDied(f"{error}: {contents(said).decode(errors='replace').strip() or 'without a word'}") from None
         finally:
@@ -99,8 +100,9 @@ class Worker:
     def close(self) -> None:
         """Ends the server and all that runs in it, and waits for that."""
         self.control.close()
-        self.process.kill()
-        self.process.wait()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     def abandon(self) -> None:
         """In a fork of the process that started it: lets go of it, without ending it."""

@@ -1,10 +1,9 @@
 """Rewards of sampled groups: verifiers for most rows, a judge for rows whose replies can only be compared."""
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from nemo_cascade import environments
+from nemo_cascade import environments, sandbox
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.rollout.types import Group, Rollout
@@ -55,10 +54,9 @@ class Rewards:
 def verify_all(groups: list[Group], tokenizer) -> list[list[dict]]:
     """The verdict on every reply of every group; equal replies to a row are verified once.
 
-    Side by side, a thread a core of this rank's, where the environment waits for processes.
+    Side by side where the environment waits for processes: as many as the sandbox, here a core of this rank's share each, runs.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(sandbox.get().workers) as pool:
         pending = [of_group(group, tokenizer, pool) for group in groups]
         return [[future.result() for future in futures] for futures in pending]
 

@@ -22,6 +22,7 @@ from . import namespaces, program, seccomp
 # Seconds between two looks at memory and output.
 TICK = 0.02
 FILES = ("stdin", "stdout", "stderr", "channel")
+OUTPUTS = FILES[1:]
 CONTROL, MANY_FILES = 3, 1024
 
 
@@ -38,19 +39,18 @@ def main() -> None:
     filter_ = seccomp.Filter()
     program.warm_up()
     control.send(json.dumps({"version": list(sys.version_info[:3])}).encode())
-    baseline = resident("/proc/self/status", "Rss")
     while True:
         message, numbers, _, _ = socket.recv_fds(control, 65_536, 8)
         if not message:
             return
         asked = json.loads(message)
-        answer = run(asked["limits"], dict(zip(asked["files"], numbers)), filter_, baseline, control)
+        answer = run(asked["limits"], dict(zip(asked["files"], numbers)), filter_, control)
         for number in numbers:
             os.close(number)
         control.send(json.dumps(answer).encode())
 
 
-def run(limits: dict, files: dict, filter_: seccomp.Filter, baseline: int, control: socket.socket) -> dict:
+def run(limits: dict, files: dict, filter_: seccomp.Filter, control: socket.socket) -> dict:
     """{"status": exit status or minus a signal, "limit": the one that ended it, or None, "seconds"} or {"broken": why}."""
     begun = time.monotonic()
     reading, writing = os.pipe()
@@ -63,7 +63,7 @@ def run(limits: dict, files: dict, filter_: seccomp.Filter, baseline: int, contr
         finally:
             os._exit(1)
     os.close(writing)
-    limit = watch(child, limits, begun + limits["seconds"], files, baseline, control)
+    limit = watch(child, limits, begun + limits["seconds"], files, control)
     # All of its namespace goes with it, and is gone when it can be waited for.
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -121,7 +121,7 @@ def begin(asked: dict, limits: dict, files: dict, filter_: seccomp.Filter, repor
         os._exit(status)
 
 
-def watch(child: int, limits: dict, end: float, files: dict, baseline: int, control: socket.socket):
+def watch(child: int, limits: dict, end: float, files: dict, control: socket.socket):
     """Waits until the program ended (None), or is past a limit (its name)."""
     handle = os.pidfd_open(child)
     poll = select.poll()
@@ -137,21 +137,22 @@ def watch(child: int, limits: dict, end: float, files: dict, baseline: int, cont
                 return None
             if left <= 0:
                 return "seconds"
-            if any(os.fstat(files[name]).st_size > limits["output"] for name in ("stdout", "stderr")):
+            if any(os.fstat(files[name]).st_size > limits["output"] for name in OUTPUTS if name in files):
                 return "output"
-            if memory(baseline, limits["memory"]) > limits["memory"]:
+            if memory(limits["memory"]) > limits["memory"]:
                 return "memory"
     finally:
         os.close(handle)
 
 
-def memory(baseline: int, most: int) -> int:
-    """Bytes of all processes but this one together: no file's, what they have of this one's not counted.
+def memory(most: int) -> int:
+    """Bytes of all processes but this one together, without those of files.
 
-    What they share among them counts for each in the first sum, which is quick, and once in the second.
+    What they share with one another and with this one counts for each in the first sum, which is quick, and once, in equal
+    parts, in the second, which is only made when the first is above `most`.
     """
     processes = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-    total = sum(max(0, resident(f"/proc/{name}/status", "Rss") - baseline) for name in processes)
+    total = sum(resident(f"/proc/{name}/status", "Rss") for name in processes)
     return total if total <= most else sum(resident(f"/proc/{name}/smaps_rollup", "Pss_") for name in processes)
 
 
