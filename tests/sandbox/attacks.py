@@ -134,6 +134,16 @@ def attacks(bait: "Bait") -> dict[str, Attack]:
             "  try:\n   while True: size += os.write(w, bytes(65536))\n  except BlockingIOError: pass\nexcept OSError: pass\n"
             "if size > 64 * 2**20: print('ESCAPED:', size)"
         ),
+        "memory in sockets": python(
+            "size = 0\nkept = []\ntry:\n while True:\n  pair = socket.socketpair(); kept += pair\n  for s in pair:\n   s.setblocking(False)\n"
+            "   must_fail(s.setsockopt, socket.SOL_SOCKET, socket.SO_SNDBUF, 2**30)\n"
+            "   try:\n    while True: size += s.send(bytes(60000))\n   except BlockingIOError: pass\nexcept OSError: pass\n"
+            "if size > 16 * 2**20: print('ESCAPED:', size)"
+        ),
+        "memory in timers and watches": python(
+            f"n = 0\nwhile n < 1000 and call({numbers['timer_create']}, 0, 0, ctypes.addressof((ctypes.c_int * 1)())) >= 0: n += 1\n"
+            f"if n >= 1000: print('ESCAPED:', n)\nrefused({numbers['inotify_init1']}, 0)"
+        ),
         "locked memory": python(
             "b = ctypes.create_string_buffer(2**22)\nif libc.mlock(b, 2**22) == 0: print('ESCAPED')"
         ),
@@ -298,11 +308,11 @@ FILL = (
     "if n > 20 * 2**20: print('ESCAPED:', n)"
 )
 NUMBERS = {
-    "x86_64": {"memfd_create": 319, "shmget": 29, "msgget": 68, "semget": 64, "mq_open": 240, "open_by_handle_at": 304, "name_to_handle_at": 303, "setdomainname": 171,
+    "x86_64": {"timer_create": 222, "inotify_init1": 294, "memfd_create": 319, "shmget": 29, "msgget": 68, "semget": 64, "mq_open": 240, "open_by_handle_at": 304, "name_to_handle_at": 303, "setdomainname": 171,
                "prlimit64": 302, "kcmp": 312, "unshare": 272, "clone": 56, "setns": 308, "mount": 165, "umount2": 166, "pivot_root": 155, "ptrace": 101,
                "process_vm_readv": 310, "process_vm_writev": 311, "add_key": 248, "keyctl": 250, "request_key": 249, "bpf": 321, "perf_event_open": 298,
                "userfaultfd": 323, "fanotify_init": 300, "init_module": 175, "finit_module": 313, "kexec_load": 246, "reboot": 169, "swapon": 167},
-    "aarch64": {"memfd_create": 279, "shmget": 194, "msgget": 186, "semget": 190, "mq_open": 180, "open_by_handle_at": 265, "name_to_handle_at": 264, "setdomainname": 162,
+    "aarch64": {"timer_create": 107, "inotify_init1": 26, "memfd_create": 279, "shmget": 194, "msgget": 186, "semget": 190, "mq_open": 180, "open_by_handle_at": 265, "name_to_handle_at": 264, "setdomainname": 162,
                 "prlimit64": 261, "kcmp": 272, "unshare": 97, "clone": 220, "setns": 268, "mount": 40, "umount2": 39, "pivot_root": 41, "ptrace": 117,
                 "process_vm_readv": 270, "process_vm_writev": 271, "add_key": 217, "keyctl": 219, "request_key": 218, "bpf": 280, "perf_event_open": 241,
                 "userfaultfd": 282, "fanotify_init": 262, "init_module": 105, "finit_module": 273, "kexec_load": 104, "reboot": 142, "swapon": 224},

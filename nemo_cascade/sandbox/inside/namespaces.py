@@ -21,6 +21,7 @@ NEW = 0x00020000 | 0x08000000 | 0x04000000 | 0x10000000 | 0x20000000  # mount, i
 CLONE = {"x86_64": 56, "aarch64": 220}
 NOSUID, NODEV, NOEXEC = 2, 4, 8
 PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 24, 38
+MAX_TIMERS = 256
 STACK_SHARE = 4  # a quarter of the memory may be stack
 
 # It holds the interpreter's lock through a call, so that the clone begins as its parent was.
@@ -73,6 +74,8 @@ def renounce(limits: dict, filter_: seccomp.Filter) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
+        # Timers count as pending signals.
+        (resource.RLIMIT_SIGPENDING, MAX_TIMERS),
         (resource.RLIMIT_CPU, int(limits["seconds"] * limits["processes"]) + 1),
     ):
         hard = resource.getrlimit(limit)[1]

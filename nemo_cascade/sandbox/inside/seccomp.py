@@ -2,7 +2,7 @@
 
 A list of what is refused, not of what is allowed: a program has no capability, no network and no file of the host, so
 what is refused is what could give those back (namespaces, mounts), reach another process, outlive a limit (memory
-without a name, shared memory and queues that stay), or what is seldom needed and has often had holes in the kernel.
+without a name, shared memory and queues that stay, larger buffers, watches on files), or what is seldom needed and has often had holes in the kernel.
 What a newer kernel adds is refused too.
 """
 
@@ -22,6 +22,8 @@ DENIED = {
     "fanotify_mark": (301, 263),
     "finit_module": (313, 273),
     "init_module": (175, 105),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
     "ioperm": (173, None),
     "iopl": (172, None),
     "kcmp": (312, 272),
@@ -52,6 +54,7 @@ DENIED = {
     "semget": (64, 190),
     "set_mempolicy": (238, 237),
     "sethostname": (170, 161),
+    "setsockopt": (54, 208),
     "setns": (308, 268),
     "shmget": (29, 194),
     "socket": (41, 198),
