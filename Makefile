@@ -2,6 +2,7 @@
 #   make demo       the whole tiny cascade on two processes        make smoke     the same with two steps a stage
 #   make test       the test suite without what takes minutes alone     make test-all  all of it
 #   make test-compat  what depends on megatron-core, with its newest version, where there is a Python 3.12 (part of test-all)
+# Code rewards need bubblewrap, which is installed too where apt is at hand and the user may; else it is said what to do.
 # The environment is made once in .venv; it is renewed when requirements/cpu.txt or pyproject.toml change.
 
 PYTHON ?= python3
@@ -56,4 +57,5 @@ $(COMPAT)/.installed: requirements/compat.txt
 $(VENV)/.installed: $(VENV)/.torch requirements/cpu.txt pyproject.toml
 	$(PIP) install -r requirements/cpu.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m nemo_cascade.sandbox.install
 	touch $@

@@ -18,6 +18,7 @@ from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing
 from nemo_cascade.data import demo
 from nemo_cascade.data.packing import document_multiple
 from nemo_cascade.data.rows import DataError, environment_of
+from nemo_cascade.stages.config import SandboxConfig
 from nemo_cascade.data.tokenizer import find_tokenizer
 from nemo_cascade.engine.memory import GPUS
 from nemo_cascade.models import fp8
@@ -511,9 +512,17 @@ def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
     for key in (key for key, wanted in needing.items() if wanted and find_spec("transformer_engine") is None):
         text = "megatron-core needs Transformer Engine for it, which is not installed; install it or set this to false"
         yield f"{where(f'policy.megatron_cfg.{key}')}: {text}"
+    yield from sandbox_problems(stage.sandbox, where)
     if stage.logger.tensorboard_enabled and find_spec("tensorboard") is None:
         text = "tensorboard is not installed; pip install tensorboard, or set it to false"
         yield f"{where('logger.tensorboard_enabled')}: {text}"
+
+
+def sandbox_problems(sandbox: SandboxConfig, where) -> list[str]:
+    """URLs that are none."""
+    urls = [url.strip() for url in sandbox.url.split(",")] if sandbox.url is not None else []
+    wrong = [url for url in urls if not re.fullmatch(r"https?://[^/\s,]+(/[^\s,]*)?", url)]
+    return [f"{where('sandbox.url')}: {url!r} is not http://host:port; with several, put commas between" for url in wrong]
 
 
 def shadowed_problems(source: "Source") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `pack` and `gym-serve`.
+"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `pack`, `gym-serve` and `sandbox-serve`.
 
 A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a
 process group exists. Under torchrun only rank 0 speaks.
@@ -58,10 +58,11 @@ def run(
     from nemo_cascade.cascade import runner
     from nemo_cascade.cascade.gate import GateError
     from nemo_cascade.data.rows import DataError
+    from nemo_cascade.sandbox import SandboxError
 
     try:
         runner.run(cascade, only=only, from_stage=from_stage)
-    except (runner.RunRefused, runner.RefusedElsewhere, ManifestError, DataError, GateError) as error:
+    except (runner.RunRefused, runner.RefusedElsewhere, ManifestError, DataError, SandboxError, GateError) as error:
         refuse(str(error).splitlines())
 
 
@@ -194,6 +195,48 @@ def gym_serve(
         refuse([error.args[0]])
     print(f"serving {', '.join(served)} at http://{host}:{port}/<environment>/verify")
     uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+@app.command()
+def sandbox_serve(
+    host: Annotated[str, typer.Option(help="The address to listen on; with any but loopback a token must be given")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8700,
+    workers: Annotated[Optional[int], typer.Option(min=1, help="Programs at a time; without it the cores")] = None,
+    token_file: Annotated[
+        Optional[Path], typer.Option(help="A file with the token, instead of NEMO_CASCADE_SANDBOX_TOKEN")
+    ] = None,
+) -> None:
+    """Run programs for trainers on other hosts, in this host's sandbox, over HTTP with a bearer token.
+
+    Without a token one is made and printed. Trainers have `sandbox.url` (or NEMO_CASCADE_SANDBOX_URL) and the token in
+    NEMO_CASCADE_SANDBOX_TOKEN.
+    """
+    import secrets
+
+    from nemo_cascade.sandbox import Sandbox, SandboxUnavailable, http_server, wire
+
+    try:
+        given = token_file.read_text() if token_file is not None else os.environ.get(wire.TOKEN, "")
+    except OSError as error:
+        refuse([f"--token-file {token_file}: {error.strerror}"])
+    token = given.strip() or secrets.token_urlsafe(32)
+    if not given.strip() and not http_server.is_loopback(host):
+        refuse([f"--host {host}: others can reach it; set {wire.TOKEN} or --token-file to a token of your own"])
+    with Sandbox(workers) as sandbox:
+        try:
+            probed = sandbox.probe()
+            server = http_server.SandboxServer(sandbox, token, host, port)
+        except SandboxUnavailable as error:
+            refuse([str(error)])
+        except OSError as error:
+            refuse([f"--host {host} --port {port}: {error.strerror or error}"])
+        print(f"ok: {sandbox.workers} programs at a time with Python {probed['python']}, {server.url}", flush=True)
+        if not given.strip():
+            print(f"{wire.TOKEN}={token}", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            pass
 
 
 def load(

@@ -28,6 +28,7 @@ CONFIG_FILE = "config.yaml"
 HARMLESS = (
     "checkpointing.",
     "logger.",
+    "sandbox.",
     "cluster.",
     "env.",
     *(f"cascade.judge_endpoint.{name}" for name in ("base_url", "api_key_env", "concurrency", "timeout", "tries")),

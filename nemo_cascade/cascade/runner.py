@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
+from nemo_cascade import sandbox
 from nemo_cascade.cascade import agreement, gate, report
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, Manifest, StageRecord
@@ -47,7 +48,7 @@ def run(
     """Runs what is not done yet and returns the manifest.
 
     only: this stage alone. from_stage: it and all later ones once more, their old folders moved aside. loops and score
-    stand in for the training loops by kind and for validation. Raises RunRefused, DataError or GateError on every rank,
+    stand in for the training loops by kind and for validation. Raises RunRefused, DataError, SandboxUnavailable or GateError on every rank,
     before anything is trained but where a gate stops, or a rollback leaves a stage with no teacher.
     """
     console = Console(highlight=False, soft_wrap=True)
@@ -111,6 +112,7 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
     record.teacher_only, record.teachers = stage.teacher_only, teachers
     refuse_own_start(stage, record)
     refuse_poor_judge(cascade, stage, manifest)
+    sandbox.use(stage.sandbox.url)
     if parallel.rank() == 0:
         manifest.save()
         directory.mkdir(parents=True, exist_ok=True)
@@ -313,8 +315,9 @@ def check_rows(cascade: CascadeConfig) -> None:
     """
     seen = set()
     for name, stage in cascade.stages.items():
-        # What a row may ask for and how long a prompt may be are the stage's own.
-        rules = (stage.data.trusted_demo, stage.policy.max_total_sequence_length, stage.policy.generation.max_new_tokens)
+        sandbox.use(stage.sandbox.url)
+        # How long a prompt may be is the stage's own.
+        rules = (stage.policy.max_total_sequence_length, stage.policy.generation.max_new_tokens)
         for split, kind in (("train", stage.kind), ("validation", "rl")):
             files = stage.data.train if split == "train" else cascade.scored(name)
             if split == "train" and stage.data.packed_folder:

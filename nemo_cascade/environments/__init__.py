@@ -10,7 +10,7 @@ object. What an environment says of itself, all but the first of which may be mi
     REWARD_RANGE (least, most); (0, 1) if not given. A reply that cannot be verified earns the least
     TIME_LIMIT   seconds after which a reply counts as one that cannot be verified; 10 if not given
     warm_up()    what is better done once in a worker than with the first reply, as slow imports
-    SLOW         True where one reply may take a good part of a second, because it waits for programs or for a judge
+    IN_THREADS   True where a reply waits for programs in the sandbox, which has its own limits: no worker is needed
 
 `genrm_compare` has no `verify`: a judge compares. Third parties add environments through the entry-point group
 `nemo_cascade.environments` (name -> an object with `verify`). Where replies come from a model, `workers.Verifiers` verifies
@@ -39,7 +39,7 @@ OURS = (
 )
 GROUP = "nemo_cascade.environments"
 
-__all__ = ["AGENT_SUFFIX", "answer_of", "environment_of", "get", "is_slow", "names", "repaired", "response_of", "reward_range"]
+__all__ = ["AGENT_SUFFIX", "answer_of", "environment_of", "get", "in_threads", "names", "repaired", "response_of", "reward_range"]
 __all__ += ["row_problem", "self_test", "time_limit", "verifying"]
 
 
@@ -74,9 +74,9 @@ def time_limit(name: str) -> float:
     return getattr(get(name), "TIME_LIMIT", 10.0)
 
 
-def is_slow(name: str) -> bool:
-    """Whether a reply may take so long that each should go to a worker of its own."""
-    return getattr(get(name), "SLOW", False)
+def in_threads(name: str) -> bool:
+    """Whether a reply waits for programs in the sandbox."""
+    return getattr(get(name), "IN_THREADS", False)
 
 
 def row_problem(row: dict) -> str | None:

@@ -1,105 +1,177 @@
-"""Code generation: a program that reads stdin and prints, run on hidden tests; all must pass.
+"""Code generation: a program in Python or C++ is run on hidden tests in the sandbox, and earns by those that it passes.
 
-Row: `verifier_metadata.unit_tests` {"inputs": [stdin, ...], "outputs": [stdout, ...]}, as for NeMo Gym's server of this
-name, and `trusted_demo`, without which nothing is run (see `trusted_run`). The expected outputs never enter the
-process: it hands back what the program printed, and the host compares line by line, without outer blanks. All tests of
-a reply share one process, so programs read sys.stdin and print to sys.stdout, not file descriptors 0 and 1, and print
-at most 32 KiB in all.
+Row, as for NeMo Gym's server of this name: `verifier_metadata.unit_tests` {"inputs", "outputs", "fn_name"}. Without fn_name
+inputs are what a program reads and outputs what it must print. With it inputs are the arguments of a function (or method
+of a class Solution), a JSON value a line or a list, and outputs what it must return, as JSON. Tests may be {"packed":
+base64 of zlib of JSON} as Gym's are. `verifier_metadata` may also have "limits" {"seconds_per_test", "seconds", "memory_mb"},
+"partial": true and "language" for answers without a marked block.
 
-Left out: tests that call a function (`fn_name`), a tolerance for decimals, and a time limit for each test alone.
+The expected outputs never enter the sandbox; the host compares (`outputs`). Each test is a run of its own. The first that fails
+is the last, and the reward all or nothing, unless the row wants the share of tests passed.
+
+Left out: problems with several right outputs, which need a checker of their own, and interactive ones.
 """
 
+import base64
+import binascii
+import json
 import re
+import zlib
 
-from nemo_cascade.environments import trusted_run
+from nemo_cascade import sandbox
+from nemo_cascade.environments.outputs import same_output, same_value
 from nemo_cascade.environments.response import answer_of
+from nemo_cascade.sandbox import Call, Limits, Program, Result
 
+REWARD_RANGE = (0.0, 1.0)
 # Verifying waits for a process of its own.
-SLOW = True
-# Seconds for all tests of a reply together; many times what they need, because the machine is shared.
-TIMEOUT = 5.0
+IN_THREADS = True
+# Seconds for a test, and for all tests of a reply; many times what they need, because the machine is shared.
+SECONDS_PER_TEST, SECONDS = 5.0, 60.0
+MEMORY_MB = 512
+# Bytes that a program may print: these and twice what was expected.
+SPARE_OUTPUT = 2**20
 
-_FENCE = re.compile(r"^```[Pp]ython[ \t]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# Every test runs the program afresh. sys.exit() is a way to end, an exception is not. A line of hex for each output, which
-# may be any bytes.
-_RUNNER = """
-import io, sys
+LANGUAGES = {"python": "python", "python3": "python", "py": "python", "cpp": "cpp", "c++": "cpp", "cc": "cpp", "cxx": "cpp"}
 
-def run(program, inputs):
-    out, outputs = sys.stdout, []
-    for text in inputs:
-        sys.stdin = io.TextIOWrapper(io.BytesIO(text.encode()))
-        sys.stdout = printed = io.TextIOWrapper(io.BytesIO())
-        try:
-            try:
-                exec(program, {"__name__": "__main__"})
-            except SystemExit:
-                pass
-            printed.flush()
-            outputs.append("=" + printed.buffer.getvalue().hex())
-        except BaseException:
-            outputs.append("failed")
-    out.write("\\n" + "\\n".join(outputs))
-
-"""
+_FENCE = re.compile(r"^```([\w+#-]*)[^\n`]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_UNREADABLE = (ValueError, TypeError, KeyError, RecursionError, zlib.error, binascii.Error)
 
 
-def _row(inputs: list[str], outputs: list[str]) -> dict:
-    return {"trusted_demo": True, "verifier_metadata": {"unit_tests": {"inputs": inputs, "outputs": outputs}}}
+def _row(inputs: list[str], outputs: list[str], **more) -> dict:
+    return {"verifier_metadata": {"unit_tests": {"inputs": inputs, "outputs": outputs, **more}}}
 
 
 _DOUBLE = _row(["2\n", "5\n"], ["4\n", "10\n"])
+_ADD = _row(["[1, 2]\n3", "[]\n4"], ["[4, 5]", "[]"], fn_name="add")
 EXAMPLES = [
     (_DOUBLE, "print(2 * int(input()))", 1.0),
     (_DOUBLE, "Double it:\n```python\nx = int(input())\nprint(x * 2)\n```\nDone.", 1.0),
+    (_DOUBLE, "```cpp\n#include <cstdio>\nint main() { int x; scanf(\"%d\", &x); printf(\"%d\", 2 * x); }\n```", 1.0),
+    (_DOUBLE, "```cpp\nint main() { return 0 }\n```", 0.0),
     (_DOUBLE, "print(4)", 0.0),
     (_DOUBLE, "print(2 * int(input())", 0.0),
     (_DOUBLE, "", 0.0),
+    (_ADD, "```python\ndef add(numbers: List[int], n):\n    return tuple(x + n for x in numbers)\n```", 1.0),
+    (_ADD, "```python\nclass Solution:\n    def add(self, numbers, n):\n        return [x + n for x in numbers]\n```", 1.0),
+    (_ADD, "```python\ndef add(numbers, n):\n    return [4, 5]\n```", 0.0),
+    (_ADD, "```python\nprint([4, 5])\n```", 0.0),
 ]
 
 
 def problem(row: dict) -> str | None:
-    """What keeps the row from being verified."""
-    metadata = row.get("verifier_metadata")
-    tests = metadata.get("unit_tests") if isinstance(metadata, dict) else None
-    lists = [tests.get("inputs"), tests.get("outputs")] if isinstance(tests, dict) else []
-    if not lists or not all(isinstance(texts, list) and all(isinstance(t, str) for t in texts) for texts in lists):
-        return "no verifier_metadata.unit_tests with inputs and outputs (lists of texts)"
-    if not lists[0] or len(lists[0]) != len(lists[1]):
-        return f"unit_tests has {len(lists[0])} inputs and {len(lists[1])} outputs; as many and at least one are needed"
-    if tests.get("fn_name"):
-        return "unit_tests.fn_name asks for a function; only programs that read stdin and print can be tested"
-    return trusted_run.problem(row)
+    """What keeps the row from being verified. Raises SandboxUnavailable where no program can be run."""
+    try:
+        inputs, outputs, function = tests_of(row)
+        limits_of(row)
+    except _UNREADABLE as error:
+        return str(error) or type(error).__name__
+    if not inputs or len(inputs) != len(outputs):
+        return f"unit_tests has {len(inputs)} inputs and {len(outputs)} outputs; as many and at least one are needed"
+    if function is None and not all(isinstance(text, str) for text in [*inputs, *outputs]):
+        return "unit_tests without fn_name must have texts as inputs and outputs"
+    if (language := row["verifier_metadata"].get("language", "python")) not in LANGUAGES:
+        return f"verifier_metadata.language {language!r} is none of {', '.join(LANGUAGES)}"
+    sandbox.get().probe()
+    return None
 
 
 def verify(row: dict, response: dict) -> dict:
-    """{"reward": 1.0 when every test passes, else 0.0, "passed": number of tests passed, "timed_out": bool}.
+    """{"reward", "passed" and "tests": numbers of tests, "verdict" of the first that failed, or "accepted"}.
 
-    Raises PermissionError for a row without trusted_demo.
+    Other verdicts: no program, compilation error, wrong answer, runtime error, and time, memory or output limit.
     """
-    tests, trusted = row["verifier_metadata"]["unit_tests"], row.get("trusted_demo") is True
-    source = f"{_RUNNER}run({code_of(answer_of(response))!r}, {tests['inputs']!r})"
-    result = trusted_run.run_program(source, timeout=TIMEOUT, trusted_demo=trusted)
-    expected = tests["outputs"]
-    # Last, because a program can print round the runner. One that ends the runner has fewer lines than there are tests.
-    reports = result.stdout.split("\n")[-len(expected) :]
-    passed = sum(_printed(report) == _lines(text) for report, text in zip(reports, expected))
-    return {"reward": float(passed == len(expected)), "passed": passed, "timed_out": result.timed_out}
+    metadata = row["verifier_metadata"]
+    inputs, outputs, function = tests_of(row)
+    seconds_per_test, seconds, memory = limits_of(row)
+    partial = metadata.get("partial", False)
+    language, code = code_of(answer_of(response), LANGUAGES[metadata.get("language", "python")])
+    verdict = "accepted" if code.strip() and (function is None or language == "python") else "no program"
+    passed, left = 0, seconds
+    for given, expected in zip(inputs, outputs) if verdict == "accepted" else ():
+        if left <= 0:
+            verdict = "time limit"
+            break
+        program = program_of(language, code, given, function)
+        size = SPARE_OUTPUT + 2 * len(str(expected))
+        limits = Limits(seconds=min(seconds_per_test, left), memory=memory, output=size)
+        result = sandbox.get().run(program, limits)
+        # Neither compilation, which has limits of its own, nor waiting for a turn is the program's time.
+        left -= result.seconds
+        this = judge(result, expected, function)
+        passed += this == "accepted"
+        if this != "accepted":
+            verdict = this if verdict == "accepted" else verdict
+            if not partial or not result.compiled:
+                break
+    reward = passed / len(inputs) if partial else float(passed == len(inputs))
+    return {"reward": reward, "passed": passed, "tests": len(inputs), "verdict": verdict}
 
 
-def code_of(answer: str) -> str:
-    """The last ```python block of an answer, or without one all of it."""
-    blocks = _FENCE.findall(answer)
-    return blocks[-1] if blocks else answer
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.strip().split("\n")]
-
-
-def _printed(report: str) -> list[str] | None:
-    """The lines that the program printed in one test; None when it failed, or wrote over its report."""
+def tests_of(row: dict) -> tuple[list, list, str | None]:
+    """(inputs, outputs, fn_name); with fn_name, inputs are lists of arguments and outputs values. Raises ValueError or the like."""
+    metadata = row.get("verifier_metadata")
+    tests = metadata.get("unit_tests") if isinstance(metadata, dict) else None
+    if isinstance(tests, dict) and isinstance(tests.get("packed"), str):
+        tests = {**json.loads(zlib.decompress(base64.b64decode(tests["packed"]))), "fn_name": tests.get("fn_name")}
+    if not isinstance(tests, dict) or not all(isinstance(tests.get(key), list) for key in ("inputs", "outputs")):
+        raise ValueError("no verifier_metadata.unit_tests with inputs and outputs (lists)")
+    inputs, outputs, function = tests["inputs"], tests["outputs"], tests.get("fn_name") or None
+    if function is None:
+        return inputs, outputs, None
+    if not isinstance(function, str):
+        raise ValueError(f"unit_tests.fn_name {function!r} is no name of a function")
     try:
-        return _lines(bytes.fromhex(report[1:]).decode()) if report.startswith("=") else None
+        arguments = [[json.loads(line) for line in given.split("\n")] if isinstance(given, str) else given for given in inputs]
+        values = [json.loads(expected) if isinstance(expected, str) else expected for expected in outputs]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"unit_tests with fn_name must have JSON, a value a line: {error}") from None
+    if not all(isinstance(given, list) for given in arguments):
+        raise ValueError("unit_tests.inputs with fn_name must be texts or lists of arguments")
+    return arguments, values, function
+
+
+def limits_of(row: dict) -> tuple[float, float, int]:
+    """Seconds for a test, seconds for all, bytes of memory. Raises ValueError for what is no number above 0."""
+    limits = row["verifier_metadata"].get("limits") or {}
+    known = {"seconds_per_test": SECONDS_PER_TEST, "seconds": SECONDS, "memory_mb": MEMORY_MB}
+    if not isinstance(limits, dict) or not limits.keys() <= known.keys():
+        raise ValueError(f"verifier_metadata.limits may have {', '.join(known)} and nothing else")
+    for name, value in limits.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
+            raise ValueError(f"verifier_metadata.limits.{name} is {value!r}; it must be a number above 0")
+    per_test, seconds, memory = (known | limits).values()
+    return per_test, seconds, int(memory * 2**20)
+
+
+def code_of(answer: str, default: str = "python") -> tuple[str, str]:
+    """(language, code) of the last block marked Python or C++, else the last unmarked one, else all of the answer."""
+    blocks = [(LANGUAGES.get(mark.lower(), "" if mark else default), code, bool(mark)) for mark, code in _FENCE.findall(answer)]
+    for marked in (True, False):
+        for language, code, has_mark in reversed(blocks):
+            if language and has_mark == marked:
+                return language, code
+    return default, answer
+
+
+def program_of(language: str, code: str, given, function: str | None) -> Program:
+    """The program for one test."""
+    if function is None:
+        return Program(language, code, stdin=given, contest=True)
+    return Program(language, code, contest=True, call=Call(function, tuple(given)))
+
+
+def judge(result: Result, expected, function: str | None) -> str:
+    """The verdict on one test."""
+    if not result.compiled:
+        return "compilation error"
+    if result.limit is not None:
+        return {"seconds": "time limit"}.get(result.limit, f"{result.limit} limit")
+    if result.returncode != 0:
+        return "runtime error"
+    if function is None:
+        return "accepted" if same_output(expected, result.stdout) else "wrong answer"
+    try:
+        return "accepted" if same_value(expected, result.value()) else "wrong answer"
     except ValueError:
-        return None
+        return "wrong answer"

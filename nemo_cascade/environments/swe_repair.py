@@ -1,8 +1,7 @@
-"""Repair of a few files: the reply's SEARCH/REPLACE patch is applied for real, then the hidden tests are run for real.
+"""Repair of a few files: the reply's SEARCH/REPLACE patch is applied, then the hidden tests are run, in the sandbox.
 
 Row: `files` {path: text}, `tests` {path: text} of plain functions with asserts, `fail_to_pass` and `pass_to_pass`
-(lists of "path::function"), and `trusted_demo`, without which nothing is run (see `trusted_run`). The reply holds
-blocks of whole lines
+(lists of "path::function"). The reply holds blocks of whole lines
 
     path
     <<<<<<< SEARCH
@@ -24,11 +23,13 @@ Left out: new files, fixtures, tests that import each other, and the paper's jud
 import re
 import secrets
 
-from nemo_cascade.environments import trusted_run
+from nemo_cascade import sandbox
 from nemo_cascade.environments.response import answer_of
+from nemo_cascade.sandbox import Limits, Program
 
+REWARD_RANGE = (0.0, 1.0)
 # Verifying waits for a process of its own.
-SLOW = True
+IN_THREADS = True
 # Seconds for all tests of a reply together; many times what they need, because the machine is shared.
 TIMEOUT = 5.0
 
@@ -53,7 +54,6 @@ def run(tests, wanted):
 """
 
 _ADD = {
-    "trusted_demo": True,
     "files": {"sums.py": "def add(a, b):\n    return a - b\n\ndef one():\n    return 1\n"},
     "tests": {
         "test_sums.py": "from sums import add, one\n"
@@ -73,7 +73,7 @@ EXAMPLES = [
 
 
 def problem(row: dict) -> str | None:
-    """What keeps the row from being verified."""
+    """What keeps the row from being verified. Raises SandboxUnavailable where no program can be run."""
     for key in ("files", "tests"):
         if not isinstance(row.get(key), dict) or not row[key] or not all(isinstance(t, str) for t in row[key].values()):
             return f"no {key} (an object {{path: text}})"
@@ -84,19 +84,20 @@ def problem(row: dict) -> str | None:
         path, _, function = str(name).partition("::")
         if f"def {function}(" not in row["tests"].get(path, ""):
             return f"test {name!r} is in none of the tests' files {', '.join(row['tests'])}; write path::function"
-    return trusted_run.problem(row)
+    sandbox.get().probe()
+    return None
 
 
 def verify(row: dict, response: dict) -> dict:
     """{"reward": 1.0 when every test passes after the patch, else 0.0, "applied": bool, "failed_tests": [name, ...]}.
 
-    Raises PermissionError for a row without trusted_demo, ValueError for a file whose path leads out of the folder.
+    Raises ValueError for a file whose path leads out of the folder.
     """
     names = [*row["fail_to_pass"], *row.get("pass_to_pass", [])]
     patched = apply(row["files"], blocks_of(answer_of(response)))
     if patched is None:
         return {"reward": 0.0, "applied": False, "failed_tests": names}
-    failed = failed_tests(patched, row["tests"], names, row.get("trusted_demo") is True)
+    failed = failed_tests(patched, row["tests"], names)
     return {"reward": float(not failed), "applied": True, "failed_tests": failed}
 
 
@@ -121,10 +122,10 @@ def apply(files: dict[str, str], blocks: list[tuple[str, str, str]]) -> dict[str
     return patched if blocks else None
 
 
-def failed_tests(files: dict[str, str], tests: dict[str, str], names: list[str], trusted_demo: bool) -> list[str]:
+def failed_tests(files: dict[str, str], tests: dict[str, str], names: list[str]) -> list[str]:
     """Those of the named tests that do not pass with these files, in one process."""
     tokens = {name: secrets.token_hex(16) for name in names}
     wanted = [(*name.split("::", 1), token) for name, token in tokens.items()]
     source = f"{_RUNNER}run({tests!r}, {wanted!r})"
-    result = trusted_run.run_program(source, files=files, timeout=TIMEOUT, trusted_demo=trusted_demo)
+    result = sandbox.get().run(Program("python", source, files=files), Limits(seconds=TIMEOUT))
     return [name for name, token in tokens.items() if token not in result.stdout]

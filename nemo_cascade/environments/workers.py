@@ -1,4 +1,5 @@
-"""Verifies many replies in worker processes, because a reply may hang a verifier, or take all its memory.
+"""Verifies many replies: in worker processes, because a reply may hang a verifier, or take all its memory; in threads where
+a verifier waits for the sandbox, whose limits are hard ones.
 
 A worker that takes longer over a reply than its environment's TIME_LIMIT is killed and the reply earns the least there is. So
 does a reply at which a verifier fails: what a model writes must not end a run. Both are told in the verdict, and logged.
@@ -10,11 +11,12 @@ import multiprocessing
 import os
 import resource
 from collections.abc import Iterable
-from concurrent.futures import Future, TimeoutError as TookTooLong
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TookTooLong
 
 from pebble import ProcessExpired, ProcessPool
 
-from nemo_cascade import environments
+from nemo_cascade import environments, sandbox
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +38,10 @@ class Verifiers:
         shares = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.workers = workers or max(1, len(os.sched_getaffinity(0)) // shares)
         self._pool: ProcessPool | None = None
+        self._threads: dict[int, ThreadPoolExecutor] = {}
 
     def verify(self, asked: Iterable[tuple[dict, dict]]) -> list[dict]:
-        """The verdicts on (row, response) pairs, in their order."""
+        """The verdicts on (row, response) pairs, in their order. Raises SandboxError where programs cannot be run at all."""
         named = [(environments.environment_of(row), row, response) for row, response in asked]
         batches = _batches(named)
         futures = [self._submit(batch) for batch in batches]
@@ -64,6 +67,9 @@ class Verifiers:
             self._pool.stop()
             self._pool.join()
             self._pool = None
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.clear()
 
     def __enter__(self) -> "Verifiers":
         return self
@@ -72,6 +78,11 @@ class Verifiers:
         self.close()
 
     def _submit(self, batch: list[Asked]) -> Future:
+        if environments.in_threads(batch[0][0]):
+            at_a_time = sandbox.get().workers
+            if at_a_time not in self._threads:
+                self._threads[at_a_time] = ThreadPoolExecutor(at_a_time)
+            return self._threads[at_a_time].submit(_verify, batch)
         if self._pool is None:
             # Not a fork: this process has threads of torch and of gloo.
             spawn = multiprocessing.get_context("spawn")
@@ -111,7 +122,7 @@ def _batches(asked: list[Asked]) -> list[list[Asked]]:
     batches = []
     for name, same in itertools.groupby(asked, key=lambda one: one[0]):
         same = list(same)
-        size = 1 if environments.is_slow(name) else BATCH
+        size = 1 if environments.in_threads(name) else BATCH
         batches += [same[start : start + size] for start in range(0, len(same), size)]
     return batches
 
@@ -124,12 +135,14 @@ def _start() -> None:
 
 
 def _verify(batch: list[Asked]) -> list[dict]:
-    """In a worker."""
+    """In a worker or a thread."""
     return [_verify_one(*asked) for asked in batch]
 
 
 def _verify_one(name: str, row: dict, response: dict) -> dict:
     try:
         return environments.get(name).verify(row, response)
+    except sandbox.SandboxError:
+        raise  # not the reply's fault, so it must not pay for it
     except Exception as error:
         return failed(name, f"raised {type(error).__name__}: {error}"[:500])

@@ -14,16 +14,12 @@ class DatasetConfig:
 
 @dataclass
 class DataConfig:
-    """`data`: files by domain. `on_bad_row`: stop (default) or skip, which counts and lists what it skipped.
-
-    trusted_demo: rows that ask for it may have replies run as programs without a sandbox. Only for rows of one's own.
-    """
+    """`data`: files by domain. `on_bad_row`: stop (default) or skip, which counts and lists what it skipped."""
 
     train: dict[str, DatasetConfig] = field(default_factory=dict)
     validation: dict[str, DatasetConfig] = field(default_factory=dict)
     shuffle: bool = True
     on_bad_row: str = "stop"
-    trusted_demo: bool = False
 
     @property
     def packed_folder(self) -> Path | None:
@@ -136,6 +132,17 @@ class CheckpointingConfig:
 
     save_period: int = 0
     keep_top_k: int = 1
+
+
+@dataclass
+class SandboxConfig:
+    """`sandbox`: where model-written code runs: in a sandbox on this host (url null) or on those that `url` names.
+
+    url: `http://host:port` of `nemo-cascade sandbox-serve`, with commas between several; their token is the environment variable
+    NEMO_CASCADE_SANDBOX_TOKEN, because a config is written to the run directory.
+    """
+
+    url: str | None = None
 
 
 @dataclass

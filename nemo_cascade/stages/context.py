@@ -18,6 +18,7 @@ from nemo_cascade.stages.config import (
     GRPOConfig,
     LoggerConfig,
     LossConfig,
+    SandboxConfig,
     SFTConfig,
 )
 from nemo_cascade.stages.metrics import MetricsLog
@@ -36,6 +37,7 @@ class LoopConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
 

@@ -26,16 +26,16 @@ class Domain:
 
 
 def load_domains(config: DataConfig, split: str, kind: str, env: EnvConfig = EnvConfig()) -> dict[str, Domain]:
-    """Domains of `data.train` or `data.validation`; raises DataError naming file and row for what cannot be used.
+    """Domains of `data.train` or `data.validation`; raises DataError naming file and row for what cannot be used, and
+    SandboxUnavailable for rows whose replies are programs where no program can be run.
 
     Whether rows can be verified takes longest (schemas are checked), so the ranks, which all call this, share it. What
     a server of NeMo Gym verifies is left to it.
     """
-    verifiable = environments.row_problem if config.trusted_demo else without_programs
     served = env.nemo_gym.servers
 
     def problem(row: dict) -> str | None:
-        return None if environment_of(row) in served else verifiable(row)
+        return None if environment_of(row) in served else environments.row_problem(row)
 
     domains = {}
     for name, dataset in getattr(config, split).items():
@@ -51,15 +51,3 @@ def load_domains(config: DataConfig, split: str, kind: str, env: EnvConfig = Env
         domains[name] = Domain(name, Path(dataset.data_path), rows, reading.numbers, dataset.share)
     return domains
 
-
-def without_programs(row: dict) -> str | None:
-    """What keeps a row from being verified where nobody vouches for running programs outside a sandbox.
-
-    A row must not vouch for itself: its file may come from anywhere.
-    """
-    if row.get("trusted_demo"):
-        return (
-            "it asks for replies to be run as programs, and there is no sandbox yet; set data.trusted_demo=true if the rows "
-            "are your own"
-        )
-    return environments.row_problem(row)

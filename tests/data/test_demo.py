@@ -41,7 +41,7 @@ def some_rows(domain, level="rl"):
 
     Fewer where every reply starts a process.
     """
-    slow = environments.is_slow(domain.environment or domain.name)
+    slow = environments.in_threads(domain.environment or domain.name)
     rows = enumerate(domain.rows(30 if slow else 300, "train", level=level))
     pairs = domain.name == "preference_pairs"
     return [(number, row) for number, row in rows if not pairs or environments.row_problem(row) is None]

@@ -81,7 +81,7 @@ def test_the_planted_bug_fails_its_own_test_only():
     for level in LEVELS:
         for row in DOMAINS["swe_repair"].rows(15, "train", level=level):
             names = row["fail_to_pass"] + row["pass_to_pass"]
-            failed = swe_repair_environment.failed_tests(row["files"], row["tests"], names, trusted_demo=True)
+            failed = swe_repair_environment.failed_tests(row["files"], row["tests"], names)
             assert failed == row["fail_to_pass"] and len(names) == len(set(names))
 
 

@@ -125,13 +125,7 @@ def without(key, **more):
         (without("fail_to_pass", fail_to_pass=[]), "no fail_to_pass"),
         (without("fail_to_pass", fail_to_pass=["other.py::test_add"]), "'other.py::test_add' is in none"),
         (without("pass_to_pass", pass_to_pass=["test_sums.py::test_two"]), "path::function"),
-        (without("trusted_demo"), '"trusted_demo": true'),
     ],
 )
 def test_a_row_that_cannot_be_tested_is_told(row, said):
     assert said in swe_repair.problem(row)
-
-
-def test_without_the_rows_word_nothing_is_run():
-    with pytest.raises(PermissionError, match="trusted_demo"):
-        verdict(PATCH, without("trusted_demo"))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nemo_cascade.data.rows import DataError
+from nemo_cascade import sandbox
 from nemo_cascade.environments import code_gen
 from nemo_cascade.stages.config import DataConfig, DatasetConfig
 from nemo_cascade.stages.data import load_domains
@@ -18,10 +18,13 @@ def domains(tmp_path, **settings):
     return load_domains(DataConfig(train={"code": DatasetConfig(str(path))}, **settings), "train", kind="rl")
 
 
-def test_a_row_cannot_vouch_for_the_programs_that_answer_it(tmp_path):
-    with pytest.raises(DataError, match="train.jsonl, row 1: .* set data.trusted_demo=true if the rows are your own"):
-        domains(tmp_path)
+def test_rows_whose_replies_are_programs_are_read_where_there_is_a_sandbox(tmp_path):
+    assert len(domains(tmp_path)["code"].rows) == 1
 
 
-def test_the_config_can_vouch_for_them(tmp_path):
-    assert len(domains(tmp_path, trusted_demo=True)["code"].rows) == 1
+@pytest.mark.parametrize("on_bad_row", ["stop", "skip"])
+def test_without_a_sandbox_such_rows_stop_the_run_whatever_is_done_about_bad_rows(tmp_path, monkeypatch, on_bad_row):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sandbox, "_current", None)
+    with pytest.raises(sandbox.SandboxUnavailable, match="bubblewrap is not installed; apt-get install bubblewrap"):
+        domains(tmp_path, on_bad_row=on_bad_row)

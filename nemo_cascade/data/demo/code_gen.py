@@ -32,7 +32,6 @@ def draw(rng: random.Random, level: str) -> dict:
         "verifier_metadata": {"unit_tests": unit_tests},
         "steps": steps,
         "letters": [first, *others],
-        "trusted_demo": True,
     }
 
 

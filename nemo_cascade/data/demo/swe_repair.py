@@ -36,7 +36,6 @@ def draw(rng: random.Random, level: str) -> dict:
         "pass_to_pass": ids[:wrong] + ids[wrong + 1 :],
         "wrong_function": names[wrong],
         "right_formula": right,
-        "trusted_demo": True,
     }
 
 

@@ -1,0 +1,109 @@
+"""`nemo-cascade sandbox-serve`: the sandbox of this host over HTTP, for trainers whose own container may not make one.
+
+POST /run (see `wire`) with `Authorization: Bearer <token>`; GET /health, with the token too. Plain HTTP: on a network that others are on, put
+TLS or a tunnel in front of it.
+"""
+
+import hmac
+import logging
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from json import dumps
+
+from nemo_cascade.sandbox import wire
+from nemo_cascade.sandbox.local import Sandbox
+from nemo_cascade.sandbox.programs import MIB, Limits, SandboxError, SandboxUnavailable
+
+logger = logging.getLogger(__name__)
+
+MOST = Limits(
+    seconds=300.0, memory=8192 * MIB, output=64 * MIB, disk=2048 * MIB, processes=256, inodes=100_000, open_files=1024
+)
+MAX_BODY = 256 * MIB
+
+
+class SandboxServer(ThreadingHTTPServer):
+    """Serves the sandbox until `shutdown`. Every connection has a thread; the sandbox's workers bound what runs at a time."""
+
+    daemon_threads = True
+    request_queue_size = 512
+
+    def __init__(self, sandbox: Sandbox, token: str, host: str = "127.0.0.1", port: int = 0):
+        if not token:
+            raise ValueError("a sandbox is not served without a token")
+        self.sandbox, self.token = sandbox, token
+        super().__init__((host, port), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.server_address[0]}:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 3600  # a client that says nothing for an hour
+    # A small reply is not held back until the last one is acknowledged.
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        if self._may():
+            if self.path != "/health":
+                return self._reply(404, dumps({"error": f"no {self.path}; GET /health or POST /run"}).encode())
+            self._guarded(lambda: dumps({"workers": self.server.sandbox.workers, **self.server.sandbox.probe()}).encode())
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdigit() or int(length) > MAX_BODY:
+            self.close_connection = True
+            return self._reply(413, dumps({"error": f"Content-Length {length!r}: a number up to {MAX_BODY} is needed"}).encode())
+        if not self._may():
+            return None
+        body = self.rfile.read(int(length))
+        if self.path != "/run":
+            return self._reply(404, dumps({"error": f"no {self.path}; GET /health or POST /run"}).encode())
+        try:
+            program, limits = wire.asked(body)
+            too_high = [name for name, most in vars(MOST).items() if getattr(limits, name) > most]
+            if too_high:
+                raise ValueError(f"limits over this server's: {', '.join(f'{n} > {getattr(MOST, n)}' for n in too_high)}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return self._reply(400, dumps({"error": f"{type(error).__name__}: {error}"}).encode())
+        return self._guarded(lambda: wire.answer(self.server.sandbox.run(program, limits)))
+
+    def _may(self) -> bool:
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        if scheme == "Bearer" and hmac.compare_digest(token.encode(), self.server.token.encode()):
+            return True
+        # What it sends is not read.
+        self.close_connection = True
+        self._reply(401, dumps({"error": f"a bearer token is needed, the server's {wire.TOKEN}"}).encode())
+        return False
+
+    def _guarded(self, work) -> None:
+        try:
+            status, body = 200, work()
+        except SandboxUnavailable as error:
+            status, body = 501, dumps({"error": str(error)}).encode()
+        except SandboxError as error:
+            status, body = 500, dumps({"error": str(error)}).encode()
+        self._reply(status, body)
+
+    def _reply(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, text: str, *args) -> None:
+        logger.debug(text, *args)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this host can reach a server that listens there."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
