@@ -9,6 +9,7 @@ import itertools
 import torch
 from megatron.core.transformer.moe.experts import SequentialMLP
 
+from nemo_cascade.models import kernels
 from nemo_cascade.models.layers import relu2
 
 
@@ -25,8 +26,13 @@ class ExpertsFunction(torch.autograd.Function):
         active = x.new_empty(len(x), first[0].shape[0])
         for row, weight in zip(rows, first):
             torch.mm(x[row], weight.t(), out=active[row])
-        active.relu_()
-        scaled = (active.square() * probs[:, None]).to(x.dtype)
+        ctx.fused = kernels.usable(active, probs, widths=active.shape[1:])
+        if ctx.fused:
+            scaled = torch.empty_like(active)
+            kernels.call("relu2_forward", *active.shape, active, probs, scaled)
+        else:
+            active.relu_()
+            scaled = (active.square() * probs[:, None]).to(x.dtype)
         out = torch.empty_like(x)
         for row, weight in zip(rows, second):
             torch.mm(scaled[row], weight.t(), out=out[row])
@@ -43,9 +49,13 @@ class ExpertsFunction(torch.autograd.Function):
         for row, weight in zip(rows, second):
             torch.mm(grad[row], weight, out=grad_active[row])
         # d/dh p relu(h)^2 = 2 p relu(h)
-        grad_active.mul_(active)
-        grad_probs = (grad_active * active).sum(-1, dtype=probs.dtype)
-        grad_active.mul_(2 * probs[:, None])
+        if ctx.fused:
+            grad_probs = torch.empty_like(probs)
+            kernels.call("relu2_backward", *active.shape, active, probs, grad_active, grad_active, grad_probs)
+        else:
+            grad_active.mul_(active)
+            grad_probs = (grad_active * active).sum(-1, dtype=probs.dtype)
+            grad_active.mul_(2 * probs[:, None])
         for row, weight in zip(rows, first):
             torch.mm(grad_active[row], weight, out=grad_x[row])
         grad_first = [grad_active[row].t() @ x[row] for row in rows]
