@@ -10,6 +10,8 @@
 5. random-state trackers: mcore reads and sets CUDA generator states by function; those functions use the CPU's.
 6. remarks of mcore and torch that say nothing on a CPU (absent GPU libraries, two random states that are one here).
 7. Adam: torch's keeps `step` per tensor, mcore's distributed optimizer saves and loads it per group, as TE's FusedAdam keeps it.
+8. sorting tokens by expert: left out where they are sorted, as with every expert on one rank.
+9. weights' gradients: Apex's kernel that adds them where mcore sums them up becomes the matrix product that does.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import functools
 import logging
 import os
 import warnings
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -42,6 +45,8 @@ def install() -> None:
     _switch_fuser_off()
     _replace_random_states()
     _replace_adam()
+    _replace_moe_sort()
+    _replace_weight_gradients()
 
 
 def distributed_backend() -> str:
@@ -246,3 +251,27 @@ def _replace_adam() -> None:
     optimizer.USING_PYTORCH_OPTIMIZER = False
     # "TE's layout": step is read from and written to the parameter group.
     distributed.HAVE_APEX_OR_TE = distributed.USING_TE_OPTIMIZER = True
+
+
+def _replace_moe_sort() -> None:
+    import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
+
+    sort = token_dispatcher.sort_chunks_by_idxs
+
+    @functools.wraps(sort)
+    def sort_unless_sorted(input, split_sizes, sorted_idxs, probs=None, **kwargs):
+        order = sorted_idxs.tolist()
+        return (input, probs) if order == sorted(order) else sort(input, split_sizes, sorted_idxs, probs=probs, **kwargs)
+
+    token_dispatcher.sort_chunks_by_idxs = sort_unless_sorted
+
+
+def _replace_weight_gradients() -> None:
+    import megatron.core.tensor_parallel.layers as layers
+
+    def add(total_input, grad_output, main_grad):
+        main_grad.addmm_(grad_output.t(), total_input)
+
+    if not layers._grad_accum_fusion_available:
+        layers._grad_accum_fusion_available = True
+        layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=add, wgrad_gemm_accum_fp16=add)

@@ -5,9 +5,12 @@
 // on how many there are: the same inputs give the same bits. No -ffast-math: what is not finite stays so.
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
+#include <deque>
 #include <thread>
 #include <vector>
 
@@ -20,7 +23,21 @@ constexpr int CHUNK = 32;   // tokens whose products are done at once
 constexpr int BLOCK = 128;  // rows that one thread takes, and whose parts of a parameter's gradient are summed first
 typedef float V __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int I __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef std::vector<float> Floats;
+
+// Zeroed memory of a task, aligned to cache lines: a register whose numbers lie in two takes twice as long to read.
+struct Scratch {
+  std::deque<std::vector<float>> all;
+  float* take(long size) {
+    all.emplace_back(size + 16);
+    return (float*)(((uintptr_t)all.back().data() + 63) / 64 * 64);
+  }
+  template <int N>
+  std::array<float*, N> take(long size) {
+    std::array<float*, N> pieces;
+    for (auto& piece : pieces) piece = take(size);
+    return pieces;
+  }
+};
 
 static inline V load(const float* from) { return *(const V*)from; }
 static inline void store(float* to, V v) { *(V*)to = v; }
@@ -54,12 +71,13 @@ static inline V exp(V x) {
 
 static inline V sigmoid(V x) { return 1.f / (1.f + exp(-x)); }
 
-// work(task) for every task; threads take them as they come.
+// work(task) for every task; threads take them as they come, each with its own copy of what work captured, in registers.
 template <class Work>
 static void parallel(long tasks, int threads, Work work) {
   std::atomic<long> next{0};
   auto run = [&] {
-    for (long task; (task = next++) < tasks;) work(task);
+    Work mine = work;
+    for (long task; (task = next++) < tasks;) mine(task);
   };
   std::vector<std::thread> others;
   for (long i = std::min<long>(threads, tasks); i > 1; i--) others.emplace_back(run);
@@ -93,7 +111,7 @@ static inline void tile(const float* a, long ai, long ak, const float* b, long b
 enum Shape { FULL, LOWER, UPPER };  // LOWER: a[i, k] is 0 for k > i; UPPER: for k < i
 
 // out [rows, columns] (+)= a [rows, depth] b [depth, columns]; rows divide by ROWS, columns by LANES.
-static void product(Shape shape, long rows, long columns, long depth, const float* a, long ai, long ak, const float* b, long bk,
+[[gnu::noinline]] static void product(Shape shape, long rows, long columns, long depth, const float* a, long ai, long ak, const float* b, long bk,
                     float* out, long oi, bool add = false) {
   for (long i = 0; i < rows; i += ROWS) {
     const long from = shape == UPPER ? i : 0, to = shape == LOWER ? std::min(depth, i + ROWS) : depth;
@@ -104,7 +122,7 @@ static void product(Shape shape, long rows, long columns, long depth, const floa
 }
 
 // to [columns, rows] = from [rows, columns], both divide by LANES.
-static void transpose(const float* from, long rows, long columns, float* to) {
+[[gnu::noinline]] static void transpose(const float* from, long rows, long columns, float* to) {
   const I at = count();
   for (long i = 0; i < rows; i += LANES)
     for (long j = 0; j < columns; j += LANES) {
@@ -171,33 +189,43 @@ static void decays(const float* decay, long stride, long given, float* passes, f
 template <class Work>
 static void in_blocks(long rows, int threads, long size, float* to, Work work) {
   const long blocks = (rows + BLOCK - 1) / BLOCK;
-  Floats parts(blocks * size);
-  parallel(blocks, threads, [&](long block) { work(block * BLOCK, std::min(rows, (block + 1) * BLOCK), &parts[block * size]); });
+  Scratch scratch;
+  float* parts = scratch.take(blocks * size);
+  parallel(blocks, threads, [=](long block) { work(block * BLOCK, std::min(rows, (block + 1) * BLOCK), &parts[block * size]); });
   std::fill(to, to + size, 0.f);
   for (long block = 0; block < blocks; block++)
     for (long j = 0; j < size; j++) to[j] += parts[block * size + j];
 }
 
 // One vector of the convolution at x, which hears `reach` tokens before it.
-static inline V convolved(const float* x, long stride, const float* taps, long channels, long width, V bias, int reach) {
+template <class Reach>
+static inline V convolved(const float* x, long stride, const float* taps, long channels, long width, V bias, Reach reach) {
   V out = bias;
   for (long k = 0; k <= reach; k++) out += load(x - k * stride) * load(taps + (width - 1 - k) * channels);
   return out;
+}
+
+// row(reach), with the usual one as a constant, so that loops over it are unrolled.
+template <class Row>
+static inline void for_reach(int reach, Row row) {
+  if (reach == 3) row(std::integral_constant<int, 3>());
+  else row(reach);
 }
 
 // One head's share of attention: CHUNK queries of a document against its keys [keys, CHUNK], queries side by side.
 struct Queries {
   static constexpr int W = CHUNK / LANES;
   long first, given, keys, d;  // place of the first in its document; how many; keys to look at, a multiple of ROWS; width of a head
-  Floats rows, turned, scores;
+  float *rows, *turned, *scores;
 
-  Queries(long longest, long d) : d(d), rows(CHUNK * d), turned(CHUNK * d), scores(longest * CHUNK) {}
+  Queries(Scratch& scratch, long longest, long d)
+      : d(d), rows(scratch.take(CHUNK * d)), turned(scratch.take(CHUNK * d)), scores(scratch.take(longest * CHUNK)) {}
 
   // scores = q k^T, times scale.
   void score(const float* q, long stride, const float* K, float scale) {
-    take(q, stride, given, d, &scale, 0, rows.data());
-    transpose(rows.data(), CHUNK, d, turned.data());
-    product(FULL, keys, CHUNK, d, K, d, 1, turned.data(), CHUNK, scores.data(), CHUNK);
+    take(q, stride, given, d, &scale, 0, rows);
+    transpose(rows, CHUNK, d, turned);
+    product(FULL, keys, CHUNK, d, K, d, 1, turned, CHUNK, scores, CHUNK);
   }
 
   // The scores of key j, with `hidden` for queries before it.
@@ -213,12 +241,14 @@ extern "C" {
 // how many tokens before it (less than width) a token hears.
 void conv_forward(long rows, long channels, long width, const float* x, long stride, const float* taps, const float* bias,
                   const int* reach, float* out, int threads) {
-  parallel((rows + BLOCK - 1) / BLOCK, threads, [&](long block) {
+  parallel((rows + BLOCK - 1) / BLOCK, threads, [=](long block) {
     for (long l = block * BLOCK; l < std::min(rows, (block + 1) * BLOCK); l++)
-      for (long j = 0; j < channels; j += LANES) {
-        V v = convolved(x + l * stride + j, stride, taps + j, channels, width, load(bias + j), reach[l]);
-        store(out + l * channels + j, v * sigmoid(v));
-      }
+      for_reach(reach[l], [=](auto heard) {
+        for (long j = 0; j < channels; j += LANES) {
+          V v = convolved(x + l * stride + j, stride, taps + j, channels, width, load(bias + j), heard);
+          store(out + l * channels + j, v * sigmoid(v));
+        }
+      });
   });
 }
 
@@ -226,30 +256,42 @@ void conv_forward(long rows, long channels, long width, const float* x, long str
 void conv_backward(long rows, long channels, long width, const float* x, long stride, const float* taps, const float* bias,
                    const int* reach, const float* grad, float* grad_x, float* grad_parameters, int threads) {
   in_blocks(rows, threads, (width + 1) * channels, grad_parameters, [&](long first, long last, float* sums) {
-    Floats ring(width * channels);  // gradients before silu, of the newest rows
-    for (long l = std::min(rows, last + width - 1) - 1; l >= first; l--)
-      for (long j = 0; j < channels; j += LANES) {
-        V v = convolved(x + l * stride + j, stride, taps + j, channels, width, load(bias + j), reach[l]), s = sigmoid(v);
-        V d = load(grad + l * channels + j) * s * (1.f + v * (1.f - s));
-        store(&ring[l % width * channels + j], d);
-        if (l >= last) continue;
-        V to_x = d * load(taps + (width - 1) * channels + j);
-        for (long k = 1; k < width && l + k < rows; k++)
-          if (reach[l + k] >= k) to_x += load(&ring[(l + k) % width * channels + j]) * load(taps + (width - 1 - k) * channels + j);
-        store(grad_x + l * stride + j, to_x);
-        for (long k = 0; k <= reach[l]; k++) {
-          float* tap = sums + (width - 1 - k) * channels + j;
-          store(tap, load(tap) + d * load(x + (l - k) * stride + j));
+    Scratch scratch;
+    float* ring = scratch.take(width * channels);  // gradients before silu, of the newest rows
+    for (long l = std::min(rows, last + width - 1) - 1; l >= first; l--) {
+      // Of the tokens after this one, those that hear it are the next ones.
+      int hearers = 0;
+      while (hearers + 1 < width && l + hearers + 1 < rows && reach[l + hearers + 1] > hearers) hearers++;
+      for_reach(reach[l], [=](auto heard) {
+        for (long j = 0; j < channels; j += LANES) {
+          V v = convolved(x + l * stride + j, stride, taps + j, channels, width, load(bias + j), heard), s = sigmoid(v);
+          V d = load(grad + l * channels + j) * s * (1.f + v * (1.f - s));
+          store(&ring[l % width * channels + j], d);
+          if (l >= last) continue;
+          for (long k = 0; k <= heard; k++) {
+            float* tap = sums + (width - 1 - k) * channels + j;
+            store(tap, load(tap) + d * load(x + (l - k) * stride + j));
+          }
+          store(sums + width * channels + j, load(sums + width * channels + j) + d);
         }
-        store(sums + width * channels + j, load(sums + width * channels + j) + d);
-      }
+      });
+      if (l >= last) continue;
+      for_reach(hearers, [=](auto hear) {
+        for (long j = 0; j < channels; j += LANES) {
+          V to_x = {};
+          for (long k = 0; k <= hear; k++)
+            to_x += load(&ring[(l + k) % width * channels + j]) * load(taps + (width - 1 - k) * channels + j);
+          store(grad_x + l * stride + j, to_x);
+        }
+      });
+    }
   });
 }
 
 // out = x * scale * weight with scale [rows, groups] = 1 / sqrt(mean(x^2) + eps); x [rows, groups, width], weight [groups, width].
 void norm_forward(long rows, long groups, long width, const float* x, const float* weight, float eps, float* scale, float* out,
                   int threads) {
-  parallel((rows + BLOCK - 1) / BLOCK, threads, [&](long block) {
+  parallel((rows + BLOCK - 1) / BLOCK, threads, [=](long block) {
     for (long i = block * BLOCK * groups; i < std::min(rows, (block + 1) * BLOCK) * groups; i++) {
       const float *from = x + i * width, *by = weight + i % groups * width;
       scale[i] = 1.f / std::sqrt(dot(from, from, width) / width + eps);
@@ -279,7 +321,7 @@ void norm_backward(long rows, long groups, long width, const float* x, const flo
 
 // out = prob relu(x)^2 for rows [width] of x; prob 1 without any.
 void relu2_forward(long rows, long width, const float* x, const float* prob, float* out, int threads) {
-  parallel((rows + BLOCK - 1) / BLOCK, threads, [&](long block) {
+  parallel((rows + BLOCK - 1) / BLOCK, threads, [=](long block) {
     for (long i = block * BLOCK; i < std::min(rows, (block + 1) * BLOCK); i++)
       for (long j = 0; j < width; j += LANES) {
         V v = load(x + i * width + j), positive = v < 0.f ? V{} : v;
@@ -291,7 +333,7 @@ void relu2_forward(long rows, long width, const float* x, const float* prob, flo
 // grad_x may be grad; grad_prob [rows] is left out without probs.
 void relu2_backward(long rows, long width, const float* x, const float* prob, const float* grad, float* grad_x, float* grad_prob,
                     int threads) {
-  parallel((rows + BLOCK - 1) / BLOCK, threads, [&](long block) {
+  parallel((rows + BLOCK - 1) / BLOCK, threads, [=](long block) {
     for (long i = block * BLOCK; i < std::min(rows, (block + 1) * BLOCK); i++) {
       V along = {};
       for (long j = 0; j < width; j += LANES) {
@@ -310,32 +352,35 @@ void scan_forward(long batch, long length, long heads, long groups, long p, long
                   const float* decay, const float* D, const float* z, long z_stride, float* y, float* gated, float* states,
                   int threads) {
   const long inner = heads * p, width = inner + 2 * groups * n, each = heads / groups, chunks = (length + CHUNK - 1) / CHUNK;
-  parallel(batch * groups, threads, [&](long task) {
+  parallel(batch * groups, threads, [=](long task) {
     const long b = task / groups, g = task % groups;
-    Floats B(CHUNK * n), Bt(CHUNK * n), C(CHUNK * n), Cd(CHUNK * n), X(CHUNK * p), H(each * n * p);
-    Floats x(each * CHUNK * p), Y(each * CHUNK * p), CB(CHUNK * CHUNK), M(CHUNK * CHUNK), reach(CHUNK);
+    Scratch scratch;
+    auto [B, Bt, C, Cd] = scratch.take<4>(CHUNK * n);
+    auto [CB, M] = scratch.take<2>(CHUNK * CHUNK);
+    auto [x, Y] = scratch.take<2>(each * CHUNK * p);
+    float *X = scratch.take(CHUNK * p), *H = scratch.take(each * n * p), reach[CHUNK], last[CHUNK];
     for (long c = 0; c < chunks; c++) {
       const long first = b * length + c * CHUNK, given = std::min<long>(CHUNK, length - c * CHUNK);
       const float* row = xBC + first * width;
-      take(row + inner + g * n, width, given, n, nullptr, 0, B.data());
-      take(row + inner + (groups + g) * n, width, given, n, nullptr, 0, C.data());
-      transpose(B.data(), CHUNK, n, Bt.data());
-      product(FULL, CHUNK, CHUNK, n, C.data(), n, 1, Bt.data(), CHUNK, CB.data(), CHUNK);
+      take(row + inner + g * n, width, given, n, nullptr, 0, B);
+      take(row + inner + (groups + g) * n, width, given, n, nullptr, 0, C);
+      transpose(B, CHUNK, n, Bt);
+      product(FULL, CHUNK, CHUNK, n, C, n, 1, Bt, CHUNK, CB, CHUNK);
       by_rows(given, each, p, [&](long l, long j, long at, long) { store(&x[at], load(row + l * width + g * each * p + j)); });
       for (long r = 0; r < each; r++) {
         const long h = g * each + r;
-        float *state = &H[r * n * p], *out = &Y[r * CHUNK * p], last[CHUNK];
+        float *state = &H[r * n * p], *out = &Y[r * CHUNK * p];
         memcpy(states + ((b * heads + h) * chunks + c) * n * p, state, n * p * sizeof(float));
-        decays(decay + first * heads + h, heads, given, M.data(), reach.data());
+        decays(decay + first * heads + h, heads, given, M, reach);
         std::copy(&M[(CHUNK - 1) * CHUNK], &M[(CHUNK - 1) * CHUNK] + CHUNK, last);
         for (int i = 0; i < CHUNK * CHUNK; i += LANES) store(&M[i], load(&M[i]) * load(&CB[i]));
-        take(&x[r * CHUNK * p], p, given, p, step + first * heads + h, heads, X.data());
-        product(LOWER, CHUNK, p, CHUNK, M.data(), CHUNK, 1, X.data(), p, out, p);
-        take(C.data(), n, CHUNK, n, reach.data(), 1, Cd.data());
-        product(FULL, CHUNK, p, n, Cd.data(), n, 1, state, p, out, p, true);
-        take(X.data(), p, CHUNK, p, last, 1, X.data());
+        take(&x[r * CHUNK * p], p, given, p, step + first * heads + h, heads, X);
+        product(LOWER, CHUNK, p, CHUNK, M, CHUNK, 1, X, p, out, p);
+        take(C, n, CHUNK, n, reach, 1, Cd);
+        product(FULL, CHUNK, p, n, Cd, n, 1, state, p, out, p, true);
+        take(X, p, CHUNK, p, last, 1, X);
         for (long i = 0; i < n * p; i += LANES) store(state + i, load(state + i) * reach[CHUNK - 1]);
-        product(FULL, n, p, CHUNK, B.data(), 1, n, X.data(), p, state, p, true);
+        product(FULL, n, p, CHUNK, B, 1, n, X, p, state, p, true);
       }
       const float* gates = z + first * z_stride + g * each * p;
       const long to = first * inner + g * each * p;
@@ -355,23 +400,27 @@ void scan_backward(long batch, long length, long heads, long groups, long p, lon
                    const float* grad, float* grad_xBC, float* grad_z, float* grad_step, float* grad_exponent, float* grad_D,
                    int threads) {
   const long inner = heads * p, width = inner + 2 * groups * n, each = heads / groups, chunks = (length + CHUNK - 1) / CHUNK;
-  parallel(batch * groups, threads, [&](long task) {
+  parallel(batch * groups, threads, [=](long task) {
     const long b = task / groups, g = task % groups;
-    Floats B(CHUNK * n), Bt(CHUNK * n), C(CHUNK * n), dB(CHUNK * n), dC(CHUNK * n), part(CHUNK * n);
-    Floats X(CHUNK * p), Xt(CHUNK * p), dH(each * n * p), turned(n * p);
-    Floats x(each * CHUNK * p), grads(each * CHUNK * p), dXs(each * CHUNK * p), CB(CHUNK * CHUNK), dCB(CHUNK * CHUNK), M(CHUNK * CHUNK), dM(CHUNK * CHUNK), reach(CHUNK);
+    Scratch scratch;
+    auto [B, Bt, C, dB, dC, part] = scratch.take<6>(CHUNK * n);
+    auto [CB, dCB, M, dM] = scratch.take<4>(CHUNK * CHUNK);
+    auto [x, grads, dXs] = scratch.take<3>(each * CHUNK * p);
+    auto [X, Xt] = scratch.take<2>(CHUNK * p);
+    float *dH = scratch.take(each * n * p), *turned = scratch.take(n * p), reach[CHUNK], last[CHUNK], across[CHUNK];
     const I at = count();
     std::fill(grad_D + b * heads + g * each, grad_D + b * heads + (g + 1) * each, 0.f);
     for (long c = chunks - 1; c >= 0; c--) {
       const long first = b * length + c * CHUNK, given = std::min<long>(CHUNK, length - c * CHUNK);
       const float* row = xBC + first * width;
-      take(row + inner + g * n, width, given, n, nullptr, 0, B.data());
-      take(row + inner + (groups + g) * n, width, given, n, nullptr, 0, C.data());
-      transpose(B.data(), CHUNK, n, Bt.data());
-      product(FULL, CHUNK, CHUNK, n, C.data(), n, 1, Bt.data(), CHUNK, CB.data(), CHUNK);
-      for (auto* zeroed : {&dB, &dC, &dCB}) std::fill(zeroed->begin(), zeroed->end(), 0.f);
+      take(row + inner + g * n, width, given, n, nullptr, 0, B);
+      take(row + inner + (groups + g) * n, width, given, n, nullptr, 0, C);
+      transpose(B, CHUNK, n, Bt);
+      product(FULL, CHUNK, CHUNK, n, C, n, 1, Bt, CHUNK, CB, CHUNK);
+      for (float* zeroed : {dB, dC}) std::fill(zeroed, zeroed + CHUNK * n, 0.f);
+      std::fill(dCB, dCB + CHUNK * CHUNK, 0.f);
       const long columns = g * each * p;
-      if (given < CHUNK) std::fill(grads.begin(), grads.end(), 0.f);
+      if (given < CHUNK) std::fill(grads, grads + each * CHUNK * p, 0.f);
       by_rows(given, each, p, [&](long l, long j, long at, long) {
         const long place = (first + l) * inner + columns + j, gate_place = (first + l) * z_stride + columns + j;
         V gate = load(z + gate_place), s = sigmoid(gate), d = load(grad + place);
@@ -382,12 +431,12 @@ void scan_backward(long batch, long length, long heads, long groups, long p, lon
       for (long r = 0; r < each; r++) {
         const long h = g * each + r;
         const float *E = states + ((b * heads + h) * chunks + c) * n * p, *steps = step + first * heads + h;
-        float *dstate = &dH[r * n * p], *G = &grads[r * CHUNK * p], *dX = &dXs[r * CHUNK * p], last[CHUNK], across[CHUNK];
-        decays(decay + first * heads + h, heads, given, M.data(), reach.data());
+        float *dstate = &dH[r * n * p], *G = &grads[r * CHUNK * p], *dX = &dXs[r * CHUNK * p];
+        decays(decay + first * heads + h, heads, given, M, reach);
         std::copy(&M[(CHUNK - 1) * CHUNK], &M[(CHUNK - 1) * CHUNK] + CHUNK, last);
-        take(&x[r * CHUNK * p], p, given, p, steps, heads, X.data());
-        transpose(X.data(), CHUNK, p, Xt.data());
-        product(FULL, CHUNK, CHUNK, p, G, p, 1, Xt.data(), CHUNK, dM.data(), CHUNK);
+        take(&x[r * CHUNK * p], p, given, p, steps, heads, X);
+        transpose(X, CHUNK, p, Xt);
+        product(FULL, CHUNK, CHUNK, p, G, p, 1, Xt, CHUNK, dM, CHUNK);
         for (int i = 0; i < CHUNK * CHUNK; i += LANES) {
           V passes = load(&M[i]), d = load(&dM[i]), m = passes * load(&CB[i]);
           store(&dCB[i], load(&dCB[i]) + d * passes);
@@ -404,13 +453,13 @@ void scan_backward(long batch, long length, long heads, long groups, long p, lon
           }
           across[t] = sum(before);
         }
-        product(UPPER, CHUNK, p, CHUNK, M.data(), 1, CHUNK, G, p, dX, p);
+        product(UPPER, CHUNK, p, CHUNK, M, 1, CHUNK, G, p, dX, p);
         // The state after the chunk: what came into it.
-        take(B.data(), n, CHUNK, n, last, 1, part.data());
-        product(FULL, CHUNK, p, n, part.data(), n, 1, dstate, p, dX, p, true);
-        take(X.data(), p, CHUNK, p, last, 1, X.data());
-        transpose(dstate, n, p, turned.data());
-        product(FULL, CHUNK, n, p, X.data(), p, 1, turned.data(), n, part.data(), n);
+        take(B, n, CHUNK, n, last, 1, part);
+        product(FULL, CHUNK, p, n, part, n, 1, dstate, p, dX, p, true);
+        take(X, p, CHUNK, p, last, 1, X);
+        transpose(dstate, n, p, turned);
+        product(FULL, CHUNK, n, p, X, p, 1, turned, n, part, n);
         float entered = reach[CHUNK - 1] * dot(dstate, E, n * p);
         for (int t = 0; t < CHUNK; t++) {
           across[t] += entered;
@@ -429,9 +478,9 @@ void scan_backward(long batch, long length, long heads, long groups, long p, lon
           grad_D[b * heads + h] += sum(skipped);
         }
         // The state before the chunk: who heard of it.
-        take(G, p, CHUNK, p, reach.data(), 1, G);
-        transpose(E, n, p, turned.data());
-        product(FULL, CHUNK, n, p, G, p, 1, turned.data(), n, part.data(), n);
+        take(G, p, CHUNK, p, reach, 1, G);
+        transpose(E, n, p, turned);
+        product(FULL, CHUNK, n, p, G, p, 1, turned, n, part, n);
         float heard = 0;
         for (int t = CHUNK - 1; t >= 0; t--) {
           heard += dot(&part[t * n], &C[t * n], n);
@@ -439,10 +488,10 @@ void scan_backward(long batch, long length, long heads, long groups, long p, lon
         }
         for (long i = 0; i < CHUNK * n; i += LANES) store(&dC[i], load(&dC[i]) + load(&part[i]));
         for (long i = 0; i < n * p; i += LANES) store(dstate + i, load(dstate + i) * reach[CHUNK - 1]);
-        product(FULL, n, p, CHUNK, C.data(), 1, n, G, p, dstate, p, true);
+        product(FULL, n, p, CHUNK, C, 1, n, G, p, dstate, p, true);
       }
-      product(UPPER, CHUNK, n, CHUNK, dCB.data(), 1, CHUNK, C.data(), n, dB.data(), n, true);
-      product(LOWER, CHUNK, n, CHUNK, dCB.data(), CHUNK, 1, B.data(), n, dC.data(), n, true);
+      product(UPPER, CHUNK, n, CHUNK, dCB, 1, CHUNK, C, n, dB, n, true);
+      product(LOWER, CHUNK, n, CHUNK, dCB, CHUNK, 1, B, n, dC, n, true);
       by_rows(given, each, p, [&](long l, long j, long at, long) {
         store(grad_xBC + (first + l) * width + columns + j, load(&dXs[at]));
       });
@@ -460,19 +509,21 @@ void scan_backward(long batch, long length, long heads, long groups, long p, lon
 void attention_forward(long documents, const int* starts, long heads, long groups, long d, float scale, const float* q, long q_stride,
                        const float* k, long k_stride, const float* v, long v_stride, float* stats, float* out, int threads) {
   const long tokens = starts[documents], each = heads / groups;
-  parallel(documents * groups, threads, [&](long task) {
+  parallel(documents * groups, threads, [=](long task) {
     const long start = starts[task / groups], length = starts[task / groups + 1] - start, g = task % groups;
     const long padded = (length + ROWS - 1) / ROWS * ROWS;
-    Floats K(padded * d), T(padded * d), O(CHUNK * d);
-    copy_rows(k + start * k_stride + g * d, k_stride, length, d, K.data(), d);
-    copy_rows(v + start * v_stride + g * d, v_stride, length, d, T.data(), d);
-    Queries block(padded, d);
+    Scratch scratch;
+    auto [K, T] = scratch.take<2>(padded * d);
+    float* O = scratch.take(CHUNK * d);
+    copy_rows(k + start * k_stride + g * d, k_stride, length, d, K, d);
+    copy_rows(v + start * v_stride + g * d, v_stride, length, d, T, d);
+    Queries block(scratch, padded, d);
     for (long h = g * each; h < (g + 1) * each; h++)
       for (block.first = 0; block.first < length; block.first += CHUNK) {
         block.given = std::min<long>(CHUNK, length - block.first);
         block.keys = std::min(padded, block.first + CHUNK);
         const long token = start + block.first;
-        block.score(q + token * q_stride + h * d, q_stride, K.data(), scale);
+        block.score(q + token * q_stride + h * d, q_stride, K, scale);
         float* stat = stats + (h * tokens + token) * 2;
         for (int w = 0; w < block.W; w++) {
           V most = -INFINITY - V{}, total = {};
@@ -491,7 +542,7 @@ void attention_forward(long documents, const int* starts, long heads, long group
             stat[(w * LANES + i) * 2 + 1] = 1 / total[i];
           }
         }
-        product(FULL, CHUNK, d, block.keys, block.scores.data(), 1, CHUNK, T.data(), d, O.data(), d);
+        product(FULL, CHUNK, d, block.keys, block.scores, 1, CHUNK, T, d, O, d);
         for (long i = 0; i < block.given; i++)
           for (long j = 0; j < d; j += LANES) store(out + ((token + i) * heads + h) * d + j, load(&O[i * d + j]) * stat[i * 2 + 1]);
       }
@@ -502,23 +553,25 @@ void attention_backward(long documents, const int* starts, long heads, long grou
                         const float* k, long k_stride, const float* v, long v_stride, const float* stats, const float* grad,
                         float* grad_q, float* grad_k, float* grad_v, int threads) {
   const long tokens = starts[documents], each = heads / groups;
-  parallel(documents * groups, threads, [&](long task) {
+  parallel(documents * groups, threads, [=](long task) {
     const long start = starts[task / groups], length = starts[task / groups + 1] - start, g = task % groups;
     const long padded = (length + ROWS - 1) / ROWS * ROWS;
-    Floats K(padded * d), T(padded * d), dK(padded * d), dT(padded * d), G(CHUNK * d), Gt(CHUNK * d), dQ(CHUNK * d);
-    Floats dP(padded * CHUNK);
-    copy_rows(k + start * k_stride + g * d, k_stride, length, d, K.data(), d);
-    copy_rows(v + start * v_stride + g * d, v_stride, length, d, T.data(), d);
-    Queries block(padded, d);
+    Scratch scratch;
+    auto [K, T, dK, dT] = scratch.take<4>(padded * d);
+    auto [G, Gt, dQ] = scratch.take<3>(CHUNK * d);
+    float* dP = scratch.take(padded * CHUNK);
+    copy_rows(k + start * k_stride + g * d, k_stride, length, d, K, d);
+    copy_rows(v + start * v_stride + g * d, v_stride, length, d, T, d);
+    Queries block(scratch, padded, d);
     for (long h = g * each; h < (g + 1) * each; h++)
       for (block.first = 0; block.first < length; block.first += CHUNK) {
         block.given = std::min<long>(CHUNK, length - block.first);
         block.keys = std::min(padded, block.first + CHUNK);
         const long token = start + block.first;
-        block.score(q + token * q_stride + h * d, q_stride, K.data(), scale);
-        take(grad + (token * heads + h) * d, heads * d, block.given, d, nullptr, 0, G.data());
-        transpose(G.data(), CHUNK, d, Gt.data());
-        product(FULL, block.keys, CHUNK, d, T.data(), d, 1, Gt.data(), CHUNK, dP.data(), CHUNK);
+        block.score(q + token * q_stride + h * d, q_stride, K, scale);
+        take(grad + (token * heads + h) * d, heads * d, block.given, d, nullptr, 0, G);
+        transpose(G, CHUNK, d, Gt);
+        product(FULL, block.keys, CHUNK, d, T, d, 1, Gt, CHUNK, dP, CHUNK);
         float most[CHUNK] = {}, scaled[CHUNK] = {};
         for (long i = 0; i < block.given; i++) {
           most[i] = stats[(h * tokens + token + i) * 2];
@@ -538,14 +591,14 @@ void attention_backward(long documents, const int* starts, long heads, long grou
             store(at, load(&block.scores[j * CHUNK + w * LANES]) * (load(at) - mean));
           }
         }
-        product(FULL, block.keys, d, CHUNK, block.scores.data(), CHUNK, 1, G.data(), d, dT.data(), d, true);
-        product(FULL, block.keys, d, CHUNK, dP.data(), CHUNK, 1, block.rows.data(), d, dK.data(), d, true);
-        product(FULL, CHUNK, d, block.keys, dP.data(), 1, CHUNK, K.data(), d, dQ.data(), d);
+        product(FULL, block.keys, d, CHUNK, block.scores, CHUNK, 1, G, d, dT, d, true);
+        product(FULL, block.keys, d, CHUNK, dP, CHUNK, 1, block.rows, d, dK, d, true);
+        product(FULL, CHUNK, d, block.keys, dP, 1, CHUNK, K, d, dQ, d);
         for (long i = 0; i < block.given; i++)
           for (long j = 0; j < d; j += LANES) store(grad_q + ((token + i) * heads + h) * d + j, load(&dQ[i * d + j]) * scale);
       }
-    copy_rows(dK.data(), d, length, d, grad_k + (start * groups + g) * d, groups * d);
-    copy_rows(dT.data(), d, length, d, grad_v + (start * groups + g) * d, groups * d);
+    copy_rows(dK, d, length, d, grad_k + (start * groups + g) * d, groups * d);
+    copy_rows(dT, d, length, d, grad_v + (start * groups + g) * d, groups * d);
   });
 }
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -shared -fPIC -pthread".split()
+FLAGS = "-std=c++20 -O3 -march=native -fno-math-errno -fno-trapping-math -shared -fPIC -pthread".split()
 # The kernels go along the last axis by whole registers.
 LANES = 16
 
