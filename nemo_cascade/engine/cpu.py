@@ -12,6 +12,7 @@
 7. Adam: torch's keeps `step` per tensor, mcore's distributed optimizer saves and loads it per group, as TE's FusedAdam keeps it.
 8. sorting tokens by expert: left out where they are sorted, as with every expert on one rank.
 9. weights' gradients: Apex's kernel that adds them where mcore sums them up becomes the matrix product that does.
+10. all gradients at once: their norm and their clipping in one call each, their all-reduce where they lie.
 """
 
 import contextlib
@@ -47,6 +48,7 @@ def install() -> None:
     _replace_adam()
     _replace_moe_sort()
     _replace_weight_gradients()
+    _replace_lists_of_gradients()
 
 
 def distributed_backend() -> str:
@@ -275,3 +277,25 @@ def _replace_weight_gradients() -> None:
     if not layers._grad_accum_fusion_available:
         layers._grad_accum_fusion_available = True
         layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=add, wgrad_gemm_accum_fp16=add)
+
+
+def _replace_lists_of_gradients() -> None:
+    import megatron.core.distributed.param_and_grad_buffer as buffer
+    import megatron.core.optimizer.clip_grads as clip_grads
+
+    def norm(chunk_size, noop_flag, tensor_lists, per_tensor, *args):
+        return torch.stack(torch._foreach_norm(tensor_lists[0])).norm()[None], None
+
+    def scale(chunk_size, noop_flag, tensor_lists, factor):
+        if tensor_lists[0] is not tensor_lists[1]:
+            torch._foreach_copy_(tensor_lists[1], tensor_lists[0])
+        torch._foreach_mul_(tensor_lists[1], factor)
+
+    coalesced = buffer._coalescing_manager
+
+    def manager(group=None, device=None, async_ops=False):
+        # gloo copies what is coalesced together and apart again; waited for, one operation after the other is as good.
+        return coalesced(group, device, async_ops) if async_ops else contextlib.nullcontext()
+
+    clip_grads.l2_norm_impl, clip_grads.multi_tensor_scale_impl = norm, scale
+    buffer._coalescing_manager = manager
