@@ -10,6 +10,9 @@
 5. random-state trackers: mcore reads and sets CUDA generator states by function; those functions use the CPU's.
 6. remarks of mcore and torch that say nothing on a CPU (absent GPU libraries, two random states that are one here).
 7. Adam: torch's keeps `step` per tensor, mcore's distributed optimizer saves and loads it per group, as TE's FusedAdam keeps it.
+8. sorting tokens by expert: left out where they are sorted, as with every expert on one rank.
+9. weights' gradients: Apex's kernel that adds them where mcore sums them up becomes the matrix product that does.
+10. all gradients at once: their norm and their clipping in one call each, their all-reduce where they lie.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ import functools
 import logging
 import os
 import warnings
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -42,6 +46,9 @@ def install() -> None:
     _switch_fuser_off()
     _replace_random_states()
     _replace_adam()
+    _replace_moe_sort()
+    _replace_weight_gradients()
+    _replace_lists_of_gradients()
 
 
 def distributed_backend() -> str:
@@ -246,3 +253,49 @@ def _replace_adam() -> None:
     optimizer.USING_PYTORCH_OPTIMIZER = False
     # "TE's layout": step is read from and written to the parameter group.
     distributed.HAVE_APEX_OR_TE = distributed.USING_TE_OPTIMIZER = True
+
+
+def _replace_moe_sort() -> None:
+    import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
+
+    sort = token_dispatcher.sort_chunks_by_idxs
+
+    @functools.wraps(sort)
+    def sort_unless_sorted(input, split_sizes, sorted_idxs, probs=None, **kwargs):
+        order = sorted_idxs.tolist()
+        return (input, probs) if order == sorted(order) else sort(input, split_sizes, sorted_idxs, probs=probs, **kwargs)
+
+    token_dispatcher.sort_chunks_by_idxs = sort_unless_sorted
+
+
+def _replace_weight_gradients() -> None:
+    import megatron.core.tensor_parallel.layers as layers
+
+    def add(total_input, grad_output, main_grad):
+        main_grad.addmm_(grad_output.t(), total_input)
+
+    if not layers._grad_accum_fusion_available:
+        layers._grad_accum_fusion_available = True
+        layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=add, wgrad_gemm_accum_fp16=add)
+
+
+def _replace_lists_of_gradients() -> None:
+    import megatron.core.distributed.param_and_grad_buffer as buffer
+    import megatron.core.optimizer.clip_grads as clip_grads
+
+    def norm(chunk_size, noop_flag, tensor_lists, per_tensor, *args):
+        return torch.stack(torch._foreach_norm(tensor_lists[0])).norm()[None], None
+
+    def scale(chunk_size, noop_flag, tensor_lists, factor):
+        if tensor_lists[0] is not tensor_lists[1]:
+            torch._foreach_copy_(tensor_lists[1], tensor_lists[0])
+        torch._foreach_mul_(tensor_lists[1], factor)
+
+    coalesced = buffer._coalescing_manager
+
+    def manager(group=None, device=None, async_ops=False):
+        # gloo copies what is coalesced together and apart again; waited for, one operation after the other is as good.
+        return coalesced(group, device, async_ops) if async_ops else contextlib.nullcontext()
+
+    clip_grads.l2_norm_impl, clip_grads.multi_tensor_scale_impl = norm, scale
+    buffer._coalescing_manager = manager

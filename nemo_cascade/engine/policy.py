@@ -165,7 +165,10 @@ class Policy:
                 f"gradient norm is {grad_norm} at optimizer step {self.step + 1}: the loss or a log-prob overflowed; "
                 "look at the last metrics, lower policy.megatron_cfg.optimizer.lr or resume from an earlier checkpoint"
             )
+        # Its step would compute the norm again.
+        self.optimizer.get_grad_norm = lambda: grad_norm
         self.optimizer.step()
+        del self.optimizer.get_grad_norm
         self.scheduler.step(1)
         self.step += 1
         return metrics | {"grad_norm": grad_norm, "lr": learning_rate}
@@ -249,6 +252,11 @@ class Policy:
             ),
             self.model,
         )
+        if self.device.type == "cpu":
+            for module in self.model.modules():
+                # From now on weights have a `main_grad`, and linear layers and experts add their gradients to it themselves.
+                if hasattr(module, "gradient_accumulation_fusion"):
+                    module.gradient_accumulation_fusion = True
         self.transformer_config.finalize_model_grads_func = finalize_model_grads
         self.optimizer = build_optimizer(self.wrapped, self.config, DTYPES[self.config.precision])
         self.scheduler = build_schedule(self.optimizer, self.config, max_num_steps)

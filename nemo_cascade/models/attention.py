@@ -6,7 +6,9 @@ scaled_dot_product_attention call, which is several times faster than a call per
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
+from nemo_cascade.models import kernels
 from nemo_cascade.models.context_parallel import gather_pack, partitioned_indices
 
 # Documents share a padded call while the longest is at most this much longer than the shortest.
@@ -81,6 +83,8 @@ def attend_to_cache(query, key, value, visible=None) -> torch.Tensor:
 def packed_attention(query, key, value, cu_seqlens: torch.Tensor) -> torch.Tensor:
     """Causal attention inside each document of a pack: [tokens, heads, dim] -> [tokens, heads * dim]."""
     query, key, value = (t.reshape(-1, *t.shape[-2:]) for t in (query, key, value))
+    if kernels.usable(query, key, value, widths=query.shape[-1:]):
+        return FusedAttention.apply(query, key, value, cu_seqlens)
     buckets, position = plan_buckets(cu_seqlens.tolist(), query.device)
     rows = []
     for index in buckets:
@@ -88,6 +92,33 @@ def packed_attention(query, key, value, cu_seqlens: torch.Tensor) -> torch.Tenso
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         rows.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
     return torch.cat(rows)[position]
+
+
+class FusedAttention(torch.autograd.Function):
+    """`packed_attention` by the kernels."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, cu_seqlens):
+        query, key, value = (t if t[0].is_contiguous() else t.contiguous() for t in (query, key, value))
+        starts = cu_seqlens.to(torch.int32).contiguous()
+        stats, out = query.new_empty(query.shape[1], len(query), 2), torch.empty_like(query, memory_format=torch.contiguous_format)
+        kernels.call("attention_forward", *_attention(query, key, value, starts), stats, out)
+        ctx.save_for_backward(query, key, value, starts, stats)
+        return out.flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        query, key, value, starts, stats = ctx.saved_tensors
+        grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value)]
+        kernels.call("attention_backward", *_attention(query, key, value, starts), stats, grad.contiguous(), *grads)
+        return *grads, None
+
+
+def _attention(query, key, value, starts: torch.Tensor) -> tuple:
+    """The kernels' first arguments."""
+    sizes = len(starts) - 1, starts, query.shape[1], key.shape[1], query.shape[2], query.shape[2] ** -0.5
+    return *sizes, *(part for t in (query, key, value) for part in (t, t.stride(0)))
 
 
 def plan_buckets(cu_seqlens: list[int], device) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -7,7 +7,9 @@
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from torch.autograd.function import once_differentiable
 
+from nemo_cascade.models import kernels
 from nemo_cascade.models.norm import rms_norm
 
 
@@ -39,4 +41,24 @@ class NormColumnParallelLinear(ColumnParallelLinear):
 
 def relu2(x: torch.Tensor) -> torch.Tensor:
     """relu(x)^2, the experts' activation."""
-    return F.relu(x).square()
+    fused = torch.is_grad_enabled() and kernels.usable(x, widths=x.shape[-1:])
+    return FusedRelu2.apply(x) if fused else F.relu(x).square()
+
+
+class FusedRelu2(torch.autograd.Function):
+    """`relu2` by the kernels."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        kernels.call("relu2_forward", x.numel() // x.shape[-1], x.shape[-1], x, None, out)
+        ctx.save_for_backward(x)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,), grad_x = ctx.saved_tensors, torch.empty_like(grad, memory_format=torch.contiguous_format)
+        kernels.call("relu2_backward", x.numel() // x.shape[-1], x.shape[-1], x, None, grad.contiguous(), grad_x, None)
+        return grad_x

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from nemo_cascade.models import kernels
 from nemo_cascade.models.norm import rms_norm
-from nemo_cascade.models.scan import scan_masks, ssd
+from nemo_cascade.models.scan import CHUNK, scan_masks, ssd
 
 
 class PackedConv(torch.autograd.Function):
@@ -65,12 +66,82 @@ def split_conv1d_scan(
     z, xBC, dt = zxBCdt.split([inner, inner + 2 * ngroups * state, A.shape[0]], -1)
     if seq_idx is None:
         seq_idx = torch.zeros(zxBCdt.shape[:2], dtype=torch.int32, device=zxBCdt.device)
+    parameters = conv_weight, conv_bias, dt_bias, A, D
+    if kernels.usable(zxBCdt, *parameters, widths=(headdim, state)) and D.dim() == 1:
+        return FusedMixer.apply(zxBCdt, *parameters, seq_idx, ngroups)
     xBC = PackedConv.apply(xBC, conv_weight, conv_bias, foreign_rows(seq_idx, conv_weight.shape[1]))
     x, B, C = xBC.split([inner, ngroups * state, ngroups * state], -1)
     x = x.unflatten(-1, (A.shape[0], headdim))
     B, C = (t.unflatten(-1, (ngroups, state)) for t in (B, C))
     y = ssd(x, F.softplus(dt + dt_bias), A, B, C, D, scan_masks(seq_idx, x.shape[1]))
     return (y.flatten(-2) * F.silu(z)).to(zxBCdt.dtype)
+
+
+class FusedMixer(torch.autograd.Function):
+    """`split_conv1d_scan` by the kernels."""
+
+    @staticmethod
+    def forward(ctx, zxBCdt, weight, bias, dt_bias, A, D, seq_idx, groups):
+        zxBCdt, taps, (bias, D) = zxBCdt.contiguous(), weight.t().contiguous(), (t.contiguous() for t in (bias, D))
+        z, xBC, dt = zxBCdt.split(_widths(zxBCdt, taps, A), -1)
+        reach = _reach(seq_idx, len(taps))
+        active = torch.empty_like(xBC, memory_format=torch.contiguous_format)
+        kernels.call("conv_forward", *_conv_sizes(zxBCdt, taps), xBC, zxBCdt.shape[-1], taps, bias, reach, active)
+        step = F.softplus(dt + dt_bias)
+        decay = (step * A).exp_().masked_fill_((reach == 0)[..., None], 0)
+        sizes = _scan_sizes(z, active, A, groups)
+        y, gated = (torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(2))
+        batch, length, heads, _, p, n = sizes
+        states = z.new_empty(batch, heads, -(-length // CHUNK), n, p)
+        kernels.call("scan_forward", *sizes, active, step, decay, D, z, zxBCdt.shape[-1], y, gated, states)
+        ctx.save_for_backward(zxBCdt, taps, bias, A, D, reach, active, step, decay, y, states)
+        ctx.groups = groups
+        return gated
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        zxBCdt, taps, bias, A, D, reach, active, step, decay, y, states = ctx.saved_tensors
+        width, widths, grad_all = zxBCdt.shape[-1], _widths(zxBCdt, taps, A), torch.empty_like(zxBCdt)
+        (z, xBC, _), (grad_z, grad_xBC, grad_dt) = zxBCdt.split(widths, -1), grad_all.split(widths, -1)
+        grad_active, grad_step, grad_exponent = (torch.empty_like(t) for t in (active, step, step))
+        grad_D = D.new_empty(len(zxBCdt), len(D))
+        kernels.call(
+            *("scan_backward", *_scan_sizes(z, active, A, ctx.groups), active, step, decay, D, z, width, y, states),
+            *(grad.contiguous(), grad_active, grad_z, grad_step, grad_exponent, grad_D),
+        )
+        grad_taps = taps.new_empty(len(taps) + 1, len(bias))
+        kernels.call(
+            *("conv_backward", *_conv_sizes(zxBCdt, taps), xBC, width, taps, bias, reach),
+            *(grad_active, grad_xBC, grad_taps),
+        )
+        grad_A = (grad_exponent * step).sum((0, 1))
+        # softplus' slope at what gave step.
+        torch.mul(grad_step.addcmul_(grad_exponent, A), -torch.expm1(-step), out=grad_dt)
+        return grad_all, grad_taps[:-1].t(), grad_taps[-1], grad_dt.sum((0, 1)), grad_A, grad_D.sum(0), None, None
+
+
+def _widths(zxBCdt: torch.Tensor, taps: torch.Tensor, A: torch.Tensor) -> list[int]:
+    """Of z, of what the convolution takes, and of dt."""
+    return [zxBCdt.shape[-1] - taps.shape[1] - len(A), taps.shape[1], len(A)]
+
+
+def _conv_sizes(zxBCdt: torch.Tensor, taps: torch.Tensor) -> tuple[int, int, int]:
+    """(rows, channels, width)."""
+    return zxBCdt.shape[0] * zxBCdt.shape[1], taps.shape[1], len(taps)
+
+
+def _scan_sizes(z: torch.Tensor, active: torch.Tensor, A: torch.Tensor, groups: int) -> tuple[int, ...]:
+    """(batch, length, heads, groups, p, n)."""
+    inner = z.shape[-1]
+    return *z.shape[:2], len(A), groups, inner // len(A), (active.shape[-1] - inner) // (2 * groups)
+
+
+def _reach(seq_idx: torch.Tensor, width: int) -> torch.Tensor:
+    """How many tokens back of its document a token has [b, l], at most width - 1."""
+    place = torch.arange(seq_idx.shape[1], dtype=torch.int32, device=seq_idx.device).expand_as(seq_idx)
+    starts = place * F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
+    return (place - starts.cummax(1)[0]).clamp_max_(width - 1)
 
 
 def chunk_scan(

@@ -39,6 +39,7 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
 )
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
 
+from nemo_cascade.models import kernels  # noqa: E402
 from nemo_cascade.models.config import ModelConfig  # noqa: E402
 from nemo_cascade.models.context_parallel import partitioned_indices  # noqa: E402
 from nemo_cascade.models.experts import Experts  # noqa: E402
@@ -191,6 +192,8 @@ def build_model(
 
     in_bf16: (layer, name) of matrices that stay in BF16 when `config` has FP8 (`fp8.matrices_in_bf16`).
     """
+    # Built now and not in the first step.
+    kernels.library()
     model = HybridModel(
         config,
         stack_spec(preset.mamba_conv_kernel),

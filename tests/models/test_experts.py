@@ -54,7 +54,7 @@ def gradients_by_finite_differences():
 
     weights = [normal(4, 3) for _ in range(3)] + [normal(3, 4) for _ in range(3)]
     return torch.autograd.gradcheck(
-        lambda x, probs, *weights: ExpertsFunction.apply(x, probs, [2, 0, 3], *weights), (normal(5, 3), normal(5), *weights)
+        lambda x, probs, *weights: ExpertsFunction.apply(x, probs, [2, 0, 3], False, *weights), (normal(5, 3), normal(5), *weights)
     )
 
 
