@@ -1,6 +1,7 @@
 # Everything on a machine that has python3 (3.11 or newer, with its venv module) and make:
 #   make demo       the whole tiny cascade on two processes        make smoke     the same with two steps a stage
 #   make test       the test suite without what takes minutes alone     make test-all  all of it
+#   make test-vllm  what talks to vLLM, which has an environment of its own (part of test-all)
 #   make test-compat  what depends on megatron-core, with its newest version, where there is a Python 3.12 (part of test-all)
 # Code rewards need bubblewrap, which is installed too where apt is at hand and the user may; else it is said what to do.
 # The environment is made once in .venv; it is renewed when requirements/cpu.txt or pyproject.toml change.
@@ -21,7 +22,9 @@ COMPAT := .venv-compat
 COMPAT_TESTS := tests/models --ignore=tests/models/test_te.py tests/rollout tests/engine/test_batch.py tests/engine/test_convert.py tests/engine/test_head.py \
   tests/engine/test_layouts.py tests/engine/test_policy.py tests/engine/test_sampled.py
 
-.PHONY: demo smoke test test-all test-compat install
+VLLM := .venv-vllm
+
+.PHONY: demo smoke test test-all test-compat test-vllm install
 
 demo: install
 	$(TORCHRUN) examples/cascade.py --config-name=tiny
@@ -32,13 +35,16 @@ smoke: install
 test: install
 	$(PYTEST) -m "not slow"
 
-test-all: install test-compat
+test-all: install test-compat $(VLLM)/.installed
 	$(PYTEST)
 
 test-compat:
 	@if [ -z "$(PYTHON312)" ]; then echo "no Python 3.12 starts here: nothing is tested with megatron-core 0.19"; \
 	else $(MAKE) --no-print-directory $(COMPAT)/.installed && \
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(COMPAT_TESTS); fi
+
+test-vllm: install $(VLLM)/.installed
+	$(PYTEST) tests/environments/test_judge_on_vllm.py
 
 install: $(VENV)/.installed
 
@@ -52,6 +58,13 @@ $(VENV)/.torch: requirements/cpu.txt
 $(COMPAT)/.installed: requirements/compat.txt
 	test -x $(COMPAT)/bin/python || $(PYTHON312) -m venv $(COMPAT)
 	$(COMPAT)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/compat.txt
+	touch $@
+
+# Torch's companions from PyPI are CUDA builds, beside which neither vLLM nor transformers can be imported.
+$(VLLM)/.installed: requirements/vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/vllm.txt
+	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet uninstall --yes torchvision torchaudio torchcodec triton
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch requirements/cpu.txt pyproject.toml
