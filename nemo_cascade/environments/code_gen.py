@@ -27,7 +27,7 @@ REWARD_RANGE = (0.0, 1.0)
 # Verifying waits for a process of its own.
 IN_THREADS = True
 # Seconds for a test, and for all tests of a reply; many times what they need, because the machine is shared.
-SECONDS_PER_TEST, SECONDS = 5.0, 60.0
+SECONDS_PER_TEST, SECONDS = 10.0, 60.0
 MEMORY_MB = 512
 # Bytes that a program may print: these and twice what was expected.
 SPARE_OUTPUT = 2**20

@@ -31,7 +31,7 @@ REWARD_RANGE = (0.0, 1.0)
 # Verifying waits for a process of its own.
 IN_THREADS = True
 # Seconds for all tests of a reply together; many times what they need, because the machine is shared.
-TIMEOUT = 5.0
+TIMEOUT = 20.0
 
 _SOLUTION = re.compile(r"<solution>(.*)</solution>", re.DOTALL)
 _BLOCK = re.compile(
