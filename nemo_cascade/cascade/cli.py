@@ -212,6 +212,7 @@ def sandbox_serve(
     NEMO_CASCADE_SANDBOX_TOKEN.
     """
     import secrets
+    import signal
 
     from nemo_cascade.sandbox import Sandbox, SandboxUnavailable, http_server, wire
 
@@ -233,6 +234,9 @@ def sandbox_serve(
         print(f"ok: {sandbox.workers} programs at a time with Python {probed['python']}, {server.url}", flush=True)
         if not given.strip():
             print(f"{wire.TOKEN}={token}", flush=True)
+        # A shell's background job ignores SIGINT unless it says otherwise, and a service is stopped by SIGTERM.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -167,8 +167,10 @@ class Policy:
             )
         # Its step would compute the norm again.
         self.optimizer.get_grad_norm = lambda: grad_norm
-        self.optimizer.step()
-        del self.optimizer.get_grad_norm
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.get_grad_norm
         self.scheduler.step(1)
         self.step += 1
         return metrics | {"grad_norm": grad_norm, "lr": learning_rate}
@@ -252,7 +254,7 @@ class Policy:
             ),
             self.model,
         )
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and all(p.dtype == torch.float32 for p in self.model.parameters()):
             for module in self.model.modules():
                 # From now on weights have a `main_grad`, and linear layers and experts add their gradients to it themselves.
                 if hasattr(module, "gradient_accumulation_fusion"):

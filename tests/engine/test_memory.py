@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nemo_cascade.engine import memory
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
 from nemo_cascade.engine.memory import GIB, Layout, RankModel, Tensors, Work
+from nemo_cascade.models import kernels
 from nemo_cascade.models.config import ModelConfig
 from nemo_cascade.models.presets import get_preset
 from tests.helpers import run_distributed
@@ -103,11 +104,12 @@ def test_layers_keep_for_their_backward_pass_what_the_formulas_say(precision, si
     monkeypatch.setattr(memory, "IMBALANCE", 1)
     formula = {kind: memory.activation_bytes(WIDE, kind, tokens, Layout(), size) for kind in "M*E"}
     assert kept["E"] == pytest.approx(formula["E"], rel=0.01)
+    fused = precision == "float32" and kernels.library() is not None
     # The torch attention puts its output in the pack's order for the projection, and so keeps it twice.
-    output = size * tokens * WIDE.num_attention_heads * WIDE.kv_channels
+    output = 0 if fused else size * tokens * WIDE.num_attention_heads * WIDE.kv_channels
     assert kept["*"] - output == pytest.approx(formula["*"], rel=0.01)
-    # The formula is of a fused scan, which keeps less than the torch one.
-    assert kept["M"] == pytest.approx(of_scan * formula["M"], rel=0.02)
+    # The formula is of a fused scan, which keeps less than the torch one, and a little less than ours for a CPU.
+    assert kept["M"] == pytest.approx((1.39 if fused else of_scan) * formula["M"], rel=0.02)
 
 
 def peaks_without_gradients(precision):
@@ -138,8 +140,9 @@ def test_layers_that_save_nothing_need_at_once_what_the_formula_says(precision, 
     peaks = run_distributed(peaks_without_gradients, 1, precision)[0]
     monkeypatch.setattr(memory, "IMBALANCE", 1)
     formula = {kind: memory.forward_bytes(WIDE, kind, sum(DOCUMENTS), Layout(), size) for kind in "M*E"}
-    # Without expert parallel nothing is exchanged, so one copy of the routed tokens less.
-    routed = size * sum(DOCUMENTS) * WIDE.moe_router_topk * WIDE.hidden_size
+    # Without expert parallel nothing is exchanged, and on a CPU not sorted by expert again: two copies of the routed
+    # tokens less.
+    routed = 2 * size * sum(DOCUMENTS) * WIDE.moe_router_topk * WIDE.hidden_size
     assert peaks["E"] == pytest.approx(formula["E"] - routed, rel=0.15)
     # The torch layers hold more, as they save more.
     assert formula["*"] < peaks["*"] < 2 * formula["*"] and formula["M"] < peaks["M"] < 5 * formula["M"]

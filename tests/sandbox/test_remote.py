@@ -182,15 +182,15 @@ def serve(*options, token=None):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("token", ["of my own", None], ids=["given", "made"])
-def test_the_command_serves_until_it_is_stopped(token):
+@pytest.mark.parametrize(("token", "number"), [("of my own", 2), (None, 2), (None, 15)], ids=["given", "made", "terminated"])
+def test_the_command_serves_until_it_is_stopped(token, number):
     serving = serve("--workers", "1", token=token)
     line = serving.stdout.readline()
     assert line.startswith("ok: 1 programs at a time with Python 3."), line + serving.stderr.read()
     made = token or serving.stdout.readline().strip().removeprefix(f"{wire.TOKEN}=")
     with RemoteSandbox(line.split()[-1], made) as client:
         assert len(made) > 8 and client.run(PROGRAMS[0], PATIENT).ok
-    serving.send_signal(2)
+    serving.send_signal(number)
     assert serving.wait(60) == 0
 
 
