@@ -128,7 +128,8 @@ def make_requests(prompts: list[Prompt], group_size: int) -> list[Request]:
 
 
 def rollout_metrics(groups: list[Group]) -> dict[str, float]:
-    """Means over the step's rollouts: reward, also by domain, length, truncation, share of informative groups."""
+    """Means over the step's rollouts: reward, also by domain, length, truncation, share of informative groups, of replies
+    that their verifier could not take, and of a judge's comparisons that could be read where it made any."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     metrics = {
         "reward": mean(r.reward for r in rollouts),
@@ -136,6 +137,10 @@ def rollout_metrics(groups: list[Group]) -> dict[str, float]:
         "truncation_rate": mean(r.finish_reason == "length" for r in rollouts),
         "informative_groups": mean(informative(group) for group in groups),
     }
+    metrics["verifier_errors"] = mean("verifier_error" in r.info for r in rollouts)
+    judged = [r.info["judge_readable"] for r in rollouts if "judge_readable" in r.info]
+    if judged:
+        metrics["judge_readable"] = mean(judged)
     for domain in sorted({group.domain for group in groups}):
         metrics[f"{domain}/reward"] = mean(r.reward for g in groups if g.domain == domain for r in g.rollouts)
     return metrics

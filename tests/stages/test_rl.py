@@ -195,6 +195,13 @@ def test_metrics_are_means_over_rollouts_and_by_domain():
     metrics = rollout_metrics([group([1.0, 0.0]), group([1.0, 1.0], domain="mcqa", finish_reason="length")])
     assert metrics["reward"] == 0.75 and metrics["math/reward"] == 0.5 and metrics["mcqa/reward"] == 1.0
     assert metrics["informative_groups"] == 0.5 and metrics["truncation_rate"] == 0.5
+    assert metrics["verifier_errors"] == 0.0 and "judge_readable" not in metrics
+    failed, judged = group([1.0, 0.0]), group([3.0, 4.0])
+    failed.rollouts[0].info = {"verifier_error": "took longer than 10 s"}
+    for rollout, readable in zip(judged.rollouts, (1.0, 0.5)):
+        rollout.info = {"judge_readable": readable}
+    metrics = rollout_metrics([failed, judged])
+    assert metrics["verifier_errors"] == 0.25 and metrics["judge_readable"] == 0.75
     assert metrics["mean_gen_tokens_per_sample"] == 3
 
 
