@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from nemo_cascade.data.long_context import TASKS, LengthError, rows, write
+from nemo_cascade.data.long_context import TASKS, rows, write
 from nemo_cascade.data.tokenizer import load_tokenizer
 
 
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         shown = track(made, "rows", total=total, console=Console(stderr=True), disable=not sys.stderr.isatty())
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write(options.out, (lengths.append(row["length"]) or row for row in shown))
-    except (LengthError, ValueError) as error:
+    except (ValueError, OSError) as error:
         print(f"{options.out} is not written: {error}", file=sys.stderr)
         return 2
     size = os.path.getsize(options.out) / 1e6

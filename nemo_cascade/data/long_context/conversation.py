@@ -46,7 +46,7 @@ class Conversation:
 
     requests: int
 
-    def __call__(self, rng: random.Random, room: float) -> Draft:
+    def __call__(self, rng: random.Random, length: int) -> Draft:
         kind, topic = rng.choice(KINDS), rng.choice(TOPICS)
         replies: list[str] = []
         while len(replies) < self.requests:

@@ -25,10 +25,10 @@ VOCABULARY = 2000
 OTHERS = 500
 
 
-def common(rng: random.Random, room: float) -> Draft:
+def common(rng: random.Random, length: int) -> Draft:
     words = Distinct(rng)
     outputs = [words.coined() for _ in range(COMMON)]
-    times = max(4, min(COMMON_TIMES, int(COMMON_SHARE * room / (COMMON * _WORD))))
+    times = max(4, min(COMMON_TIMES, int(COMMON_SHARE * length / (COMMON * _WORD))))
     uncommon = max(1, times * UNCOMMON_TIMES // COMMON_TIMES)
     order = rng.random()
 
@@ -47,7 +47,7 @@ def common(rng: random.Random, room: float) -> Draft:
     return Draft(((f" {words.coined()}",) * uncommon for _ in _ever()), _words(words), messages, answers)
 
 
-def frequent(rng: random.Random, room: float) -> Draft:
+def frequent(rng: random.Random, length: int) -> Draft:
     words = Distinct(rng)
     ranked = [f" {words.coined()}" for _ in range(VOCABULARY)]
     shares = list(accumulate(1 / rank**2 for rank in range(2, VOCABULARY + 2)))

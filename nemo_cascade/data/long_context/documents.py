@@ -88,14 +88,14 @@ class World:
         return f"{facts['name']}\n{' '.join(texts)}"
 
 
-def one(rng: random.Random, room: float) -> Draft:
+def one(rng: random.Random, length: int) -> Draft:
     world = World(rng)
     facts = world.town() if rng.random() < 0.5 else world.person()
     asked = rng.choice([fact for fact in facts if fact in ASKED])
     return _looked_up(world, [world.document(facts, asked)], ASKED[asked].format(of=facts["name"]), asked, facts[asked])
 
 
-def two(rng: random.Random, room: float) -> Draft:
+def two(rng: random.Random, length: int) -> Draft:
     world = World(rng)
     town = world.town()
     person = world.person(birthplace=town["name"])
@@ -106,7 +106,7 @@ def two(rng: random.Random, room: float) -> Draft:
     return _looked_up(world, documents, question, asked, town[asked])
 
 
-def many(rng: random.Random, room: float) -> Draft:
+def many(rng: random.Random, length: int) -> Draft:
     world = World(rng)
     towns = [world.town() for _ in range(TOGETHER)]
     names = [town["name"] for town in towns]

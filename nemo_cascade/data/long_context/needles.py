@@ -33,7 +33,7 @@ class Needles:
     asked: int = 1
     haystack: str = "prose"
 
-    def __call__(self, rng: random.Random, room: float) -> Draft:
+    def __call__(self, rng: random.Random, length: int) -> Draft:
         words = Distinct(rng)
         keys = [self._key(words) for _ in range(self.keys)]
         values = {key: [self._value(words) for _ in range(self.values)] for key in keys}

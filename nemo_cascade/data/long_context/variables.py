@@ -13,7 +13,7 @@ from nemo_cascade.data.long_context.words import Distinct
 CHAINS, HOPS = 3, 4
 
 
-def tracking(rng: random.Random, room: float) -> Draft:
+def tracking(rng: random.Random, length: int) -> Draft:
     words = Distinct(rng)
     chains = [[words.letters(5) for _ in range(HOPS + 1)] for _ in range(CHAINS)]
     values = [words.digits(5) for _ in chains]
