@@ -2,18 +2,22 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Temporary file in the same folder, fsync, rename, fsync of the folder."""
+def write_atomically(path: Path, text: str | Iterable[str]) -> None:
+    """Temporary file in the same folder, fsync, rename, fsync of the folder. A text, or its parts where it is a long one."""
     temporary = path.with_name(f"tmp_{path.name}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
     sync_directory(path.parent)
 

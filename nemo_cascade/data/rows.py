@@ -23,7 +23,12 @@ TYPE_BY_KEY = {
 }
 AGENT_SUFFIX = "_simple_agent"
 # Names of NeMo Gym's servers for what has another name here.
-ALIASES = {"math_with_judge": "math", "ifbench": "instruction_following"}
+ALIASES = {
+    "math_with_judge": "math",
+    "ifbench": "instruction_following",
+    "mrcr": "long_context",
+    "ruler": "long_context",
+}
 
 
 class DataError(ValueError):

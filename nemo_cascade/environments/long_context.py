@@ -1,33 +1,123 @@
-"""Questions over long inputs with short answers: the last \\boxed{} against the expected answer, as texts.
+"""Questions over long inputs: how much of what was to be found the answer holds, how well it repeats a text, or equality.
 
-Row: `expected_answer`. Case, runs of blanks and a full stop at the end do not matter. NeMo Gym and the paper ask a
-judge model whether an answer is equivalent to the reference; the demo's answers have one form, so that equality will
-do, and a judge is not here yet.
+What a row carries says how it is scored, with the keys of NeMo Gym's servers `ruler` and `mrcr`, which score the same:
+
+    outputs                    RULER: the share of these texts that the answer contains, in upper or lower case; where `subset`
+                               is qa_1 or qa_2 any one of them is enough. Two keys that Gym does not know, without which to
+                               copy the context or to list all candidates would be as good as to know: each of wrong_outputs
+                               in the answer takes one away, and one of more than answer_characters earns nothing. "share" in
+                               the verdict is the reward without the two
+    random_string_to_prepend   MRCR: the answer must begin with it; what follows is compared with expected_answer (without it)
+                               by difflib's ratio (similarity.py says how that is bounded)
+    expected_answer            alone: the last \\boxed{} of the answer must be equal, but for case, runs of blanks and a full
+                               stop at the end
+
+Rows with `needs_judge` have free answers, whose equivalence to the reference a judge model has to tell. There is none here.
 """
 
 from nemo_cascade.environments.response import answer_of, last_boxed
+from nemo_cascade.environments.similarity import LONGEST, ratio
 
+REWARD_RANGE = (0.0, 1.0)
+# RULER's questions over documents list spellings of one answer; its other tasks list parts of the answer.
+ANY_OF = ("qa_1", "qa_2")
+
+_TWO = {"outputs": ["4821937", "amber-mill"], "subset": "niah_multivalue"}
+_LISTED = {"outputs": ["KQZTW", "BXMAL"], "wrong_outputs": ["RVUPS"], "answer_characters": 40, "subset": "vt"}
+_PREFIXED = {"expected_answer": "k8Qz2Three gulls over the pier.", "random_string_to_prepend": "k8Qz2"}
 EXAMPLES = [
     ({"expected_answer": "The lamp"}, "\\boxed{the  lamp.}", 1.0),
     ({"expected_answer": "7"}, "river: 7, so \\boxed{7}", 1.0),
     ({"expected_answer": "7"}, "\\boxed{7} or \\boxed{8}", 0.0),
     ({"expected_answer": "7"}, "7", 0.0),
+    (_TWO, "They are 4821937 and Amber-Mill.", 1.0),
+    (_TWO, "4821937", 0.5),
+    (_TWO, "482193 7", 0.0),
+    ({"outputs": ["1874", "the year 1874"], "subset": "qa_1"}, "In 1874.", 1.0),
+    (_LISTED, "BXMAL, KQZTW", 1.0),
+    (_LISTED, "BXMAL, KQZTW, RVUPS", 0.5),
+    (_LISTED, "RVUPS", 0.0),
+    (_LISTED, f"{'I have looked everywhere. ' * 3}BXMAL, KQZTW", 0.0),
+    (_PREFIXED, "k8Qz2Three gulls over the pier.", 1.0),
+    (_PREFIXED, "k8Qz2Three", 2 * 5 / (5 + 26)),
+    (_PREFIXED, "Three gulls over the pier.", 0.0),
+    (_PREFIXED, "k8Qz2", 0.0),
 ]
 
 
 def problem(row: dict) -> str | None:
     """What keeps the row from being verified."""
+    if row.get("needs_judge"):
+        return (
+            "needs_judge: long_context has no judge for free answers; give rows a short expected_answer to be boxed and drop "
+            "needs_judge, send them to a NeMo Gym server that has a judge, or leave them out"
+        )
+    if row.get("random_string_to_prepend") is not None:
+        return _problem_of_repeating(row)
+    if row.get("outputs") is not None:
+        return _problem_of_finding(row)
     expected = row.get("expected_answer")
     return None if isinstance(expected, str) and normalised(expected) else "no expected_answer (a text)"
 
 
 def verify(row: dict, response: dict) -> dict:
-    """{"reward": 1.0 or 0.0, "extracted_answer": text or None}."""
-    answer = last_boxed(answer_of(response))
-    right = answer is not None and normalised(answer) == normalised(row["expected_answer"])
-    return {"reward": float(right), "extracted_answer": answer}
+    """{"reward", ...}: "share" and "wrong" (a number), "prefix_matched" and "seq_match_ratio", or "extracted_answer"."""
+    if row.get("needs_judge"):
+        raise ValueError(problem(row))
+    answer = answer_of(response)
+    if row.get("random_string_to_prepend") is not None:
+        return _repeated(row, answer)
+    if row.get("outputs") is not None:
+        return _found(row, answer)
+    boxed = last_boxed(answer)
+    right = boxed is not None and normalised(boxed) == normalised(row["expected_answer"])
+    return {"reward": float(right), "extracted_answer": boxed}
 
 
 def normalised(text: str) -> str:
     """The text in lower case, with single blanks, without a full stop at the end."""
     return " ".join(text.casefold().split()).removesuffix(".")
+
+
+def _found(row: dict, answer: str) -> dict:
+    lowered, outputs = answer.lower(), row["outputs"]
+    found = sum(text.lower() in lowered for text in outputs)
+    least = 1 if row.get("subset") in ANY_OF else len(outputs)
+    share = min(found / least, 1.0)
+    if len(answer) > (row.get("answer_characters") or len(answer)):
+        return {"reward": 0.0, "share": share, "wrong": 0}
+    wrong = sum(text.lower() in lowered for text in row.get("wrong_outputs") or [])
+    return {"reward": max(0.0, share - wrong / least), "share": share, "wrong": wrong}
+
+
+def _repeated(row: dict, answer: str) -> dict:
+    prefix = row["random_string_to_prepend"]
+    matched = answer.startswith(prefix)
+    alike = ratio(answer.removeprefix(prefix), row["expected_answer"].removeprefix(prefix)) if matched else 0.0
+    return {"reward": alike, "prefix_matched": matched, "seq_match_ratio": alike}
+
+
+def _problem_of_repeating(row: dict) -> str | None:
+    prefix, expected = row["random_string_to_prepend"], row.get("expected_answer")
+    if not isinstance(prefix, str) or not prefix:
+        return "random_string_to_prepend must be a text that is not empty"
+    if not isinstance(expected, str) or not expected.removeprefix(prefix):
+        return "expected_answer must be a text that says more than random_string_to_prepend"
+    if len(expected) > LONGEST:
+        return f"expected_answer has {len(expected)} characters; texts are compared up to {LONGEST}"
+    return None
+
+
+def _problem_of_finding(row: dict) -> str | None:
+    outputs, wrong, read = row["outputs"], row.get("wrong_outputs") or [], row.get("answer_characters")
+    for key, texts in (("outputs", outputs), ("wrong_outputs", wrong)):
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            return f"{key} must be a list of texts that are not empty"
+    if not outputs:
+        return "outputs is an empty list; name what the answer must contain"
+    if read is not None and not (isinstance(read, int) and read > 0):
+        return "answer_characters must be a positive number"
+    for text in outputs:
+        if any(other.lower() in text.lower() for other in wrong):
+            return f"wrong_outputs has a text that is part of {text!r} out of outputs, so that no answer could be right"
+    return None
