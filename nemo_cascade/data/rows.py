@@ -23,7 +23,11 @@ TYPE_BY_KEY = {
 }
 AGENT_SUFFIX = "_simple_agent"
 # Names of NeMo Gym's servers for what has another name here.
-ALIASES = {"math_with_judge": "math"}
+ALIASES = {
+    "math_with_judge": "math",
+    "structured_outputs_v3": "structured_outputs",
+    "structured_outputs_v4": "structured_outputs",
+}
 
 
 class DataError(ValueError):

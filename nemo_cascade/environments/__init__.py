@@ -28,6 +28,7 @@ OURS = (
     "mcqa",
     "math",
     "structured_outputs",
+    "reasoning_gym",
     "tool_use",
     "workplace_assistant",
     "long_context",
