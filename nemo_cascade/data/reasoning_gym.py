@@ -1,7 +1,8 @@
 """Writes RL rows of Reasoning Gym's puzzles: python -m nemo_cascade.data.reasoning_gym --out DIR --data-sets NAME ...
 
-Writes DIR/{train,validation}.jsonl, with so many rows of each data set. The same arguments write the same rows; training and
-validation are disjoint by a hash of the question. Needs the extra `reasoning-gym`.
+Writes DIR/{train,validation}.jsonl, with so many rows of each data set. The same arguments write the same rows (but for a
+few data sets that go through sets of texts, word_ladder for one, only under the same PYTHONHASHSEED); training and validation
+are disjoint by a hash of the question. Needs the extra `reasoning-gym`.
 """
 
 import argparse

@@ -38,12 +38,12 @@ _VALUES = {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"}
 _FORMULAS = {"countdown", "polynomial_multiplication", "simple_integration", "intermediate_integration"}
 _FUNCTIONS = "sin|cos|tan|exp|log|ln|sqrt|asin|acos|atan|sinh|cosh|tanh|pi|Abs"
 # No attribute, no name but of a variable or a function, no texts: nothing that could do anything but compute.
-_FORMULA = re.compile(rf"(?:\b(?:{_FUNCTIONS}|[A-Za-z])\b|(?<![A-Za-z_])\d+(?:\.\d+)?|\.\d+|[-+*/^(), ])*+")
+_FORMULA = re.compile(rf"(?:\b(?:{_FUNCTIONS}|[A-Za-z])\b|(?<![A-Za-z_])\d+(?:\.\d*)?|\.\d+|[-+*/^(), ])*+")
 # These evaluate the row, which is somebody else's file.
 _HEXADECIMAL = re.compile(r"(?:0x[0-9a-fA-F]+|[-+*/%&|^~()<> \d])*+")
 
 _TAG = "<answer>", "</answer>"
-_BOXED = re.compile(r"\\boxed\{([^}]+)\}")
+_BOX = "\\boxed{"
 
 
 def _entry(name: str, question: str, answer: str, **metadata) -> dict:
@@ -111,8 +111,12 @@ def extracted(text: str) -> str:
         answer, place = text[start + len(opening) : end].strip(), end
     if answer is not None:
         return answer
-    boxed = _BOXED.search(text)
-    return boxed.group(1).strip() if boxed else text.strip()
+    place = text.find(_BOX)
+    while place >= 0 and (end := text.find("}", place)) >= 0:
+        if end > place + len(_BOX):
+            return text[place + len(_BOX) : end].strip()
+        place = text.find(_BOX, end)
+    return text.strip()
 
 
 def _is_harmless(name: str, answer: str, entry: dict) -> bool:
