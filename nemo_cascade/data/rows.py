@@ -28,6 +28,8 @@ ALIASES = {
     "ifbench": "instruction_following",
     "mrcr": "long_context",
     "ruler": "long_context",
+    "structured_outputs_v3": "structured_outputs",
+    "structured_outputs_v4": "structured_outputs",
 }
 
 

@@ -29,6 +29,7 @@ OURS = (
     "mcqa",
     "math",
     "structured_outputs",
+    "reasoning_gym",
     "tool_use",
     "workplace_assistant",
     "long_context",

@@ -26,6 +26,11 @@ def split_reply(text: str, thinking: bool = True) -> tuple[str, str | None]:
 
 def answer_of(response: dict) -> str:
     """The message text of a response, without a thought that was left in it; empty when there is no message."""
+    return text_of(response).strip()
+
+
+def text_of(response: dict) -> str:
+    """The same with the space around it, for what a space can change."""
     texts = [
         part.get("text", "")
         for item in response.get("output", [])
@@ -33,7 +38,7 @@ def answer_of(response: dict) -> str:
         for part in item.get("content", [])
         if part.get("type") == "output_text"
     ]
-    return "".join(texts).rpartition(END_OF_THOUGHT)[2].strip()
+    return "".join(texts).rpartition(END_OF_THOUGHT)[2]
 
 
 def last_boxed(text: str) -> str | None:

@@ -1,31 +1,31 @@
-"""Structured outputs: the whole answer is one JSON document that a schema allows; what it says is not judged.
+"""Structured outputs: the whole answer is one document that a schema allows; what it says is not judged.
 
-Row: `schema_str` (a JSON schema as text), optional `schema_type`, of which only "json" is here (not YAML, XML, TOML or
-CSV). The schema is read strictly, as in Gym (`strict`). `format` is not checked, and a `$ref` never fetches anything.
+Row: `schema_str` (a JSON schema as text, read strictly: `json_schema.strict`), `schema_type` (json unless given, or yaml,
+xml, toml, csv). With `response_mode` "tool_call" the document is the arguments of the reply's one call instead, of the tool
+`tool_name` if given, or what these have under `tool_payload_key`. `format` is not checked, and a `$ref` never fetches
+anything.
 """
 
 import json
-from functools import lru_cache
 
-from jsonschema import Draft202012Validator, SchemaError
-from referencing import Registry
-from referencing.exceptions import Unresolvable
+from jsonschema import SchemaError
 
-from nemo_cascade.environments.response import answer_of
+from nemo_cascade.environments import documents
+from nemo_cascade.environments.json_schema import validator
+from nemo_cascade.environments.response import text_of
 
-# Under these keywords the keys are the user's names, under those the values are data: neither are keywords of a schema.
-NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-DATA = ("const", "enum", "default", "examples")
+# What the root of a document of these types always is.
+ROOTS = {"csv": "array", "toml": "object"}
 
-_PET = {
-    "schema_str": json.dumps(
-        {
-            "type": "object",
-            "properties": {"name": {"type": "string", "required": False}, "legs": {"enum": [2, 4]}},
-            "required": ["name"],
-        }
-    )
+_SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "required": False}, "legs": {"enum": [2, 4]}},
+    "required": ["name"],
 }
+_PET = {"schema_str": json.dumps(_SCHEMA)}
+_HERD = {"schema_str": json.dumps({"type": "array", "items": {"properties": {"name": {}, "legs": {"type": "integer"}}}})}
+_TAGGED = {"type": "object", "properties": {"pet": {"type": "object", "properties": {"legs": {"type": "integer"}}}}}
+REWARD_RANGE = (0.0, 1.0)
 EXAMPLES = [
     (_PET, '{"name": "Rex", "legs": 4}', 1.0),
     (_PET, ' {"legs": 2,\n "name": ""}\n', 1.0),
@@ -33,91 +33,87 @@ EXAMPLES = [
     (_PET, '{"name": "Rex", "legs": 4, "tail": true}', 0.0),
     (_PET, '```json\n{"name": "Rex", "legs": 4}\n```', 0.0),
     (_PET, 'Here it is: {"name": "Rex", "legs": 4}', 0.0),
+    (_PET | {"schema_type": "yaml"}, "name: Rex\nlegs: 4", 1.0),
+    (_PET | {"schema_type": "yaml"}, "```yaml\nname: Rex\nlegs: 4\n```", 0.0),
+    (_PET | {"schema_type": "toml"}, 'name = "Rex"\nlegs = 4', 1.0),
+    (_PET | {"schema_type": "toml"}, "name = Rex", 0.0),
+    (_HERD | {"schema_type": "csv"}, "name,legs\nRex,4\nPip,2", 1.0),
+    (_HERD | {"schema_type": "csv"}, "name,legs\nRex,four", 0.0),
+    ({"schema_str": json.dumps(_TAGGED), "schema_type": "xml"}, "<pet><legs>4</legs></pet>", 1.0),
+    ({"schema_str": json.dumps(_TAGGED), "schema_type": "xml"}, "<pet><legs>4</legs>", 0.0),
+    (_PET | {"response_mode": "tool_call"}, '{"name": "Rex", "legs": 4}', 0.0),
 ]
 
 
 def problem(row: dict) -> str | None:
-    """What keeps the row from being verified."""
-    if row.get("schema_type", "json") != "json":
-        return f"schema_type {row['schema_type']!r} cannot be checked, only 'json' can"
+    """What keeps the row from being verified, or every reply to it from being right."""
+    kind, mode = row.get("schema_type", "json"), row.get("response_mode") or "text"
+    if kind not in documents.KINDS:
+        return f"schema_type {kind!r} cannot be checked, only {', '.join(documents.KINDS)} can"
+    if mode not in ("text", "tool_call"):
+        return f"response_mode {mode!r} is neither text nor tool_call"
     if not isinstance(row.get("schema_str"), str):
         return "no schema_str (a JSON schema as text)"
     try:
-        validator(row["schema_str"])
+        schema = validator(row["schema_str"]).schema
     except SchemaError as error:
         return f"schema_str is no valid JSON schema: {error.message}"
     except (ValueError, RecursionError) as error:
         return f"schema_str cannot be used: {error}"
+    wanted = schema.get("type") if isinstance(schema, dict) else None
+    root = ROOTS.get(kind) if mode == "text" else None
+    if root and wanted and root not in ([wanted] if isinstance(wanted, str) else wanted):
+        return f"schema_str wants type {wanted!r}, and a {kind} document is always an {root}: no reply can be right"
     return None
 
 
 def verify(row: dict, response: dict) -> dict:
-    """{"reward": 1.0 or 0.0, "error_type": None, "parse_error" or "validation_error"}.
+    """{"reward": 1.0 or 0.0, "error_type": None or Gym's name for what is wrong}.
 
     Raises what `validator` does for a row that has a `problem`.
     """
     allowed = validator(row["schema_str"])
+    kind = row.get("schema_type", "json")
+    error, document = _called(row, response) if row.get("response_mode") == "tool_call" else _written(kind, response)
+    if error is None:
+        try:
+            if row.get("response_mode") != "tool_call":
+                document = documents.typed(kind, document, allowed.schema)
+            error = None if allowed.is_valid(document) else "validation_error"
+        # Documents nested too deep, numbers too large for a float, keys that are no texts, a $ref that leads nowhere.
+        except Exception:
+            error = "validation_error"
+    return {"reward": float(error is None), "error_type": error}
+
+
+def _written(kind: str, response: dict) -> tuple[str | None, object]:
+    """(error, document) of the reply's text. Line breaks between a thought and the answer are no part of the answer."""
+    text = text_of(response).lstrip("\r\n")
+    if not text.strip():
+        return "empty_response", None
     try:
-        document = read_json(answer_of(response))
-    except (ValueError, RecursionError):
-        return {"reward": 0.0, "error_type": "parse_error"}
-    try:
-        valid = allowed.is_valid(document)
-    # Documents nested too deep, numbers too large for a float, and a $ref that leads nowhere.
-    except (RecursionError, OverflowError, Unresolvable):
-        valid = False
-    return {"reward": float(valid), "error_type": None if valid else "validation_error"}
+        return None, documents.read(kind, text)
+    except documents.Unreadable:
+        return "parse_error", None
 
 
-def read_json(text: str):
-    """One JSON document. Raises ValueError for all else, keys given twice and NaN too, RecursionError when too deep."""
-    return json.loads(text, object_pairs_hook=_object, parse_constant=_not_json)
-
-
-# More than the released data has, because rows are read again and again in the same order.
-@lru_cache(maxsize=16_384)
-def validator(schema_str: str) -> Draft202012Validator:
-    """What the schema allows.
-
-    Raises SchemaError for an invalid one, ValueError for text that is not JSON or a `$ref` to another document, and
-    RecursionError for one nested too deep.
-    """
-    schema = strict(json.loads(schema_str))
-    Draft202012Validator.check_schema(schema)
-    # Without a registry of its own jsonschema would fetch what a $ref points to, files included.
-    return Draft202012Validator(schema, registry=Registry())
-
-
-def strict(schema, closed: bool = True):
-    """A copy whose objects must have all of their `properties` and no others; those inside `anyOf`, `allOf` stay open.
-
-    A `required` that is not a list, which some released rows have inside a property, is dropped. Raises ValueError for
-    a `$ref` to another document.
-    """
-    if isinstance(schema, list):
-        return [strict(part, closed=False) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    reference = schema.get("$ref", "#")
-    if isinstance(reference, str) and not reference.startswith("#"):
-        raise ValueError(f"its $ref {reference!r} points outside, and nothing is fetched; define it under $defs")
-    copy = {}
-    for key, value in schema.items():
-        if key in NAMED and isinstance(value, dict):
-            copy[key] = {name: strict(part, closed) for name, part in value.items()}
-        elif key != "required" or isinstance(value, list):
-            copy[key] = value if key in DATA else strict(value, closed)
-    if closed and "properties" in copy:
-        copy |= {"required": list(copy["properties"]), "additionalProperties": False}
-    return copy
-
-
-def _object(pairs: list[tuple]) -> dict:
-    read = dict(pairs)
-    if len(read) < len(pairs):
-        raise ValueError("a key is given twice")
-    return read
-
-
-def _not_json(constant: str):
-    raise ValueError(f"{constant} is not JSON")
+def _called(row: dict, response: dict) -> tuple[str | None, object]:
+    """(error, document) of the reply's call."""
+    if response.get("error") is not None:
+        return "api_error", None
+    calls = [item for item in response.get("output", []) if item.get("type") == "function_call"]
+    if len(calls) != 1:
+        return "multiple_tool_calls" if calls else "missing_tool_call", None
+    if row.get("tool_name") and calls[0].get("name") != row["tool_name"]:
+        return "wrong_tool_name", None
+    document, key = calls[0].get("arguments"), row.get("tool_payload_key")
+    if not isinstance(document, dict):
+        try:
+            document = documents.read("json", document)
+        except (TypeError, documents.Unreadable):
+            return "tool_arguments_parse_error", None
+    if not key:
+        return None, document
+    if not isinstance(document, dict) or key not in document:
+        return "missing_tool_payload_key", None
+    return None, document[key]

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from nemo_cascade.environments import response_of
-from nemo_cascade.environments.structured_outputs import EXAMPLES, problem, strict, validator, verify
+from nemo_cascade.environments.json_schema import strict, validator
+from nemo_cascade.environments.structured_outputs import EXAMPLES, problem, verify
 
 
 def row(schema) -> dict:
@@ -63,7 +64,7 @@ def test_no_answer_raises(text):
 
 @pytest.mark.parametrize(
     "answer",
-    ["", "NaN", "[-Infinity]", '{"a": 1, "a": 2}', '[{"b": 1, "b": 1}]', "{'a': 1}", "[1,]", "1 2", "```\n1\n```"],
+    ["NaN", "[-Infinity]", '{"a": 1, "a": 2}', '[{"b": 1, "b": 1}]', "{'a': 1}", "[1,]", "1 2", "```\n1\n```"],
 )
 def test_what_is_not_one_json_document_earns_nothing_under_any_schema(answer):
     verdict = verify({"schema_str": ANYTHING}, response_of(f"</think>{answer}"))
@@ -146,7 +147,10 @@ def test_a_reference_to_another_document_is_told_and_never_fetched(tmp_path):
         ({"schema_str": "5"}, "no valid JSON schema"),
         ({"schema_str": '{"type": "sheep"}'}, "'sheep'"),
         ({"schema_str": '{"pattern": "("}'}, "no valid JSON schema"),
-        ({"schema_str": "{}", "schema_type": "yaml"}, "'yaml' cannot be checked"),
+        ({"schema_str": "{}", "schema_type": "ini"}, "'ini' cannot be checked, only json, yaml, xml, toml, csv can"),
+        ({"schema_str": "{}", "response_mode": "voice"}, "response_mode 'voice' is neither text nor tool_call"),
+        ({"schema_str": '{"type": "object"}', "schema_type": "csv"}, "a csv document is always an array: no reply can be right"),
+        ({"schema_str": '{"type": ["array", "null"]}', "schema_type": "toml"}, "a toml document is always an object"),
     ],
 )
 def test_a_row_that_cannot_be_verified_is_told_in_one_line(row, said):
@@ -155,3 +159,46 @@ def test_a_row_that_cannot_be_verified_is_told_in_one_line(row, said):
 
 def test_a_schema_is_built_once():
     assert validator(ANYTHING) is validator(row({})["schema_str"])
+
+
+@pytest.mark.parametrize("kind, wanted", [("csv", "array"), ("toml", "object"), ("xml", "array"), ("yaml", "string")])
+def test_a_row_is_fine_where_some_document_can_be_right(kind, wanted):
+    assert problem(row({"type": wanted}) | {"schema_type": kind}) is None
+    assert problem(row({"type": ["null", wanted]}) | {"schema_type": kind}) is None
+    assert problem(row({}) | {"schema_type": kind}) is None
+
+
+def test_an_empty_answer_is_told_from_a_bad_one():
+    assert verify(row({}), response_of("</think> \n "))["error_type"] == "empty_response"
+    assert verify(row({}), response_of("</think>{"))["error_type"] == "parse_error"
+    assert verify(row(FRUIT), response_of("</think>{}"))["error_type"] == "validation_error"
+
+
+PEAR = {"name": "pear", "count": 2}
+
+
+def call(name="save", arguments=json.dumps(PEAR)) -> dict:
+    return {"type": "function_call", "name": name, "arguments": arguments}
+
+
+@pytest.mark.parametrize(
+    "more, output, said",
+    [
+        ({}, [call()], None),
+        ({}, [{"type": "message", "content": []}, call()], None),
+        ({}, [call(arguments=PEAR)], None),
+        ({"tool_name": "save"}, [call()], None),
+        ({"tool_payload_key": "fruit"}, [call(arguments=json.dumps({"fruit": PEAR, "more": 1}))], None),
+        ({"tool_name": "save"}, [call("drop")], "wrong_tool_name"),
+        ({}, [], "missing_tool_call"),
+        ({}, [call(), call()], "multiple_tool_calls"),
+        ({}, [call(arguments="{")], "tool_arguments_parse_error"),
+        ({}, [call(arguments=None)], "tool_arguments_parse_error"),
+        ({"tool_payload_key": "fruit"}, [call()], "missing_tool_payload_key"),
+        ({"tool_payload_key": "fruit"}, [call(arguments="[]")], "missing_tool_payload_key"),
+        ({}, [call(arguments="{}")], "validation_error"),
+    ],
+)
+def test_the_arguments_of_the_one_call_are_the_document_where_a_call_is_asked_for(more, output, said):
+    verdict = verify(row(FRUIT) | {"response_mode": "tool_call"} | more, {"output": output})
+    assert verdict == {"reward": float(said is None), "error_type": said}

@@ -1,0 +1,99 @@
+"""Whatever a model writes: a verdict comes, in time, and never a reward, where nothing of it is the answer."""
+
+import json
+import random
+
+import pytest
+
+from nemo_cascade import environments
+from nemo_cascade.environments.workers import Verifiers
+
+# Nothing below makes this number or that letter.
+NUMBER, LETTER = "17389", "J"
+_SCHEMA = json.dumps({"type": "object", "properties": {"a": {"const": int(NUMBER)}, "b": {"type": "array", "items": {"$ref": "#"}}}})
+_CHOICE = {"options": [{"A": "x"}, {LETTER: NUMBER}], "expected_answer": LETTER}
+_PUZZLE = {"question": "?", "answer": NUMBER}
+ROWS = {
+    "mcqa": [
+        *({**_CHOICE, "grading_mode": mode} for mode in environments.get("mcqa").MODES),
+        {**_CHOICE, "template_metadata": {"output_regex": r"answer\s*:\s*\**\s*(?!no)(.*) *\."}},
+    ],
+    "structured_outputs": [{"schema_str": _SCHEMA, "schema_type": kind} for kind in ("json", "yaml", "xml", "toml")],
+    "math": [{"expected_answer": NUMBER}, {"expected_answer": f"\\frac{{{NUMBER}}}{{x}}"}],
+    "reasoning_gym": [
+        _PUZZLE | {"metadata": {"source_dataset": "chain_sum"}},
+        _PUZZLE | {"metadata": {"source_dataset": "simple_integration", "variable": "x", "integrand": f"{NUMBER}*x"}},
+        _PUZZLE | {"metadata": {"source_dataset": "string_insertion"}},
+    ],
+}
+
+OPENINGS = ["(", "[", "{", "<", "\\boxed{", "\\boxed ", "\\frac{", "$", "$$", "\\(", "\\[", "<answer>", "<think>", "```", '{"a":', "[[", "a: [", "- "]
+OPENINGS += ["<a>", "<!DOCTYPE a [", "a = {", "&a [*a, ", "? ", "'''", '"', "Answer: ", "final answer is ", "\\begin{matrix}", "\\left(", "\\sqrt[", "^{", "!"]
+CLOSINGS = [")", "]", "}", ">", "$", "\\)", "\\]", "</answer>", "</think>", "```", "</a>", "\\end{matrix}", "\\right)", "%", "!", "*/", "\n", "."]
+ATOMS = ["9^{9^{9}}", "9**9**9", "100000000!", "((9!)!)!", "1e999", "-0", "NaN", "Infinity", "0x" + "f" * 99, "9" * 5000, "1/0", "\\frac{1}{0}", "i^i"]
+ATOMS += ["\\infty", "x", "B", "a", "A or B", "null", "true", "\x00", "\x1b[2J", "\ud800", "\udfff", "\u202e", "\ufeff", "ﷺ", "\u0301" * 50, "𝟗", "²", "\u2028"]
+ATOMS += ["\\int_0^1 e^{x^x} dx", "\\sum_{n=1}^{\\infty} n^{-n}", "\\prod_{k=1}^{99} k^k", "x^{9999}", "(x+y)^{99}", "\\sqrt{" * 20, "__import__('os')", "1 " * 30]
+ATOMS += ["{'a': 1}", '{"a": 1, "a": 1}', "!!python/name:os.system", "%YAML 9", "<?xml?>", "a,b\n1", "=1+1", "\\def\\a{\\a\\a}\\a", "\\input{/etc/passwd}", "{{7*7}}"]
+
+
+def hostile(rng: random.Random) -> str:
+    """A reply of pieces that are hard on one reader or another; one in a hundred is long."""
+    pieces = [rng.choice(rng.choice([OPENINGS, OPENINGS, CLOSINGS, ATOMS, ATOMS, [" ", "\n", "so ", ", "]])) for _ in range(rng.randint(0, 12))]
+    kind = rng.random()
+    if kind < 0.01:
+        return rng.choice(pieces or ["x"]) * rng.choice([1000, 10_000, 100_000])
+    if kind < 0.2:
+        opening, depth = rng.choice(OPENINGS), rng.choice([20, 40, 200])
+        return opening * depth + "".join(pieces) + rng.choice(CLOSINGS) * rng.choice([0, depth])
+    if kind < 0.3:
+        return "".join(chr(rng.choice([rng.randrange(32), rng.randrange(256), rng.randrange(0x110000)])) for _ in range(rng.randint(1, 200)))
+    return "".join(pieces)
+
+
+MEGABYTES = [piece * (10_000_000 // len(piece)) for piece in ["x", "1 ", "[", "{", "\\boxed{", "<answer>", "Answer: ", "$", "answer", " ", "<a>", "- ", "\\boxed{9^"]]
+
+
+def asked(name: str, replies: list[str]) -> list[tuple[dict, dict]]:
+    rows = [row | {"agent_ref": {"name": name}} for row in ROWS[name]]
+    return [(rows[place % len(rows)], environments.response_of(reply, thinking=False)) for place, reply in enumerate(replies)]
+
+
+def earn_nothing(name: str, replies: list[str]) -> list[dict]:
+    assert not any(NUMBER in reply or LETTER in reply.upper() for reply in replies)
+    pairs = asked(name, replies)
+    if name == "math":
+        with Verifiers(2) as verifiers:
+            verdicts = verifiers.verify(pairs)
+    else:
+        # Here, where what takes too long or ends the process would be seen.
+        verdicts = [environments.get(name).verify(*pair) for pair in pairs]
+    assert [(reply, verdict) for reply, verdict in zip(replies, verdicts) if verdict["reward"] != 0.0] == []
+    json.dumps(verdicts)
+    return verdicts
+
+
+def drawn(name: str, number: int, seed: int) -> list[str]:
+    """Random replies, without those that could be the answer by chance."""
+    rng = random.Random(f"{name}-{seed}")
+    replies = (hostile(rng) for _ in iter(int, 1))
+    good = (reply for reply in replies if NUMBER not in reply and LETTER not in reply.upper())
+    return [next(good) for _ in range(number)]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_hostile_replies_earn_nothing(name):
+    verdicts = earn_nothing(name, drawn(name, 300, seed=0))
+    # What even a worker had to be ended for is rare: most is told from its text.
+    assert sum("verifier_error" in verdict for verdict in verdicts) <= 3
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_ten_megabytes_earn_nothing(name):
+    assert not any("verifier_error" in verdict for verdict in earn_nothing(name, MEGABYTES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_ten_thousand_hostile_replies_earn_nothing(name):
+    verdicts = earn_nothing(name, drawn(name, 10_000, seed=1))
+    assert sum("verifier_error" in verdict for verdict in verdicts) <= 100
