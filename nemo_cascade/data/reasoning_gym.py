@@ -39,10 +39,15 @@ def rows(name: str, split: str, number: int, seed: int = 0, settings: dict | Non
         seen.add(question)
         row = _row(entry)
         # A few entries are not right by their own data set's scorer.
-        if problem(row) is None and verify(row, response_of(f"<answer>{row['answer']}</answer>", thinking=False))["reward"] == 1.0:
+        if (
+            problem(row) is None
+            and verify(row, response_of(f"<answer>{row['answer']}</answer>", thinking=False))["reward"] == 1.0
+        ):
             found.append(row)
     if len(found) < number:
-        raise ValueError(f"{name}: found only {len(found)} {split} rows, not {number}; ask for fewer, or for harder ones by settings")
+        raise ValueError(
+            f"{name}: found only {len(found)} {split} rows, not {number}; ask for fewer, or for harder ones by settings"
+        )
     return found
 
 

@@ -27,7 +27,6 @@ ROUNDING = 6
 
 _HALF = {"question": "How much is 1 - 1/2?", "expected_answer": "0.5"}
 _ANSWER = {"question": "How much is 6 times 7?", "expected_answer": "42"}
-_ROOTS = {"question": "Solve x^2 = 2", "expected_answer": "\\(x = \\pm\\sqrt{2}\\)"}
 _SURD = {"question": "Simplify it", "expected_answer": "$\\frac{1}{\\sqrt{2}}$"}
 REWARD_RANGE = (0.0, 1.0)
 EXAMPLES = [
@@ -43,12 +42,12 @@ EXAMPLES = [
     (_ANSWER, "\\boxed{100000000!}", 0.0),
 ]
 
-# One box around a plain number; nothing else in the reply then changes what math-verify reads.
-_NUMBER = r"-?(?:0|[1-9]\d{0,8})(?:\.\d{1,3})?"
-_BOXED_NUMBER = re.compile(rf"\\boxed\{{ *({_NUMBER}) *\}}")
-_PLAIN_NUMBER = re.compile(_NUMBER)
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,8})(?:\.\d{1,3})?")
+# Beside these math-verify may read another answer than the box, or another than what stands in it.
 _SPECIAL = re.compile(r"final\s+answer|\\fbox", re.IGNORECASE)
 _PERCENT = re.compile(r"%|percent|pct", re.IGNORECASE)
+# Numbers further apart are not equal, however they are rounded.
+_APART = 1e-4
 
 
 def problem(row: dict) -> str | None:
@@ -63,13 +62,14 @@ def problem(row: dict) -> str | None:
 def verify(row: dict, response: dict) -> dict:
     """{"reward": 1.0 or 0.0, "extracted_answer": text or None, "library_reward": the reward, "judge_evaluations": None}."""
     expected, text = bare(row["expected_answer"]), near_the_end(text_of(response))
-    reward, extracted = numbers(expected, text) or formulas(expected, text)
+    box = only_box(text)
+    reward, extracted = by_math_verify(expected, text) if box is None else boxed(expected, box)
     return {"reward": reward, "extracted_answer": extracted, "library_reward": reward, "judge_evaluations": None}
 
 
 def warm_up() -> None:
     """Imports math-verify and builds its patterns and its grammar, which takes seconds."""
-    formulas("\\frac{1}{2}", "\\boxed{\\frac{2}{4}}")
+    by_math_verify("\\frac{1}{2}", "\\boxed{\\frac{2}{4}}")
 
 
 def bare(expected) -> str:
@@ -91,30 +91,61 @@ def near_the_end(text: str) -> str:
     return text[box : box + MAX_TEXT] if box >= 0 else end
 
 
-def numbers(expected: str, text: str) -> tuple[float, str] | None:
-    """(reward, answer) where both are plain numbers and there is no other answer to choose; None elsewhere.
-
-    What math-verify would say, a hundred times faster.
-    """
-    if text.count("\\boxed") != 1 or not _PLAIN_NUMBER.fullmatch(expected) or _SPECIAL.search(text):
+def only_box(text: str) -> str | None:
+    """What stands in the one box of a text, where nothing else in the text changes what math-verify reads; None elsewhere."""
+    if text.count("\\boxed") != 1 or _SPECIAL.search(text) or _PERCENT.search(text, text.find("\\boxed")):
         return None
-    boxed = _BOXED_NUMBER.search(text)
-    if boxed is None or _PERCENT.search(text, boxed.end()):
-        return None
-    return float(Decimal(boxed[1]) == Decimal(expected)), boxed[1]
+    return last_boxed(text)
 
 
-def formulas(expected: str, text: str) -> tuple[float, str | None]:
-    """(reward, answer) by math-verify."""
+# Many of a prompt's replies give the same answer.
+@lru_cache(maxsize=16_384)
+def boxed(expected: str, box: str) -> tuple[float, str | None]:
+    """(reward, answer) of what stands in a reply's one box: what math-verify says, without it where that is plain."""
+    if _NUMBER.fullmatch(expected) and _NUMBER.fullmatch(box):
+        return float(Decimal(box) == Decimal(expected)), box
+    if box == expected:
+        return 1.0, box
+    return by_math_verify(expected, f"\\boxed{{{box}}}")
+
+
+def by_math_verify(expected: str, text: str) -> tuple[float, str | None]:
+    """(reward, answer) of a reply."""
     from math_verify import grader
 
     wanted, found = _expected(expected), _read(text, _targets())
     if not wanted or not found:
         return 0.0, None
-    equal = grader.verify(wanted, found, float_rounding=ROUNDING, timeout_seconds=None)
+    pairs = [(one, other) for one in wanted for other in found]
+    equal = any(
+        not far_apart(one, other) and grader.verify(one, other, float_rounding=ROUNDING, timeout_seconds=None)
+        for one, other in pairs
+    )
     # The answer as it is told: as sympy writes it, or as the reply does if only that equals the expected one.
     wanted_texts, texts = [str(one) for one in wanted], [str(one) for one in found]
     return float(equal), next((one for one in texts if one in wanted_texts), texts[0])
+
+
+def far_apart(one, other) -> bool:
+    """Whether two expressions have values that differ, at the same places of their variables.
+
+    math-verify would simplify their difference to find that it is not zero, a hundred times slower.
+    """
+    from sympy import Expr, Symbol, UnevaluatedExpr
+
+    if not all(isinstance(side, Expr) and not isinstance(side, Symbol) for side in (one, other)):
+        return False
+    # Percentages equal more than their value.
+    if one.has(UnevaluatedExpr) or other.has(UnevaluatedExpr):
+        return False
+    try:
+        variables = sorted(one.free_symbols | other.free_symbols, key=str)
+        places = {variable: 0.7310585 + 0.2689414 * place for place, variable in enumerate(variables)}
+        left, right = (complex(side.subs(places).evalf(15)) for side in (one, other))
+        return abs(left - right) > _APART * max(1.0, abs(left), abs(right))
+    # What has no value is left to math-verify.
+    except Exception:
+        return False
 
 
 @lru_cache(maxsize=16_384)

@@ -25,7 +25,9 @@ def compiled(pattern: str) -> Pattern:
     if found.groups > 1:
         raise ValueError(f"{pattern!r} has {found.groups} groups; the answer must be in one, write the others as (?:...)")
     if _is_nested(parsed, inside=False):
-        raise ValueError(f"{pattern!r} repeats something that has repetitions or choices itself, which some replies would never end")
+        raise ValueError(
+            f"{pattern!r} repeats something that has repetitions or choices itself, which some replies would never end"
+        )
     return found
 
 

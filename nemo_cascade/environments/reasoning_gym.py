@@ -38,7 +38,7 @@ _VALUES = {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"}
 _FORMULAS = {"countdown", "polynomial_multiplication", "simple_integration", "intermediate_integration"}
 _FUNCTIONS = "sin|cos|tan|exp|log|ln|sqrt|asin|acos|atan|sinh|cosh|tanh|pi|Abs"
 # No attribute, no name but of a variable or a function, no texts: nothing that could do anything but compute.
-_FORMULA = re.compile(rf"(?:\b(?:{_FUNCTIONS}|[A-Za-z])\b|(?<![A-Za-z_])\d+(?:\.\d*)?|\.\d+|[-+*/^(), ])*+")
+_FORMULA = re.compile(rf"(?:\b(?:{_FUNCTIONS}|[A-Za-z]\d?)\b|(?<![A-Za-z_])\d+(?:\.\d*)?|\.\d+|[-+*/^(), ])*+")
 # These evaluate the row, which is somebody else's file.
 _HEXADECIMAL = re.compile(r"(?:0x[0-9a-fA-F]+|[-+*/%&|^~()<> \d])*+")
 

@@ -1,8 +1,9 @@
 """Gym's side: python checked_oracle.py WHEEL < asked.json > verdicts.json, in a Python that has what Gym's servers import.
 
 That is: fastapi, pydantic, PyYAML, xmltodict==1.0.2, openapi-schema-validator==0.6.3, math-verify==0.8.0 with
-antlr4_13_2, reasoning-gym==0.1.25. Reads [[environment, row, response], ...], writes for each {"reward", "extracted_answer"}, or
-{"error"} where Gym's server would answer 500. `nemo_gym` itself, which needs far more, is stood in for by bare models.
+antlr4_13_2, reasoning-gym==0.1.25. Reads [[environment, row, response], ...], writes for each {"reward",
+"extracted_answer"}, or {"error"} where Gym's server would answer 500. `nemo_gym` itself, which needs far more, is stood in
+for by bare models.
 """
 
 import asyncio
@@ -119,7 +120,9 @@ def main(wheel: str) -> None:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(code, [f"resources_servers/{folder}/app.py" for folder, _ in SERVERS.values()])
         sys.path.insert(0, code)
-        apps = {name: importlib.import_module(f"resources_servers.{SERVERS[name][0]}.app") for name in {one[0] for one in asked}}
+        apps = {
+            name: importlib.import_module(f"resources_servers.{SERVERS[name][0]}.app") for name in {one[0] for one in asked}
+        }
         with contextlib.redirect_stdout(io.StringIO()):
             verdicts = [verdict(apps[name], name, row, response) for name, row, response in asked]
     json.dump(verdicts, sys.stdout)

@@ -38,14 +38,27 @@ def mcqa(rng: random.Random) -> tuple[dict, str]:
     row["grading_mode"] = rng.choice(list(MODES))
     if rng.random() < 0.4:
         row["template_metadata"] = {"output_regex": rng.choice(PATTERNS)}
-    return row, rng.choice([" ", "\n", ". ", "", " or "]).join(_choice(rng, rng.choice(options[:1] * 6 + options)) for _ in range(rng.randint(1, 3)))
+    return row, rng.choice([" ", "\n", ". ", "", " or "]).join(
+        _choice(rng, rng.choice(options[:1] * 6 + options)) for _ in range(rng.randint(1, 3))
+    )
 
 
 def _choice(rng: random.Random, option: dict) -> str:
     letter, text = next(iter(option.items()))
-    one = rng.choice([letter, letter, letter, letter.lower(), text or "", f"{letter}: {text}", f"\\text{{{letter}}}", f"\\text{{{text}}}"])
+    one = rng.choice(
+        [letter, letter, letter, letter.lower(), text or "", f"{letter}: {text}", f"\\text{{{letter}}}", f"\\text{{{text}}}"]
+    )
     one = rng.choice([one, one, one, f"({one})", f" {one}. ", f"{one} {rng.choice('ABZ')}", "Ａ", "ب", "Z", ""])
-    forms = ["\\boxed{%s}", "\\boxed{%s}", "\\boxed{ (%s)}", "\\boxed{%s", "Answer: %s", "answer : %s\n", "**Answer: %s**", "__Answer__:%s"]
+    forms = [
+        "\\boxed{%s}",
+        "\\boxed{%s}",
+        "\\boxed{ (%s)}",
+        "\\boxed{%s",
+        "Answer: %s",
+        "answer : %s\n",
+        "**Answer: %s**",
+        "__Answer__:%s",
+    ]
     forms += ["Option Selected: %s", "Final choice:  %s ", "I choose the %s", "%s", words(rng) + " %s", "\\boxed{}, 3} %s}"]
     return rng.choice(forms) % one
 
@@ -72,7 +85,9 @@ def _scalar(rng: random.Random) -> dict:
     kinds = ["string", "integer", "number", "boolean", "null", ["string", "null"], ["integer", "null"], ["number", "string"]]
     schema = {"type": rng.choice(kinds)}
     if schema["type"] == "string" and rng.random() < 0.3:
-        schema |= rng.choice([{"enum": WORDS[:3]}, {"minLength": 4}, {"pattern": "^[a-z]+$"}, {"format": "date"}, {"description": "d"}])
+        schema |= rng.choice(
+            [{"enum": WORDS[:3]}, {"minLength": 4}, {"pattern": "^[a-z]+$"}, {"format": "date"}, {"description": "d"}]
+        )
     if schema["type"] == "integer" and rng.random() < 0.3:
         schema |= rng.choice([{"minimum": 3}, {"maximum": 3}, {"multipleOf": 2}, {"const": 2}, {"nullable": True}])
     return schema
@@ -83,7 +98,9 @@ def _schema(rng: random.Random, depth: int, kind: str | None = None) -> dict:
     if kind == "object":
         names = rng.sample(WORDS[:9] + ["required", "properties"] * (rng.random() < 0.02), rng.randint(1, 4))
         schema = {"type": "object", "properties": {name: _schema(rng, depth - 1) for name in names}}
-        schema |= rng.choice([{}, {}, {"required": names[:1]}, {"additionalProperties": True}, {"additionalProperties": "false"}])
+        schema |= rng.choice(
+            [{}, {}, {"required": names[:1]}, {"additionalProperties": True}, {"additionalProperties": "false"}]
+        )
         return schema | rng.choice([{}, {}, {}, {"required": {"item": names}}, {"minProperties": 1}])
     if kind == "array":
         return {"type": "array", "items": _schema(rng, depth - 1)} | rng.choice([{}, {"minItems": 1}, {"uniqueItems": True}])
@@ -109,7 +126,12 @@ def _document(rng: random.Random, schema: dict):
         return found | ({"more": 1} if rng.random() < 0.04 else {})
     if kind == "array":
         return [_document(rng, schema.get("items", {})) for _ in range(rng.randint(0, 3))]
-    plain = {"string": words(rng), "integer": rng.randint(-3, 9), "number": rng.choice([1.5, 2, -0.25]), "boolean": rng.random() < 0.5}
+    plain = {
+        "string": words(rng),
+        "integer": rng.randint(-3, 9),
+        "number": rng.choice([1.5, 2, -0.25]),
+        "boolean": rng.random() < 0.5,
+    }
     return plain.get(kind)
 
 
@@ -142,16 +164,26 @@ def _spoiled(rng: random.Random, text: str) -> str:
     if rng.random() < 0.7:
         return text
     place = rng.randint(0, len(text))
-    spoiled = [text[:place], f"```\n{text}\n```", f"Here: {text}", text[:place] + rng.choice("{}[]<>:,\"'\n\t-") + text[place:], "", " "]
+    spoiled = [
+        text[:place],
+        f"```\n{text}\n```",
+        f"Here: {text}",
+        text[:place] + rng.choice("{}[]<>:,\"'\n\t-") + text[place:],
+        "",
+        " ",
+    ]
     return rng.choice([*spoiled, text + "\n", f" {text} ", text[:place] + text[place + 1 :], text.replace("true", "TRUE")])
 
 
 # Math.
 
-ANSWERS = """42 -7 0 1000000 12345678901 3.14 0.5 -0.25 0.333333 1,234 1/2 \\frac{1}{2} \\frac{3}{4} -\\frac{5}{3} \\dfrac{7}{2} \\sqrt{2}
-2\\sqrt{3} \\frac{\\sqrt{2}}{2} \\pi 2\\pi e^{2} x^2+1 (x+1)^2 x^{2}+2x+1 \\{1,2\\} \\{2,1\\} (1,2) [1,2] (0,\\infty) x=3 y=2x+1
-50\\% 0.5 \\text{yes} \\text{no} A 2^{10} 1024 10^{-3} 0.001 3!  6 \\binom{4}{2} \\begin{pmatrix}1&2\\\\3&4\\end{pmatrix} 3+4i \\log(8)
-\\sin(x) 30^\\circ 5\\text{cm} 5 \\$20 20 x>2 \\infty -1 \\pm1 1,2 \\frac{333}{1997} (2-\\sqrt{3})^{16} 007 7.0 7.00 +7""".split()
+ANSWERS = """
+42 -7 0 1000000 12345678901 3.14 0.5 -0.25 0.333333 1,234 1/2 \\frac{1}{2} \\frac{3}{4} -\\frac{5}{3} \\dfrac{7}{2}
+\\sqrt{2} 2\\sqrt{3} \\frac{\\sqrt{2}}{2} \\pi 2\\pi e^{2} x^2+1 (x+1)^2 x^{2}+2x+1 \\{1,2\\} \\{2,1\\} (1,2) [1,2]
+(0,\\infty) x=3 y=2x+1 50\\% 0.5 \\text{yes} \\text{no} A 2^{10} 1024 10^{-3} 0.001 3! 6 \\binom{4}{2}
+\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix} 3+4i \\log(8) \\sin(x) 30^\\circ 5\\text{cm} 5 \\$20 20 x>2 \\infty -1 \\pm1 1,2
+\\frac{333}{1997} (2-\\sqrt{3})^{16} 007 7.0 7.00 +7
+""".split()
 
 
 def math(rng: random.Random) -> tuple[dict, str]:
@@ -159,23 +191,65 @@ def math(rng: random.Random) -> tuple[dict, str]:
     if rng.random() < 0.45:
         given = expected
     if rng.random() < 0.3:
-        expected, given = (f"{rng.choice(['', '-'])}{rng.choice([rng.randint(0, 20), rng.randint(0, 20) / 4, 100])}" for _ in "ab")
+        expected, given = (
+            f"{rng.choice(['', '-'])}{rng.choice([rng.randint(0, 20), rng.randint(0, 20) / 4, 100])}" for _ in "ab"
+        )
     wrapped = rng.choice([expected, expected, expected, f"${expected}$", f"\\({expected}\\)", f" {expected} "])
-    forms = ["\\boxed{%s}", "$\\boxed{%s}$", "\\[\\boxed{%s}\\]", "The final answer is $%s$. I hope it is correct.", "Answer: %s", "\\boxed{%s}."]
-    forms += ["So the answer is $%s$", "%s", "$x = \\boxed{%s}$", "\\boxed{1} and \\boxed{%s}", "$%s$", "\\boxed{ %s } units", "\\fbox{%s}", "\\boxed{%s"]
+    forms = [
+        "\\boxed{%s}",
+        "$\\boxed{%s}$",
+        "\\[\\boxed{%s}\\]",
+        "The final answer is $%s$. I hope it is correct.",
+        "Answer: %s",
+        "\\boxed{%s}.",
+    ]
+    forms += [
+        "So the answer is $%s$",
+        "%s",
+        "$x = \\boxed{%s}$",
+        "\\boxed{1} and \\boxed{%s}",
+        "$%s$",
+        "\\boxed{ %s } units",
+        "\\fbox{%s}",
+        "\\boxed{%s",
+    ]
     forms += ["\\boxed{%s}, the final answer is 3", "**Final Answer** \\(\\boxed{%s}\\)", "\\boxed{%s}\\%%", "it is %s percent"]
-    before = rng.choice(["", "", "We have $a=1$ and 17 ways.\n", "First \\(x^2 = 4\\), so 2. ", "Let f(x) = 3x, then ", "answer 5? No. "])
+    before = rng.choice(
+        ["", "", "We have $a=1$ and 17 ways.\n", "First \\(x^2 = 4\\), so 2. ", "Let f(x) = 3x, then ", "answer 5? No. "]
+    )
     after = rng.choice(["", "", "", "\nDone.", " It {is} so.", " $q$"])
     return {"question": "?", "expected_answer": wrapped}, before + rng.choice(forms) % given + after
 
 
 # Reasoning Gym.
 
-DATA_SETS = """ab basic_arithmetic binary_matrix bitwise_arithmetic chain_sum caesar_cipher coin_flip complex_arithmetic countdown count_bits
-course_schedule dice family_relationships fraction_simplification gcd intermediate_integration knights_knaves leg_counting lcm
-letter_counting maze mini_sudoku n_queens number_sorting palindrome_generation polynomial_equations
-power_function simple_equations simple_geometry simple_integration spiral_matrix spell_backward string_insertion syllogism word_sorting""".split()
-JUNK = ["", "junk", "0", "1", "[]", "[1, 2]", "x", "True", "yes", "(", "1/0", "x**2", "3*(4+1)", "[['Q']]", "a b c", "-5", "0x1f", "[[0, 1], [1, 0]]"]
+DATA_SETS = """
+ab basic_arithmetic binary_matrix bitwise_arithmetic chain_sum caesar_cipher coin_flip complex_arithmetic countdown
+count_bits course_schedule dice family_relationships fraction_simplification gcd intermediate_integration knights_knaves
+leg_counting lcm letter_counting maze mini_sudoku n_queens number_sorting palindrome_generation polynomial_equations
+power_function simple_equations simple_geometry simple_integration spiral_matrix spell_backward string_insertion syllogism
+word_sorting
+""".split()
+JUNK = [
+    "",
+    "junk",
+    "0",
+    "1",
+    "[]",
+    "[1, 2]",
+    "x",
+    "True",
+    "yes",
+    "(",
+    "1/0",
+    "x**2",
+    "3*(4+1)",
+    "[['Q']]",
+    "a b c",
+    "-5",
+    "0x1f",
+    "[[0, 1], [1, 0]]",
+]
 
 
 def puzzles() -> list[dict]:
@@ -185,8 +259,25 @@ def puzzles() -> list[dict]:
 def puzzle(rng: random.Random, rows: list[dict]) -> tuple[dict, str]:
     row = rng.choice(rows)
     same = [other for other in rows if other["metadata"]["source_dataset"] == row["metadata"]["source_dataset"]]
-    answer = rng.choice([row["answer"], row["answer"], rng.choice(same)["answer"], rng.choice(JUNK), row["answer"] + rng.choice(" .1x)"), row["answer"][1:]])
-    forms = ["<answer>%s</answer>", "<answer> %s\n</answer> done", "<answer>1</answer> no <answer>%s</answer>", "%s", "\\boxed{%s}", "<answer>%s", "It is %s"]
+    answer = rng.choice(
+        [
+            row["answer"],
+            row["answer"],
+            rng.choice(same)["answer"],
+            rng.choice(JUNK),
+            row["answer"] + rng.choice(" .1x)"),
+            row["answer"][1:],
+        ]
+    )
+    forms = [
+        "<answer>%s</answer>",
+        "<answer> %s\n</answer> done",
+        "<answer>1</answer> no <answer>%s</answer>",
+        "%s",
+        "\\boxed{%s}",
+        "<answer>%s",
+        "It is %s",
+    ]
     return row, rng.choice(forms).replace("%s", answer)
 
 

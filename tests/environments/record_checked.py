@@ -33,7 +33,9 @@ def gym(wheel: str, python: str, asked: list[tuple[str, dict, dict]]) -> list[di
 
 def theirs(wheel: str, python: str, name: str, drawn: list[tuple[dict, str]]) -> list[str]:
     """Gym's verdicts in short; no reward where its server fails."""
-    return [short(name, found) for found in gym(wheel, python, [(name, row, response_of(reply, False)) for row, reply in drawn])]
+    return [
+        short(name, found) for found in gym(wheel, python, [(name, row, response_of(reply, False)) for row, reply in drawn])
+    ]
 
 
 def ours(name: str, drawn: list[tuple[dict, str]]) -> list[str]:

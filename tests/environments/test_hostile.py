@@ -10,7 +10,9 @@ from nemo_cascade.environments.workers import Verifiers
 
 # Nothing below makes this number or that letter.
 NUMBER, LETTER = "17389", "J"
-_SCHEMA = json.dumps({"type": "object", "properties": {"a": {"const": int(NUMBER)}, "b": {"type": "array", "items": {"$ref": "#"}}}})
+_SCHEMA = json.dumps(
+    {"type": "object", "properties": {"a": {"const": int(NUMBER)}, "b": {"type": "array", "items": {"$ref": "#"}}}}
+)
 _CHOICE = {"options": [{"A": "x"}, {LETTER: NUMBER}], "expected_answer": LETTER}
 _PUZZLE = {"question": "?", "answer": NUMBER}
 ROWS = {
@@ -27,18 +29,127 @@ ROWS = {
     ],
 }
 
-OPENINGS = ["(", "[", "{", "<", "\\boxed{", "\\boxed ", "\\frac{", "$", "$$", "\\(", "\\[", "<answer>", "<think>", "```", '{"a":', "[[", "a: [", "- "]
-OPENINGS += ["<a>", "<!DOCTYPE a [", "a = {", "&a [*a, ", "? ", "'''", '"', "Answer: ", "final answer is ", "\\begin{matrix}", "\\left(", "\\sqrt[", "^{", "!"]
-CLOSINGS = [")", "]", "}", ">", "$", "\\)", "\\]", "</answer>", "</think>", "```", "</a>", "\\end{matrix}", "\\right)", "%", "!", "*/", "\n", "."]
-ATOMS = ["9^{9^{9}}", "9**9**9", "100000000!", "((9!)!)!", "1e999", "-0", "NaN", "Infinity", "0x" + "f" * 99, "9" * 5000, "1/0", "\\frac{1}{0}", "i^i"]
-ATOMS += ["\\infty", "x", "B", "a", "A or B", "null", "true", "\x00", "\x1b[2J", "\ud800", "\udfff", "\u202e", "\ufeff", "ﷺ", "\u0301" * 50, "𝟗", "²", "\u2028"]
-ATOMS += ["\\int_0^1 e^{x^x} dx", "\\sum_{n=1}^{\\infty} n^{-n}", "\\prod_{k=1}^{99} k^k", "x^{9999}", "(x+y)^{99}", "\\sqrt{" * 20, "__import__('os')", "1 " * 30]
-ATOMS += ["{'a': 1}", '{"a": 1, "a": 1}', "!!python/name:os.system", "%YAML 9", "<?xml?>", "a,b\n1", "=1+1", "\\def\\a{\\a\\a}\\a", "\\input{/etc/passwd}", "{{7*7}}"]
+OPENINGS = [
+    "(",
+    "[",
+    "{",
+    "<",
+    "\\boxed{",
+    "\\boxed ",
+    "\\frac{",
+    "$",
+    "$$",
+    "\\(",
+    "\\[",
+    "<answer>",
+    "<think>",
+    "```",
+    '{"a":',
+    "[[",
+    "a: [",
+    "- ",
+]
+OPENINGS += [
+    "<a>",
+    "<!DOCTYPE a [",
+    "a = {",
+    "&a [*a, ",
+    "? ",
+    "'''",
+    '"',
+    "Answer: ",
+    "final answer is ",
+    "\\begin{matrix}",
+    "\\left(",
+    "\\sqrt[",
+    "^{",
+    "!",
+]
+CLOSINGS = [
+    ")",
+    "]",
+    "}",
+    ">",
+    "$",
+    "\\)",
+    "\\]",
+    "</answer>",
+    "</think>",
+    "```",
+    "</a>",
+    "\\end{matrix}",
+    "\\right)",
+    "%",
+    "!",
+    "*/",
+    "\n",
+    ".",
+]
+ATOMS = [
+    "9^{9^{9}}",
+    "9**9**9",
+    "100000000!",
+    "((9!)!)!",
+    "1e999",
+    "-0",
+    "NaN",
+    "Infinity",
+    "0x" + "f" * 99,
+    "9" * 5000,
+    "1/0",
+    "\\frac{1}{0}",
+    "i^i",
+]
+ATOMS += [
+    "\\infty",
+    "x",
+    "B",
+    "a",
+    "A or B",
+    "null",
+    "true",
+    "\x00",
+    "\x1b[2J",
+    "\ud800",
+    "\udfff",
+    "\u202e",
+    "\ufeff",
+    "ﷺ",
+    "\u0301" * 50,
+    "𝟗",
+    "²",
+    "\u2028",
+]
+ATOMS += [
+    "\\int_0^1 e^{x^x} dx",
+    "\\sum_{n=1}^{\\infty} n^{-n}",
+    "\\prod_{k=1}^{99} k^k",
+    "x^{9999}",
+    "(x+y)^{99}",
+    "\\sqrt{" * 20,
+    "__import__('os')",
+    "1 " * 30,
+]
+ATOMS += [
+    "{'a': 1}",
+    '{"a": 1, "a": 1}',
+    "!!python/name:os.system",
+    "%YAML 9",
+    "<?xml?>",
+    "a,b\n1",
+    "=1+1",
+    "\\def\\a{\\a\\a}\\a",
+    "\\input{/etc/passwd}",
+    "{{7*7}}",
+]
 
 
 def hostile(rng: random.Random) -> str:
     """A reply of pieces that are hard on one reader or another; one in a hundred is long."""
-    pieces = [rng.choice(rng.choice([OPENINGS, OPENINGS, CLOSINGS, ATOMS, ATOMS, [" ", "\n", "so ", ", "]])) for _ in range(rng.randint(0, 12))]
+    pieces = [
+        rng.choice(rng.choice([OPENINGS, OPENINGS, CLOSINGS, ATOMS, ATOMS, [" ", "\n", "so ", ", "]]))
+        for _ in range(rng.randint(0, 12))
+    ]
     kind = rng.random()
     if kind < 0.01:
         return rng.choice(pieces or ["x"]) * rng.choice([1000, 10_000, 100_000])
@@ -46,11 +157,17 @@ def hostile(rng: random.Random) -> str:
         opening, depth = rng.choice(OPENINGS), rng.choice([20, 40, 200])
         return opening * depth + "".join(pieces) + rng.choice(CLOSINGS) * rng.choice([0, depth])
     if kind < 0.3:
-        return "".join(chr(rng.choice([rng.randrange(32), rng.randrange(256), rng.randrange(0x110000)])) for _ in range(rng.randint(1, 200)))
+        return "".join(
+            chr(rng.choice([rng.randrange(32), rng.randrange(256), rng.randrange(0x110000)]))
+            for _ in range(rng.randint(1, 200))
+        )
     return "".join(pieces)
 
 
-MEGABYTES = [piece * (10_000_000 // len(piece)) for piece in ["x", "1 ", "[", "{", "\\boxed{", "<answer>", "Answer: ", "$", "answer", " ", "<a>", "- ", "\\boxed{9^"]]
+MEGABYTES = [
+    piece * (10_000_000 // len(piece))
+    for piece in ["x", "1 ", "[", "{", "\\boxed{", "<answer>", "Answer: ", "$", "answer", " ", "<a>", "- ", "\\boxed{9^"]
+]
 
 
 def asked(name: str, replies: list[str]) -> list[tuple[dict, dict]]:

@@ -29,7 +29,9 @@ def test_the_first_pattern_of_several_that_finds_an_answer_counts():
     assert chosen("choice none, answer A", **patterns) == "A", "'none' is neither a letter nor an option"
 
 
-@pytest.mark.parametrize("captured, letter", [("Y", "Y"), ("y ", "Y"), ("ب", "B"), ("Ａ", "A"), ("অ", "A"), ("AB", None), ("3", None)])
+@pytest.mark.parametrize(
+    "captured, letter", [("Y", "Y"), ("y ", "Y"), ("ب", "B"), ("Ａ", "A"), ("অ", "A"), ("AB", None), ("3", None)]
+)
 def test_a_pattern_captures_a_letter_or_the_text_of_an_option(captured, letter):
     assert chosen(f"pick: {captured}", **own(r"pick: (.+)")) == letter
     assert chosen("pick: two words", options=[{"A": "Two  Words"}], **own(r"pick: (.+)")) == "A"
@@ -52,7 +54,9 @@ def test_patterns_that_some_reply_would_never_end_are_refused(pattern):
     assert "output_regex" in problem(ROW | own(pattern))
 
 
-@pytest.mark.parametrize("pattern", [r"\\boxed\{\s*([A-Za-z])\s*\}", r"Answer\s*:\s*(?!Answer)\s*([A-Za-z])\s*", r"(?:[ab]|c)? ([A-Z])"])
+@pytest.mark.parametrize(
+    "pattern", [r"\\boxed\{\s*([A-Za-z])\s*\}", r"Answer\s*:\s*(?!Answer)\s*([A-Za-z])\s*", r"(?:[ab]|c)? ([A-Z])"]
+)
 def test_patterns_of_released_rows_are_taken(pattern):
     assert problem(ROW | own(pattern)) is None
 

@@ -16,7 +16,9 @@ def score(row: dict, answer: str) -> float:
     return verify(row, response_of(f"<answer>{answer}</answer>", thinking=False))["reward"]
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "countdown", "n_queens", "string_insertion", "simple_integration", "polynomial_multiplication"])
+@pytest.mark.parametrize(
+    "name", ["chain_sum", "countdown", "n_queens", "string_insertion", "simple_integration", "polynomial_multiplication"]
+)
 def test_the_answer_of_an_entry_is_right_and_another_entrys_is_not(name):
     one, other = rows(name, "train", 2, seed=1)
     assert problem(one) is None and score(one, one["answer"]) == 1.0
@@ -40,10 +42,27 @@ def test_the_answer_is_what_stands_in_the_last_tag_or_the_first_box(text, answer
     assert extracted(text) == answer
 
 
-HARMFUL = ["__import__('os').system('touch {}')", "[open('{}', 'w') for _ in '1']", "exec('open(\"{}\", \"w\")')", "().__class__.__base__"]
+HARMFUL = [
+    "__import__('os').system('touch {}')",
+    "[open('{}', 'w') for _ in '1']",
+    'exec(\'open("{}", "w")\')',
+    "().__class__.__base__",
+]
 
 
-@pytest.mark.parametrize("name", ["string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "countdown", "polynomial_multiplication", "simple_integration", "intermediate_integration"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "string_insertion",
+        "spiral_matrix",
+        "binary_matrix",
+        "n_queens",
+        "countdown",
+        "polynomial_multiplication",
+        "simple_integration",
+        "intermediate_integration",
+    ],
+)
 @pytest.mark.parametrize("code", HARMFUL)
 def test_an_answer_is_never_run_as_code(name, code, tmp_path):
     (row,) = rows(name, "train", 1)
@@ -129,7 +148,10 @@ def test_rows_are_written_that_can_be_read_and_verified(tmp_path):
         (["--out", "x", "--data-sets", "sheep"], "'sheep' is no data set"),
         (["--out", "x", "--data-sets", "rush_hour"], "gives its own answer no reward"),
         (["--out", "x", "--data-sets", "gcd", "--settings", '{"gcd": {"wool": 1}}'], "does not take the settings"),
-        (["--out", "x", "--data-sets", "coin_flip", "--settings", '{"coin_flip": {"min_trials": 2, "max_trials": 2}}'], "ask for fewer"),
+        (
+            ["--out", "x", "--data-sets", "coin_flip", "--settings", '{"coin_flip": {"min_trials": 2, "max_trials": 2}}'],
+            "ask for fewer",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_told_in_one_line(arguments, said, capsys, tmp_path, monkeypatch):

@@ -149,7 +149,10 @@ def test_a_reference_to_another_document_is_told_and_never_fetched(tmp_path):
         ({"schema_str": '{"pattern": "("}'}, "no valid JSON schema"),
         ({"schema_str": "{}", "schema_type": "ini"}, "'ini' cannot be checked, only json, yaml, xml, toml, csv can"),
         ({"schema_str": "{}", "response_mode": "voice"}, "response_mode 'voice' is neither text nor tool_call"),
-        ({"schema_str": '{"type": "object"}', "schema_type": "csv"}, "a csv document is always an array: no reply can be right"),
+        (
+            {"schema_str": '{"type": "object"}', "schema_type": "csv"},
+            "a csv document is always an array: no reply can be right",
+        ),
         ({"schema_str": '{"type": ["array", "null"]}', "schema_type": "toml"}, "a toml document is always an object"),
     ],
 )
