@@ -37,6 +37,13 @@ SHAPES = {
     "one key-value head": dict(hybrid_override_pattern="**ME", num_key_value_heads=1),
     "as many key-value heads as heads": dict(hybrid_override_pattern="M*ME", num_key_value_heads=4, head_dim=12),
     "experts first, attention last": dict(hybrid_override_pattern="EEMM*", ssm_state_size=8, conv_kernel=3),
+    # What a CPU's kernels take: heads and states of whole registers.
+    "sides that divide by sixteen": dict(
+        hybrid_override_pattern="MEM*EM*", hidden_size=64, head_dim=16, mamba_head_dim=16, ssm_state_size=32, moe_intermediate_size=32
+    ),
+    "sixteen, four groups": dict(
+        hybrid_override_pattern="M*MEM", hidden_size=64, head_dim=32, mamba_num_heads=8, mamba_head_dim=32, n_groups=4
+    ),
     "the real pattern": dict(
         hybrid_override_pattern="MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME", initializer_range=0.05
     ),
