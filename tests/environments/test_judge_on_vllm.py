@@ -9,7 +9,6 @@ import random
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from nemo_cascade.environments.genrm_compare import FIELDS, judge_messages, pars
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages.config import GenRMConfig
 from nemo_cascade.stages.judge import EndpointJudge, Judge
+from tests.environments.test_endpoint import served
 
 ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("NEMO_CASCADE_VLLM_PYTHON") or str(ROOT / ".venv-vllm" / "bin" / "python")
@@ -111,25 +111,6 @@ class Line:
                 self.busy -= 1
 
 
-@contextmanager
-def through(line):
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            line.respond(self)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def config(url, **settings) -> EndpointConfig:
     return EndpointConfig(base_url=url, model="judge", max_tokens=64, extra_body=GUIDED, **settings)
 
@@ -147,7 +128,7 @@ def test_a_served_model_under_a_grammar_always_says_scores(vllm):
 
 def test_a_bad_line_costs_no_verdict_while_there_are_tries(vllm):
     line = Line(vllm, dropped=30, garbled=10, late=10)
-    with through(line) as url:
+    with served(line) as url:
         said = Endpoint(config(url, tries=12, concurrency=8, timeout=60)).ask(asked(60), usable=readable)
     assert all(readable(text) for text in said)
     assert line.requests > 75 and 1 < line.most <= 8
@@ -155,7 +136,7 @@ def test_a_bad_line_costs_no_verdict_while_there_are_tries(vllm):
 
 def test_a_slow_reply_is_given_up_and_asked_for_again(vllm):
     line = Line(vllm, late=50)
-    with through(line) as url:
+    with served(line) as url:
         said = Endpoint(config(url, tries=12, concurrency=8, timeout=2)).ask(asked(20), usable=readable)
     assert all(readable(text) for text in said) and line.requests > 25
 
@@ -168,7 +149,7 @@ def test_what_is_never_answered_is_undecided_counted_and_told(vllm):
         return Rollout("ab" * 32, k, [10], tokens, [0.0] * len(tokens), "stop")
 
     groups = [Group(row, "preference", [reply(k) for k in range(4)]) for row in rows]
-    with through(Line(vllm, dropped=40)) as url:
+    with served(Line(vllm, dropped=40)) as url:
         judge = Judge(EndpointJudge(Endpoint(config(url, tries=1, concurrency=8))), TOKENIZER, GenRMConfig())
         judge.reward_groups(groups)
     told = [rollout.info["judge_readable"] for group in groups for rollout in group.rollouts]

@@ -173,7 +173,7 @@ def attacks(bait: "Bait") -> dict[str, Attack]:
         ),
         "a file of a terabyte": python("f = os.open('f', os.O_CREAT | os.O_WRONLY)\nmust_fail(os.ftruncate, f, 2**40)"),
         "something for the next run": python(
-            "for n in ('/box/work/x', '/tmp/x', '/dev/shm/x', '/box/x'): open(n, 'w').write('left')"
+            "for n in ('x', '/tmp/x', '/dev/shm/x', '/box/x'): open(n, 'w').write('left')"
         ),
         "a device": python(
             f"must_fail(os.mknod, 'sda', 0o60666, os.makedev(254, 0))\nmust_fail(os.open, '{bait.device}', os.O_RDONLY)"

@@ -201,7 +201,6 @@ def test_a_guided_judge_says_the_likeliest_value_of_each_field_in_turn(checkpoin
             rest = begun.rstrip(", ")[:-1]
             rivals = {text[: text.index(end)]: sum(logprobs[: tokens_of(text[: text.index(end)])]) for text, logprobs in of_all.items() if text.startswith(rest)}
             assert rivals[begun] == max(rivals.values()) and len(rivals) > 4
-    assert len(set(said)) > 1 or said[0] != '{"score_1": 1, "score_2": 1, "ranking": 1}'
 
 
 def tokens_of(text: str) -> int:
