@@ -145,7 +145,7 @@ def formats(rng: random.Random) -> Pairs:
     return [(row, _alone(reply)) for row, reply in drawn if environments.get("structured_outputs").problem(row) is None]
 
 
-@case("structured outputs, Gym's rows of v4", "structured_outputs")
+@case("structured outputs, Gym's rows of v4", "structured_outputs", bar=20_000)
 def gyms_schemas(rng: random.Random) -> Pairs:
     pairs = []
     for row in gym_rows("structured_outputs/data/structured_outputs_v4_example.jsonl"):
