@@ -7,6 +7,7 @@ not the recipe is caught here, before any process group, folder or model exists.
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from nemo_cascade import environments
 from nemo_cascade.cascade import compute, layout
-from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing
+from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing, is_slip, join, nearest
 from nemo_cascade.data import demo
 from nemo_cascade.data.packing import document_multiple
 from nemo_cascade.data.rows import DataError, environment_of
@@ -127,6 +128,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += layout.problems(stage, where, world_size)
         problems += compute.problems(stage, where, swaps_weights(stage))
     problems += agreement_problems(cascade, source)
+    problems += domain_problems(source)
     problems += shadowed_problems(source)
     return list(dict.fromkeys(problems))
 
@@ -154,6 +156,7 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
             problems += layout.legal_problems(stage, where, gpus)
     problems += agreement_problems(cascade, source)
     problems += sampling_problems(cascade)
+    problems += domain_problems(source)
     problems += shadowed_problems(source)
     return list(dict.fromkeys(problems))
 
@@ -173,6 +176,10 @@ def order_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
         if "kind" not in stage and name not in cascade.order:
             real = [other for other, values in source.overrides.items() if "kind" in values]
             yield f"cascade.stages.{name}: unknown stage{did_you_mean(name, real)}"
+        elif name not in cascade.order:
+            asked = nearest(name, [other for other in cascade.order if other not in source.overrides])
+            if asked is not None:
+                yield f"cascade.stages.{name}: cascade.order names no such stage, but one that is missing; did you mean {asked}?"
 
 
 def cascade_problems(cascade: "CascadeConfig") -> Iterator[str]:
@@ -572,6 +579,39 @@ def data_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
                     f"data.validation.{domain}: {stage.name} trains on {domain} but nothing scores it; add a "
                     "validation file or set cascade.validation.num_prompts=0"
                 )
+
+
+def domain_problems(source: "Source") -> Iterator[str]:
+    """A domain has any name, so that a slip of the finger makes a new one: told where its file, or other keys, have the other.
+
+    Names that differ in a digit, as code_1 and code_2, are meant.
+    """
+    places = [("", source.defaults), *((source.own(name, ""), values) for name, values in source.overrides.items())]
+    named = [
+        (join(path, f"{key}.{domain}"), domain, parts_of(entry))
+        for path, values in places
+        for key in ("data.train", "data.validation", "teachers")
+        for domain, entry in at(values, key).items()
+    ]
+    uses = Counter(domain for _, domain, _ in named)
+    for key, domain, parts in named:
+        more_used = [other for other in uses if uses[other] > uses[domain]]
+        for other in dict.fromkeys((*parts, *more_used)):
+            if is_slip(domain, other) and not any(letter.isdigit() for letter in domain + other):
+                yield f"{key}: nearly the name of another domain, or of its file; did you mean {other}? Else rename it"
+
+
+def parts_of(entry) -> list[str]:
+    """The names of folders and file in the data_path of a data set's entry, without suffixes."""
+    path = entry.get("data_path") if isinstance(entry, dict) else None
+    return [Path(part).stem for part in Path(path).parts] if isinstance(path, str) else []
+
+
+def at(values: dict, key: str) -> dict:
+    """The mapping at a dotted key, empty where there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}
 
 
 def file_problems(path: str, key: str, known: set[str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ problem.
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -34,10 +35,25 @@ def one_line(text: object) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ "; did you mean X?" for the nearest known word, else the list of known ones."""
     known = list(known)
-    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]}?"
+    near = nearest(str(word), known)
+    if near is not None:
+        return f"; did you mean {near}?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is one slip of the finger away, else the one most alike if it is alike at all."""
+    known = list(known)
+    one_slip = [other for other in known if is_slip(word, other)]
+    return next(iter(one_slip or difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)
+
+
+def is_slip(word: str, other: str) -> bool:
+    """Whether two words differ by one letter left out, put in or replaced, or by two neighbours swapped."""
+    start = len(os.path.commonprefix([word, other]))
+    a, b = word[start:], other[start:]
+    swapped = a[1::-1] == b[:2] and a[2:] == b[2:]
+    return word != other and (a[1:] == b or a == b[1:] or a[1:] == b[1:] or swapped)
 
 
 def join(path: str, key: object) -> str:
@@ -161,7 +177,7 @@ def _clean_dataclass(kind, value, path, problems):
 
 def _elsewhere(kind, key: str, hints: Mapping) -> str:
     """A suggestion: a sibling that looks alike, else the same name deeper down, else the siblings."""
-    if difflib.get_close_matches(key, list(hints), n=1, cutoff=0.6):
+    if nearest(key, hints) is not None:
         return did_you_mean(key, hints)
     for _, name in _dataclass_fields(kind):
         if name.rsplit(".", 1)[-1] == key:
