@@ -23,7 +23,7 @@ def measure(judge: JudgeConfig, run_dir: Path) -> dict[str, float]:
     )
     endpoint = Endpoint(judge.endpoint, run_dir / "judge_answers.sqlite")
     said = endpoint.ask([messages_of(row) for row in rows], usable=readable)
-    verdicts = [genrm.verify(row, response_of(text or "", thinking=False)) for row, text in zip(rows, said)]
+    verdicts = [genrm.verify(row, response_of(one.text if one else "", thinking=False)) for row, one in zip(rows, said)]
     found = {
         "agreement": sum(verdict["reward"] for verdict in verdicts) / len(verdicts),
         "pairs": len(verdicts),

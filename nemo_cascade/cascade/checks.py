@@ -26,6 +26,7 @@ from nemo_cascade.models import fp8
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, JudgeConfig, Source, StageConfig
+    from nemo_cascade.environments.endpoint import EndpointConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -120,6 +121,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += relation_problems(stage, where)
         problems += offload_problems(stage, where)
         problems += installation_problems(stage, where)
+        problems += judges_problems(stage, where)
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
@@ -229,7 +231,7 @@ def judge_problems(cascade: "CascadeConfig") -> Iterator[str]:
     if (name is None) == (cascade.judge.endpoint is None):
         yield "cascade.judge: either a stage or an endpoint judges; set one of cascade.judge.stage and cascade.judge.endpoint"
     elif name is None:
-        yield from endpoint_problems(cascade.judge)
+        yield from endpoint_judge_problems(cascade.judge)
     if name is None:
         return
     if name not in cascade.stages:
@@ -245,12 +247,20 @@ def judge_problems(cascade: "CascadeConfig") -> Iterator[str]:
             yield f"cascade.stages.{name}.data.validation.{domain}: missing; on it the judge's agreement is measured"
 
 
-def endpoint_problems(judge: "JudgeConfig") -> Iterator[str]:
-    """An endpoint has an address, the key that it needs and rows on which its agreement is measured."""
-    key, endpoint = "cascade.judge.endpoint", judge.endpoint
+def endpoint_judge_problems(judge: "JudgeConfig") -> Iterator[str]:
+    """A judge behind an endpoint is one that is there, and has rows on which its agreement is measured."""
     for name in ("base_url", "model"):
-        if is_missing(getattr(endpoint, name)):
-            yield f"{key}.{name}: missing value; set it"
+        if is_missing(getattr(judge.endpoint, name)):
+            yield f"cascade.judge.endpoint.{name}: missing value; set it"
+    yield from endpoint_problems("cascade.judge.endpoint", judge.endpoint)
+    if judge.agreement is None:
+        yield "cascade.judge.agreement: missing; a JSONL file of known preferences, on which the judge's agreement is measured"
+    elif not Path(judge.agreement).is_file():
+        yield f"cascade.judge.agreement: no file {judge.agreement}"
+
+
+def endpoint_problems(key: str, endpoint: "EndpointConfig") -> Iterator[str]:
+    """An endpoint has an address, and the key that it needs."""
     if not is_missing(endpoint.base_url) and not endpoint.base_url.startswith(("http://", "https://")):
         yield f"{key}.base_url: an address such as http://host:8000/v1, got {endpoint.base_url}"
     if endpoint.api_key_env is not None and not os.environ.get(endpoint.api_key_env):
@@ -258,10 +268,16 @@ def endpoint_problems(judge: "JudgeConfig") -> Iterator[str]:
     for name in ("concurrency", "tries", "max_tokens"):
         if getattr(endpoint, name) < 1:
             yield f"{key}.{name}: must be >= 1, got {getattr(endpoint, name)}"
-    if judge.agreement is None:
-        yield "cascade.judge.agreement: missing; a JSONL file of known preferences, on which the judge's agreement is measured"
-    elif not Path(judge.agreement).is_file():
-        yield f"cascade.judge.agreement: no file {judge.agreement}"
+
+
+def judges_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """A judge of single replies serves an environment that asks one."""
+    for name, endpoint in stage.env.judges.items():
+        key = where(f"env.judges.{name}")
+        if name not in environments.asking():
+            known = environments.asking()
+            yield f"{key}: no environment of that name asks a judge about single replies{did_you_mean(name, known)}"
+        yield from endpoint_problems(key, endpoint)
 
 
 def demo_data_problems(settings: "DemoDataConfig") -> Iterator[str]:

@@ -8,6 +8,7 @@ something else.
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ from nemo_cascade.data.files import write_atomically
 
 CONFIG_FILE = "config.yaml"
 
+# Where a judge is and how it is reached. Which model it is decides what a stage computes.
+ENDPOINT = ("base_url", "api_key_env", "concurrency", "timeout", "tries")
+JUDGE_OF_REPLIES = re.compile(rf"env\.judges\.[^.]+\.({'|'.join(ENDPOINT)})")
+
 # Keys that may change under a started stage: they alter where and how it computes or saves, not what it computes. A gate
 # judges a stage afterwards, from its scores.
 HARMLESS = (
@@ -30,8 +35,9 @@ HARMLESS = (
     "logger.",
     "sandbox.",
     "cluster.",
-    "env.",
-    *(f"cascade.judge_endpoint.{name}" for name in ("base_url", "api_key_env", "concurrency", "timeout", "tries")),
+    "env.num_workers",
+    "env.nemo_gym.",
+    *(f"cascade.judge_endpoint.{name}" for name in ENDPOINT),
     "cascade.gate.",
     "grpo.dynamic_sampling_max_gen_batches",
     "policy.generation.max_batch_size",
@@ -133,7 +139,11 @@ def changed_keys(cascade: CascadeConfig, manifest: Manifest, name: str) -> list[
 
 
 def _decisive(document: dict) -> dict:
-    return {key: value for key, value in flatten(document).items() if not key.startswith(HARMLESS)}
+    return {
+        key: value
+        for key, value in flatten(document).items()
+        if not key.startswith(HARMLESS) and not JUDGE_OF_REPLIES.fullmatch(key)
+    }
 
 
 def _show(values: dict, key: str) -> str:

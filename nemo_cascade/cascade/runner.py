@@ -28,7 +28,7 @@ from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.engine import checkpoint, parallel
 from nemo_cascade.engine.policy import model_override_names
-from nemo_cascade.environments.endpoint import EndpointError
+from nemo_cascade.environments.endpoint import Endpoint, EndpointError
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
 from nemo_cascade.stages.prompts import render
@@ -56,6 +56,7 @@ def run(
     try:
         manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage))
         check_rows(cascade)
+        on_rank_0(lambda: refuse_absent_judges(cascade, plan.run))
         agreed = on_rank_0(lambda: agreement_of_endpoint(cascade)) if plan.run else None
     except Exception:
         # Raised on every rank alike, so that every rank can leave and none is left behind with a traceback.
@@ -257,6 +258,18 @@ def refuse_poor_judge(cascade: CascadeConfig, stage: StageConfig, manifest: Mani
                 f"{domain}, less than cascade.judge.min_agreement={cascade.judge.min_agreement}; train the judge longer or "
                 f"on more pairs and repeat it with --from-stage {stage.judge}"
             )
+
+
+def refuse_absent_judges(cascade: CascadeConfig, names: list[str]) -> None:
+    """Raises RunRefused, a line each, for models that judge single replies of these stages and cannot be asked."""
+    asked = {
+        (endpoint.base_url, endpoint.model): (environment, endpoint)
+        for name in names
+        for environment, endpoint in cascade.stages[name].env.judges.items()
+    }
+    trouble = [(environment, Endpoint(endpoint).trouble()) for environment, endpoint in asked.values()]
+    if any(said for _, said in trouble):
+        raise RunRefused("\n".join(f"env.judges.{environment}: {said}" for environment, said in trouble if said))
 
 
 def agreement_of_endpoint(cascade: CascadeConfig) -> str | None:

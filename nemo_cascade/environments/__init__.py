@@ -12,6 +12,13 @@ object. What an environment says of itself, all but the first of which may be mi
     warm_up()    what is better done once in a worker than with the first reply, as slow imports
     IN_THREADS   True where a reply waits for programs in the sandbox, which has its own limits: no worker is needed
 
+and, where a model has to be asked about what `verify` alone cannot decide (`judged.py`; `env.judges` says which model):
+
+    question(row, response, verdict, answers) -> the chat messages to ask next, after these answers (Said), or None
+    usable(text)  whether an answer can be read; others are asked for again
+    judged(row, response, verdict, answers) -> the last verdict; an answer that never came is None
+    needs_judge(row)  True where there is no verdict without; not given, there always is one
+
 `genrm_compare` has no `verify`: a judge compares. Third parties add environments through the entry-point group
 `nemo_cascade.environments` (name -> an object with `verify`). Where replies come from a model, `workers.Verifiers` verifies
 them, in processes of their own.
@@ -41,7 +48,7 @@ OURS = (
 GROUP = "nemo_cascade.environments"
 
 __all__ = ["AGENT_SUFFIX", "answer_of", "environment_of", "get", "in_threads", "names", "repaired", "response_of", "reward_range"]
-__all__ += ["row_problem", "self_test", "time_limit", "verifying"]
+__all__ += ["asking", "needs_judge", "row_problem", "self_test", "time_limit", "verifying"]
 
 
 def names() -> list[str]:
@@ -52,6 +59,11 @@ def names() -> list[str]:
 def verifying() -> list[str]:
     """Those that verify a reply by itself, which is all but the ones that need a judge."""
     return [name for name in names() if hasattr(get(name), "verify")]
+
+
+def asking() -> list[str]:
+    """Those that can ask a judge about a reply that they cannot decide about themselves."""
+    return [name for name in names() if hasattr(get(name), "question")]
 
 
 @cache
@@ -84,6 +96,12 @@ def row_problem(row: dict) -> str | None:
     """What keeps the row's own environment from verifying a reply to it, None when nothing is known to."""
     problem = getattr(get(environment_of(row)), "problem", None)
     return problem(row) if problem is not None else None
+
+
+def needs_judge(row: dict) -> bool:
+    """Whether the row's environment has no verdict on a reply to it unless a judge is asked."""
+    needs = getattr(get(environment_of(row)), "needs_judge", None)
+    return needs is not None and needs(row)
 
 
 def repaired(row: dict) -> dict:

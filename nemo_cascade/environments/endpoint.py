@@ -8,6 +8,8 @@ was asked, so that a run that goes on does not ask twice.
 import asyncio
 import hashlib
 import json
+import logging
+import math
 import os
 import random
 import sqlite3
@@ -17,8 +19,12 @@ from pathlib import Path
 
 import httpx
 
-# Those of a request that is wrong in itself: to send it again would change nothing.
-HOPELESS = {400, 401, 403, 404, 405, 413, 422}
+logger = logging.getLogger(__name__)
+
+# What no request to this endpoint will get past, and what is wrong with one request: to send that again would change nothing.
+CLOSED, HOPELESS = {401, 403, 404, 405}, {400, 413, 422}
+# With `logprobs`, so many of the likeliest tokens at each place.
+TOP_LOGPROBS = 20
 
 
 class EndpointError(RuntimeError):
@@ -30,7 +36,8 @@ class EndpointConfig:
     """A model behind an endpoint. base_url ends in /v1 as a rule; api_key_env names the variable that has the key.
 
     temperature, top_p and max_tokens are NeMo Gym's for a judge. concurrency: requests under way from one process.
-    timeout: seconds for an answer. tries: how often a request is sent. extra_body: further keys of the request.
+    timeout: seconds for an answer. tries: how often a request is sent. logprobs: whether tokens' probabilities are asked for.
+    extra_body: further keys of the request.
     """
 
     base_url: str = "???"
@@ -42,32 +49,75 @@ class EndpointConfig:
     concurrency: int = 64
     timeout: float = 600.0
     tries: int = 4
+    logprobs: bool = False
     extra_body: dict = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a model said. tokens: of each generated token its text and {likely token there: probability}, where asked for."""
+
+    text: str
+    tokens: tuple[tuple[str, dict[str, float]], ...] = ()
+
+
 class Endpoint:
-    """`ask` many at a time. cache: a file that keeps answers, or none."""
+    """`ask` many at a time. cache: a file that keeps answers, no other process's, or none."""
 
     def __init__(self, config: EndpointConfig, cache: Path | None = None):
         self.config = config
         self.cache = _Cache(cache) if cache is not None else None
+        self._has_answered = False
 
-    def ask(self, conversations: list[list[dict]], usable: Callable[[str], bool] = bool) -> list[str | None]:
-        """What the model says after each conversation (chat messages); None where nothing usable came.
+    def ask(self, conversations: list[list[dict]], usable: Callable[[str], bool] = bool) -> list[Said | None]:
+        """What the model says after each conversation (chat messages); None where nothing came whose text is usable.
 
-        Raises EndpointError when the endpoint refuses the key, the model or the request.
+        Raises EndpointError when the endpoint refuses the key or the model, or every request that it has had.
         """
-        return asyncio.run(self._ask_all(conversations, usable))
+        # Equal ones once; replies of a group often agree.
+        names = [json.dumps(messages) for messages in conversations]
+        distinct = dict(zip(names, conversations))
+        answers = asyncio.run(self._ask_all(list(distinct.values()), usable))
+        refusals = [answer for answer in answers if isinstance(answer, EndpointError)]
+        self._has_answered |= any(isinstance(answer, Said) for answer in answers)
+        if refusals and not self._has_answered:
+            raise refusals[0]
+        # A reply that is too long for the model, say, which must cost itself only.
+        for refusal in refusals:
+            logger.warning("%s", refusal)
+        told = {name: None if isinstance(answer, EndpointError) else answer for name, answer in zip(distinct, answers)}
+        return [told[name] for name in names]
 
-    async def _ask_all(self, conversations: list[list[dict]], usable) -> list[str | None]:
+    def trouble(self) -> str | None:
+        """Why nothing can be asked here, by the endpoint's list of models; None where nothing speaks against it."""
+        url = self.config.base_url.rstrip("/") + "/models"
+        try:
+            answer = httpx.get(url, headers=self._headers(), timeout=min(self.config.timeout, 60.0))
+            names = [model["id"] for model in answer.json()["data"]] if answer.is_success else []
+        except httpx.TransportError as error:
+            return f"{url} cannot be reached ({type(error).__name__}: {error}); is it running?"
+        # Not everybody has such a list.
+        except (ValueError, LookupError, TypeError):
+            return None
+        if answer.status_code in (401, 403):
+            return f"{url} refuses the key, status {answer.status_code}: {answer.text[:200]}"
+        if names and self.config.model not in names:
+            return f"{url} has no model {self.config.model!r}, only {', '.join(names[:10])}"
+        return None
+
+    def _headers(self) -> dict[str, str]:
+        key = os.environ.get(self.config.api_key_env or "", "")
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    async def _ask_all(self, conversations: list[list[dict]], usable) -> list[Said | EndpointError | None]:
         limits = httpx.Limits(max_connections=self.config.concurrency)
         gate = asyncio.Semaphore(self.config.concurrency)
-        key = os.environ.get(self.config.api_key_env or "", "")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        async with httpx.AsyncClient(timeout=self.config.timeout, limits=limits, headers=headers) as client:
+        async with httpx.AsyncClient(timeout=self.config.timeout, limits=limits, headers=self._headers()) as client:
             return await asyncio.gather(*(self._ask(client, gate, messages, usable) for messages in conversations))
 
-    async def _ask(self, client: httpx.AsyncClient, gate: asyncio.Semaphore, messages: list[dict], usable) -> str | None:
+    async def _ask(
+        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, messages: list[dict], usable
+    ) -> Said | EndpointError | None:
         body = self._body(messages)
         name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         known = self.cache.get(name) if self.cache is not None else None
@@ -78,24 +128,32 @@ class Endpoint:
                 # Not all at once: those that failed together would come back together.
                 await asyncio.sleep(2 ** (attempt - 2) * random.uniform(0.75, 1.25))
             async with gate:
-                text = await self._try(client, body)
-            if text is not None and usable(text):
+                said = await self._try(client, body)
+            if isinstance(said, EndpointError):
+                return said
+            if said is not None and usable(said.text):
                 if self.cache is not None:
-                    self.cache.put(name, text)
-                return text
+                    self.cache.put(name, said)
+                return said
         return None
 
-    async def _try(self, client: httpx.AsyncClient, body: dict) -> str | None:
+    async def _try(self, client: httpx.AsyncClient, body: dict) -> Said | EndpointError | None:
         url = self.config.base_url.rstrip("/") + "/chat/completions"
         try:
             answer = await client.post(url, json=body)
         except httpx.TransportError:
             return None
-        if answer.status_code in HOPELESS:
-            raise EndpointError(f"{url} refuses a request for {self.config.model}, status {answer.status_code}: {answer.text[:500]}")
+        if answer.status_code in CLOSED | HOPELESS:
+            said = answer.text[:500]
+            refusal = EndpointError(f"{url} refuses a request for {self.config.model}, status {answer.status_code}: {said}")
+            if answer.status_code in CLOSED:
+                raise refusal
+            return refusal
         try:
-            return answer.raise_for_status().json()["choices"][0]["message"]["content"]
-        except (httpx.HTTPStatusError, ValueError, LookupError, TypeError):
+            choice = answer.raise_for_status().json()["choices"][0]
+            text = choice["message"]["content"]
+            return Said(text, _tokens(choice)) if isinstance(text, str) else None
+        except (httpx.HTTPStatusError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     def _body(self, messages: list[dict]) -> dict:
@@ -103,21 +161,33 @@ class Endpoint:
         messages = [{**m, "content": m["content"].encode(errors="replace").decode()} for m in messages]
         c = self.config
         settings = dict(temperature=c.temperature, top_p=c.top_p, max_tokens=c.max_tokens)
+        settings |= dict(logprobs=True, top_logprobs=TOP_LOGPROBS) if c.logprobs else {}
         return {"model": c.model, "messages": messages, **settings, **c.extra_body}
 
 
+def _tokens(choice: dict) -> tuple[tuple[str, dict[str, float]], ...]:
+    places = (choice.get("logprobs") or {}).get("content") or []
+    return tuple(
+        (place["token"], {likely["token"]: math.exp(likely["logprob"]) for likely in (place, *place["top_logprobs"])})
+        for place in places
+    )
+
+
 class _Cache:
-    """Answers by the hash of their request, in a file that several processes may use."""
+    """Answers by the hash of their request, in a file of this process's own: two that open it at once would lock it."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.connection = sqlite3.connect(path, timeout=60, isolation_level=None)
         self.connection.execute("PRAGMA journal_mode=WAL")
-        self.connection.execute("CREATE TABLE IF NOT EXISTS answers (name TEXT PRIMARY KEY, said TEXT)")
+        self.connection.execute("CREATE TABLE IF NOT EXISTS said (name TEXT PRIMARY KEY, said TEXT)")
 
-    def get(self, name: str) -> str | None:
-        found = self.connection.execute("SELECT said FROM answers WHERE name = ?", (name,)).fetchone()
-        return found[0] if found else None
+    def get(self, name: str) -> Said | None:
+        found = self.connection.execute("SELECT said FROM said WHERE name = ?", (name,)).fetchone()
+        if found is None:
+            return None
+        text, tokens = json.loads(found[0])
+        return Said(text, tuple((token, likely) for token, likely in tokens))
 
-    def put(self, name: str, said: str) -> None:
-        self.connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (name, said.encode(errors="replace").decode()))
+    def put(self, name: str, said: Said) -> None:
+        self.connection.execute("INSERT OR REPLACE INTO said VALUES (?, ?)", (name, json.dumps([said.text, said.tokens])))

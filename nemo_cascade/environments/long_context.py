@@ -12,9 +12,13 @@ What a row carries says how it is scored, with the keys of NeMo Gym's servers `r
     expected_answer            alone: the last \\boxed{} of the answer must be equal, but for case, runs of blanks and a full
                                stop at the end
 
-Rows with `needs_judge` have free answers, whose equivalence to the reference a judge model has to tell. There is none here.
+A row with `needs_judge` has a free answer: boxed or not, it is right where it says what expected_answer says, or where the
+model of env.judges.long_context finds both equal (`equivalence`).
 """
 
+from nemo_cascade.environments import equivalence
+from nemo_cascade.environments.endpoint import Said
+from nemo_cascade.environments.equivalence import usable
 from nemo_cascade.environments.response import answer_of, last_boxed
 from nemo_cascade.environments.similarity import LONGEST, ratio
 
@@ -47,11 +51,8 @@ EXAMPLES = [
 
 def problem(row: dict) -> str | None:
     """What keeps the row from being verified."""
-    if row.get("needs_judge"):
-        return (
-            "needs_judge: long_context has no judge for free answers; give rows a short expected_answer to be boxed and drop "
-            "needs_judge, send them to a NeMo Gym server that has a judge, or leave them out"
-        )
+    if needs_judge(row) and (row.get("random_string_to_prepend"), row.get("outputs")) != (None, None):
+        return "needs_judge is for a free answer, with expected_answer alone; drop it, or what stands beside it"
     if row.get("random_string_to_prepend") is not None:
         return _problem_of_repeating(row)
     if row.get("outputs") is not None:
@@ -62,16 +63,34 @@ def problem(row: dict) -> str | None:
 
 def verify(row: dict, response: dict) -> dict:
     """{"reward", ...}: "share" and "wrong" (a number), "prefix_matched" and "seq_match_ratio", or "extracted_answer"."""
-    if row.get("needs_judge"):
-        raise ValueError(problem(row))
     answer = answer_of(response)
     if row.get("random_string_to_prepend") is not None:
         return _repeated(row, answer)
     if row.get("outputs") is not None:
         return _found(row, answer)
     boxed = last_boxed(answer)
+    if boxed is None and row.get("needs_judge"):
+        boxed = answer
     right = boxed is not None and normalised(boxed) == normalised(row["expected_answer"])
     return {"reward": float(right), "extracted_answer": boxed}
+
+
+def needs_judge(row: dict) -> bool:
+    """Whether a judge must be there to verify replies to the row."""
+    return bool(row.get("needs_judge"))
+
+
+def question(row: dict, response: dict, verdict: dict, answers: list[Said]) -> list[dict] | None:
+    """What to ask the judge next about a free answer that is not the expected one to the letter."""
+    if not needs_judge(row) or verdict["reward"] == 1.0:
+        return None
+    return equivalence.question(equivalence.asked_in(row), row["expected_answer"], verdict["extracted_answer"] or "", answers)
+
+
+def judged(row: dict, response: dict, verdict: dict, answers: list[Said | None]) -> dict:
+    """The verdict, right where the judge says so, with what it said as "judge_evaluations"."""
+    right = equivalence.both_equal(answers)
+    return {**verdict, "reward": float(right), "judge_evaluations": equivalence.said_by(answers)}
 
 
 def normalised(text: str) -> str:

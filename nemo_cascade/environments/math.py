@@ -1,8 +1,8 @@
 """Math: whether a reply's answer equals the expected one, as NeMo Gym's math_with_judge tells it by math-verify.
 
 Row: `question`, `expected_answer`. math-verify takes the answer from a box if there is one, else from "the final answer is
-...", from what follows "answer", and last from the last number or formula of the text. Gym then asks a judge about what is
-not equal; here `judge_evaluations` is always None, and whoever has a judge asks it where `library_reward` is 0.
+...", from what follows "answer", and last from the last number or formula of the text. What is not equal is shown to the
+model of env.judges.math, where there is one, as Gym shows it to its judge (`equivalence`).
 
 Its own time limits are off, because they use signals and fail outside of the main thread. What sympy would never end is
 left out by `too_hard`, and what that does not know ends with the worker (`workers.py`).
@@ -14,8 +14,11 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import groupby
 
+from nemo_cascade.environments import equivalence
+from nemo_cascade.environments.endpoint import Said
+from nemo_cascade.environments.equivalence import usable
 from nemo_cascade.environments.formula import too_hard
-from nemo_cascade.environments.response import last_boxed, text_of
+from nemo_cascade.environments.response import answer_of, last_boxed, text_of
 
 # It warns that its time limits are off, which is meant, and of every answer that it cannot read.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -65,6 +68,20 @@ def verify(row: dict, response: dict) -> dict:
     box = only_box(text)
     reward, extracted = by_math_verify(expected, text) if box is None else boxed(expected, box)
     return {"reward": reward, "extracted_answer": extracted, "library_reward": reward, "judge_evaluations": None}
+
+
+def question(row: dict, response: dict, verdict: dict, answers: list[Said]) -> list[dict] | None:
+    """What to ask the judge next about an answer that math-verify does not find equal."""
+    if verdict["library_reward"] == 1.0:
+        return None
+    given = verdict["extracted_answer"] or answer_of(response)
+    return equivalence.question(equivalence.asked_in(row), str(row["expected_answer"]), given, answers)
+
+
+def judged(row: dict, response: dict, verdict: dict, answers: list[Said | None]) -> dict:
+    """The verdict by the judge's word, with what it said as `judge_evaluations`."""
+    right = equivalence.both_equal(answers)
+    return {**verdict, "reward": float(right), "judge_evaluations": equivalence.said_by(answers)}
 
 
 def warm_up() -> None:

@@ -50,6 +50,8 @@ def _verify(name: str, verifiers: Verifiers):
             return JSONResponse({"detail": "a row in JSON with an OpenAI response under `response` is wanted"}, 422)
         row = {**body, "agent_ref": {"name": name + environments.AGENT_SUFFIX}}
         problem = environments.row_problem(row)
+        if not problem and environments.needs_judge(row):
+            problem = "a judge has to be asked about them, and none is served"
         if problem:
             return JSONResponse({"detail": f"{name} cannot verify replies to this row: {problem}"}, 422)
         verdict = await asyncio.wrap_future(verifiers.submit(row, response))

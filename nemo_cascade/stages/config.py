@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nemo_cascade.environments.endpoint import EndpointConfig
+
 
 @dataclass
 class DatasetConfig:
@@ -100,9 +102,13 @@ class NemoGymConfig:
 
 @dataclass
 class EnvConfig:
-    """`env`: who verifies replies. num_workers: processes for it beside each rank (0: as many as its share of the cores)."""
+    """`env`: who verifies replies. num_workers: processes for it beside each rank (0: as many as its share of the cores).
+
+    judges: by environment, the model that is asked where its verifier alone cannot decide about a reply.
+    """
 
     num_workers: int = 0
+    judges: dict[str, EndpointConfig] = field(default_factory=dict)
     nemo_gym: NemoGymConfig = field(default_factory=NemoGymConfig)
 
 

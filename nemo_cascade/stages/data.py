@@ -35,7 +35,12 @@ def load_domains(config: DataConfig, split: str, kind: str, env: EnvConfig = Env
     served = env.nemo_gym.servers
 
     def problem(row: dict) -> str | None:
-        return None if environment_of(row) in served else environments.row_problem(row)
+        name = environment_of(row)
+        if name in served:
+            return None
+        if environments.needs_judge(row) and name not in env.judges:
+            return f"a judge has to be asked about replies to it; name one under env.judges.{name} (base_url, model)"
+        return environments.row_problem(row)
 
     domains = {}
     for name, dataset in getattr(config, split).items():

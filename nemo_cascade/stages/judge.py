@@ -159,21 +159,23 @@ class EndpointJudge:
         return parallel.share_out(self._ask, conversations)
 
     def _ask(self, conversations: list[Messages]) -> list[str]:
-        return [text or "" for text in self.endpoint.ask(conversations, usable=readable)]
+        return [said.text if said else "" for said in self.endpoint.ask(conversations, usable=readable)]
 
 
 def make_rewards(stage: StageRun, policy: Policy, engine, alone: bool) -> Rewards:
     """What rewards a stage's rollouts: the environments, and the stage's judge where it has one."""
     config = stage.config
+    answers = stage.dir / f"judge_answers_{stage.rank}.sqlite"
     ask = None
     if stage.judge is not None:
         ask = CheckpointJudge(policy, engine, stage.judge, config.genrm)
     elif stage.judge_endpoint is not None:
-        ask = EndpointJudge(Endpoint(stage.judge_endpoint, stage.dir / "judge_answers.sqlite"))
+        ask = EndpointJudge(Endpoint(stage.judge_endpoint, answers))
     return Rewards(
         policy.tokenizer,
         Judge(ask, policy.tokenizer, config.genrm) if ask is not None else None,
         alone=alone,
         overlong_reward=config.grpo.overlong_reward,
         env=config.env,
+        answers=answers,
     )

@@ -1,12 +1,17 @@
 """Rewards of sampled groups: verifiers for most rows, a judge for rows whose replies can only be compared."""
 
+from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from nemo_cascade import environments
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.engine import parallel
+from nemo_cascade.environments.endpoint import Endpoint
 from nemo_cascade.environments.gym import GymClient
+from nemo_cascade.environments.judged import judge_all
 from nemo_cascade.environments.workers import Verifiers
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages.config import EnvConfig
@@ -24,7 +29,8 @@ class Comparing(Protocol):
 
 
 class Rewards:
-    """alone: a judge compares replies with the row's reference reply, not with one another."""
+    """alone: a judge compares replies with the row's reference reply, not with one another. answers: the file that keeps
+    what judges of single replies said, this rank's own."""
 
     def __init__(
         self,
@@ -34,9 +40,11 @@ class Rewards:
         alone: bool = False,
         overlong_reward: str = "zero",
         env: EnvConfig = EnvConfig(),
+        answers: Path | None = None,
     ):
         self.tokenizer, self.judge, self.alone, self.env = tokenizer, judge, alone, env
         self.overlong_reward = overlong_reward
+        self.judges = {name: Endpoint(endpoint, answers) for name, endpoint in env.judges.items()}
 
     def fill(self, groups: list[Group]) -> None:
         """Fills reward and info of every rollout, the same on every rank, which all call it.
@@ -56,17 +64,20 @@ class Rewards:
 
     def _verify(self, groups: list[Group]) -> None:
         # One rank asks about a group, so that a slow or random verifier cannot give ranks different rewards.
-        verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer, self.env), groups)
+        verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer, self.env, self.judges), groups)
         for group, of_group in zip(groups, verdicts):
             for rollout, verdict in zip(group.rollouts, of_group):
                 rollout.info = {key: value for key, value in verdict.items() if key != "reward"}
                 rollout.reward = float(verdict["reward"])
 
 
-def verify_all(groups: list[Group], tokenizer, config: EnvConfig = EnvConfig()) -> list[list[dict]]:
+def verify_all(
+    groups: list[Group], tokenizer, config: EnvConfig = EnvConfig(), judges: Mapping[str, Endpoint] = MappingProxyType({})
+) -> list[list[dict]]:
     """The verdict on every reply of every group; equal replies to a row are verified once.
 
-    By servers of NeMo Gym where the config names one for the environment, else by worker processes.
+    By servers of NeMo Gym where the config names one for the environment, else by worker processes and then by the
+    environment's judge, if there is one.
     """
     texts = [[reply_text(rollout, tokenizer) for rollout in group.rollouts] for group in groups]
     asked = [(number, text) for number, said in enumerate(texts) for text in dict.fromkeys(said)]
@@ -78,12 +89,26 @@ def verify_all(groups: list[Group], tokenizer, config: EnvConfig = EnvConfig()) 
     for server, of_server in by_server.items():
         pairs = [response_pair(groups[number].row, text) for number, text in of_server]
         if server is None:
-            told = verifiers(config.num_workers).verify(pairs)
+            told = judged_where_asked(pairs, verifiers(config.num_workers).verify(pairs), judges)
         else:
             gym = config.nemo_gym
             told = GymClient(server, concurrency=gym.concurrency, timeout=gym.timeout).verify_all(pairs)
         verdicts.update(zip(of_server, told))
     return [[verdicts[number, text] for text in said] for number, said in enumerate(texts)]
+
+
+def judged_where_asked(pairs: list[tuple[dict, dict]], verdicts: list[dict], judges: Mapping[str, Endpoint]) -> list[dict]:
+    """The verdicts, with those of environments that have a judge as it decides. One that no verifier could give stays."""
+    last = list(verdicts)
+    for name, endpoint in judges.items():
+        mine = [
+            number
+            for number, (row, _) in enumerate(pairs)
+            if environment_of(row) == name and "verifier_error" not in verdicts[number]
+        ]
+        for number, verdict in zip(mine, judge_all([(*pairs[number], verdicts[number]) for number in mine], endpoint)):
+            last[number] = verdict
+    return last
 
 
 # Kept for all of a run's steps and stages: to start them takes longer than most of what they do.

@@ -7,12 +7,13 @@ import pytest
 
 from nemo_cascade.cascade import agreement, runner
 from nemo_cascade.cascade.config import JudgeConfig
-from nemo_cascade.cascade.plan import HARMLESS, RunRefused
+from nemo_cascade.cascade.plan import HARMLESS, JUDGE_OF_REPLIES, RunRefused
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.rows import messages_of
 from nemo_cascade.environments import row_problem
 from nemo_cascade.environments.endpoint import EndpointConfig
-from tests.environments.test_endpoint import Model, served
+from nemo_cascade.stages.config import EnvConfig
+from tests.environments.test_endpoint import Listing, Model, served
 
 ROWS = [row for row in DOMAINS["preference_pairs"].rows(60, "validation") if row_problem(row) is None][:40]
 
@@ -78,3 +79,15 @@ def test_without_an_endpoint_nothing_is_asked():
 def test_where_a_judge_is_served_may_change_under_a_run_and_which_one_may_not():
     assert "cascade.judge_endpoint.base_url".startswith(HARMLESS)
     assert not "cascade.judge_endpoint.model".startswith(HARMLESS)
+    assert JUDGE_OF_REPLIES.fullmatch("env.judges.math.base_url") and not JUDGE_OF_REPLIES.fullmatch("env.judges.math.model")
+
+
+def test_a_judge_of_replies_that_cannot_be_asked_stops_the_run_before_it_begins():
+    with served(Listing()) as url:
+        judges = {"math": EndpointConfig(url, "judge"), "long_context": EndpointConfig(url, "juge")}
+        stages = {"rl": SimpleNamespace(env=EnvConfig(judges=judges))}
+        with pytest.raises(RunRefused, match=f"^env.judges.long_context: {url}/models has no model 'juge', only judge$"):
+            runner.refuse_absent_judges(SimpleNamespace(stages=stages), ["rl"])
+        runner.refuse_absent_judges(SimpleNamespace(stages=stages), [])
+    with pytest.raises(RunRefused, match="env.judges.math: .*cannot be reached.*\nenv.judges.long_context: .*cannot be reached"):
+        runner.refuse_absent_judges(SimpleNamespace(stages=stages), ["rl"])

@@ -373,6 +373,14 @@ CASES = {
         ["cascade.judge.stage=genrn"],
         "cascade.judge.stage: unknown stage genrn; did you mean genrm?",
     ),
+    "a judge of replies that nobody asks": (
+        ["env.judges.maths={base_url: 'http://judge:8000/v1', model: large}"],
+        "env.judges.maths: no environment of that name asks a judge about single replies; did you mean math?",
+    ),
+    "a judge of replies without an address": (
+        ["env.judges.math={base_url: judge, model: large}"],
+        "env.judges.math.base_url: an address such as http://host:8000/v1, got judge",
+    ),
     "a judge that is left out": (["cascade.order=[sft,if_rl]"], "cascade.judge.stage: unknown stage genrm"),
     "a judge without a name": (["cascade.judge.stage=???"], "cascade.judge.stage: missing value; set it"),
     "a judge on the main line": (

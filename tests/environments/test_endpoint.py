@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from nemo_cascade.environments.endpoint import Endpoint, EndpointConfig, EndpointError
+from nemo_cascade.environments.endpoint import Endpoint, EndpointConfig, EndpointError, Said
 
 
 class Model:
@@ -50,6 +50,9 @@ def served(model):
         def do_POST(self):
             model.respond(self)
 
+        def do_GET(self):
+            model.list(self) if hasattr(model, "list") else self.send_error(404)
+
         def log_message(self, *_):
             pass
 
@@ -67,6 +70,10 @@ def config(url, **settings) -> EndpointConfig:
     return EndpointConfig(base_url=url, model="judge", timeout=20, **settings)
 
 
+def echoes(*numbers):
+    return [Said(f"echo question {n}") for n in numbers]
+
+
 def asked(count):
     return [[{"role": "user", "content": f"question {n}"}] for n in range(count)]
 
@@ -76,7 +83,7 @@ def test_answers_come_in_order_and_the_request_is_as_configured(monkeypatch):
     model = Model()
     with served(model) as url:
         endpoint = Endpoint(config(url, api_key_env="JUDGE_KEY", max_tokens=7, extra_body={"seed": 3}))
-        assert endpoint.ask(asked(20)) == [f"echo question {n}" for n in range(20)]
+        assert endpoint.ask(asked(20)) == echoes(*range(20))
     assert model.asked[0].items() >= dict(model="judge", temperature=0.6, top_p=0.95, max_tokens=7, seed=3).items()
     assert set(model.keys) == {"Bearer secret"}
 
@@ -85,7 +92,7 @@ def test_three_of_ten_failing_requests_cost_no_answer():
     model = Model(failing=30)
     with served(model) as url:
         said = Endpoint(config(url, tries=12, concurrency=16)).ask(asked(200))
-    assert said == [f"echo question {n}" for n in range(200)]
+    assert said == echoes(*range(200))
     assert len(model.asked) > 240 and model.most <= 16
 
 
@@ -93,7 +100,7 @@ def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_missing():
     model = Model()
     with served(model) as url:
         said = Endpoint(config(url, tries=3)).ask(asked(2), usable=lambda text: text.endswith("0"))
-    assert said == ["echo question 0", None] and len(model.asked) == 4
+    assert said == [*echoes(0), None] and len(model.asked) == 4
 
 
 def test_where_nobody_answers_there_is_no_answer():
@@ -114,7 +121,7 @@ def test_usable_answers_are_kept_and_not_asked_for_again(tmp_path):
         first = Endpoint(config(url, tries=1), file).ask(asked(5), usable=lambda text: "3" not in text)
         assert first[3] is None and len(model.asked) == 5
         again = Endpoint(config(url, tries=1), file).ask(asked(6))
-        assert again == [f"echo question {n}" for n in range(6)] and len(model.asked) == 7
+        assert again == echoes(*range(6)) and len(model.asked) == 7
         Endpoint(config(url, tries=1, temperature=0.0), file).ask(asked(1))
         assert len(model.asked) == 8, "another temperature is another question"
 
@@ -122,4 +129,71 @@ def test_usable_answers_are_kept_and_not_asked_for_again(tmp_path):
 def test_lone_surrogates_and_control_characters_of_a_reply_can_be_asked_about(tmp_path):
     with served(Model()) as url:
         (said,) = Endpoint(config(url), tmp_path / "answers").ask([[{"role": "user", "content": "a\ud800\x00\x1b"}]])
-    assert said == "echo a?\x00\x1b"
+    assert said.text == "echo a?\x00\x1b"
+
+
+class Refusing(Model):
+    """Refuses what is about number 3, as a server refuses what is longer than its model reads."""
+
+    def respond(self, handler):
+        self.status = None
+        body = handler.rfile.peek(10_000)
+        self.status = 400 if b"question 3" in body else None
+        super().respond(handler)
+
+
+def test_one_refused_question_costs_its_own_answer_only():
+    with served(Refusing()) as url:
+        endpoint = Endpoint(config(url, concurrency=1))
+        assert endpoint.ask(asked(5)) == [*echoes(0, 1, 2), None, *echoes(4)]
+        assert endpoint.ask(asked(4)[3:]) == [None]
+        with pytest.raises(EndpointError, match="status 400"):
+            Endpoint(config(url)).ask(asked(4)[3:])
+
+
+class Sure(Model):
+    def respond(self, handler):
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        self.asked.append(body)
+        likely = [{"token": "YES", "logprob": -0.1}, {"token": "NO", "logprob": -2.5}]
+        logprobs = {"content": [{"token": "YES", "logprob": -0.1, "top_logprobs": likely}]} if body.get("logprobs") else None
+        payload = json.dumps({"choices": [{"message": {"content": "YES"}, "logprobs": logprobs}]}).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(payload)))
+        handler.end_headers()
+        handler.wfile.write(payload)
+
+
+def test_probabilities_come_and_are_kept_where_they_are_asked_for(tmp_path):
+    model, file = Sure(), tmp_path / "answers.sqlite"
+    with served(model) as url:
+        (plain,) = Endpoint(config(url), file).ask(asked(1))
+        (said,) = Endpoint(config(url, logprobs=True), file).ask(asked(1))
+        (again,) = Endpoint(config(url, logprobs=True), file).ask(asked(1))
+    assert plain == Said("YES") and model.asked[1]["top_logprobs"] == 20
+    assert said == again and len(model.asked) == 2
+    ((token, likely),) = said.tokens
+    assert token == "YES" and likely == pytest.approx({"YES": 0.9048, "NO": 0.0821}, abs=1e-4)
+
+
+class Listing(Model):
+    names = ["judge"]
+
+    def list(self, handler):
+        payload = json.dumps({"data": [{"id": name} for name in self.names]}).encode()
+        handler.send_response(self.status or 200)
+        handler.send_header("Content-Length", str(len(payload)))
+        handler.end_headers()
+        handler.wfile.write(payload)
+
+
+def test_an_endpoint_that_cannot_be_asked_is_told_before_anything_is_asked():
+    with served(Listing()) as url:
+        assert Endpoint(config(url)).trouble() is None
+        other = Endpoint(EndpointConfig(base_url=url, model="jugde")).trouble()
+        assert other == f"{url}/models has no model 'jugde', only judge"
+    assert "cannot be reached" in Endpoint(config(url)).trouble()
+    with served(Listing(status=401)) as url:
+        assert "refuses the key" in Endpoint(config(url)).trouble()
+    with served(Model()) as url:
+        assert Endpoint(config(url)).trouble() is None, "no list of models says nothing"

@@ -122,15 +122,15 @@ def asked(count):
 
 def test_a_served_model_under_a_grammar_always_says_scores(vllm):
     said = Endpoint(config(vllm)).ask(asked(20))
-    assert all(readable(text) for text in said)
-    assert len({parse(text) for text in said}) > 5, "a model that says one thing would hide errors"
+    assert all(readable(one.text) for one in said)
+    assert len({parse(one.text) for one in said}) > 5, "a model that says one thing would hide errors"
 
 
 def test_a_bad_line_costs_no_verdict_while_there_are_tries(vllm):
     line = Line(vllm, dropped=30, garbled=10, late=10)
     with served(line) as url:
         said = Endpoint(config(url, tries=12, concurrency=8, timeout=60)).ask(asked(60), usable=readable)
-    assert all(readable(text) for text in said)
+    assert all(readable(one.text) for one in said)
     assert line.requests > 75 and 1 < line.most <= 8
 
 
@@ -138,7 +138,7 @@ def test_a_slow_reply_is_given_up_and_asked_for_again(vllm):
     line = Line(vllm, late=50)
     with served(line) as url:
         said = Endpoint(config(url, tries=12, concurrency=8, timeout=2)).ask(asked(20), usable=readable)
-    assert all(readable(text) for text in said) and line.requests > 25
+    assert all(readable(one.text) for one in said) and line.requests > 25
 
 
 def test_what_is_never_answered_is_undecided_counted_and_told(vllm):

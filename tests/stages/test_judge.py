@@ -215,7 +215,8 @@ def rewarded_by_an_endpoint(url, cache):
     from nemo_cascade.stages.rewards import Rewards
 
     parallel.init(MegatronConfig())
-    judge = Judge(EndpointJudge(Endpoint(EndpointConfig(base_url=url, model="m", tries=2), cache)), TOKENIZER, CONFIG)
+    endpoint = Endpoint(EndpointConfig(base_url=url, model="m", tries=2), cache / f"{parallel.rank()}.sqlite")
+    judge = Judge(EndpointJudge(endpoint), TOKENIZER, CONFIG)
     groups = [group(row, *(f"hm</think>{text}" for text in ALL)) for row in ROWS]
     Rewards(TOKENIZER, judge).fill(groups)
     return [[(r.reward, r.info["judge_readable"]) for r in group.rollouts] for group in groups]

@@ -6,11 +6,14 @@ from nemo_cascade import environments
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.tokenizer import load_tokenizer
+from nemo_cascade.environments.endpoint import EndpointConfig
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rewards
 from nemo_cascade.stages.config import EnvConfig, NemoGymConfig
 from nemo_cascade.stages.prompts import thinking
 from nemo_cascade.stages.rewards import Rewards, reply_text, verify_all
+from tests.environments.test_endpoint import served
+from tests.environments.test_equivalence import Equal
 from tests.environments.test_gym import serving
 from tests.helpers import run_distributed
 
@@ -136,6 +139,19 @@ def test_a_server_of_nemo_gym_verifies_what_the_config_gives_it():
         Rewards(TOKENIZER, env=env).fill(groups)
     assert earned(groups) == [[1.0, 0.0, 1.0], [0.0]]
     assert groups[0].rollouts[0].info["extracted_answer"] == "7"
+
+
+def test_a_judge_has_the_last_word_on_what_the_verifier_does_not_find_equal_and_is_asked_once(tmp_path):
+    model = Equal()
+    groups = [group({**SUM, "expected_answer": "3 km"}, "a</think>1 km", "b</think>\\boxed{9}", "c</think>\\boxed{9}")]
+    with served(model) as url:
+        env = EnvConfig(judges={"math": EndpointConfig(url, "judge")})
+        Rewards(TOKENIZER, env=env, answers=tmp_path / "answers").fill(groups)
+        assert earned(groups) == [[0.0, 0.0, 0.0]] and len(model.asked) == 2
+        groups = [group({**SUM, "expected_answer": "3 km"}, "a</think>It is km 3000", "b</think>\\boxed{9}")]
+        Rewards(TOKENIZER, env=env, answers=tmp_path / "answers").fill(groups)
+    assert len(model.asked) == 3, "answers are kept"
+    assert [rollout.info.get("judge_readable") for rollout in groups[0].rollouts] == [True, True]
 
 
 def on_a_rank(_):
