@@ -149,6 +149,7 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
         problems += value_problems(stage, where)
         problems += relation_problems(stage, where)
         problems += offload_problems(stage, where)
+        problems += judges_problems(stage, where)
         problems += compute.problems(stage, where, swaps_weights(stage))
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)

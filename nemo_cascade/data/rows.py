@@ -20,6 +20,7 @@ TYPE_BY_KEY = {
     "instruction_id_list": "instruction_following",
     "options": "mcqa",
     "expected_answer": "math",
+    "golden_patch": "swe_repair",
 }
 AGENT_SUFFIX = "_simple_agent"
 # Names of NeMo Gym's servers for what has another name here.
@@ -117,8 +118,11 @@ def sft_problem(row: dict) -> str | None:
 
 
 def messages_of(row: dict) -> list[dict]:
-    """The prompt's chat messages; a plain string becomes one user message. Raises DataError without a prompt."""
-    params = row.get("responses_create_params")
+    """The prompt's chat messages; a plain string becomes one user message. Raises DataError without a prompt.
+
+    Rows released for agentless SWE have no responses_create_params but their prompt under `prompt`.
+    """
+    params = row.get("responses_create_params", {"input": row.get("prompt")})
     prompt = params.get("input") if isinstance(params, dict) else None
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}] if prompt.strip() else None

@@ -8,6 +8,7 @@ object. What an environment says of itself, all but the first of which may be mi
     repair(row) -> the row with what is known to be wrong with released ones mended
     EXAMPLES     [(row, reply, reward), ...], good and bad replies; `self_test` looks whether they earn that
     REWARD_RANGE (least, most); (0, 1) if not given. A reply that cannot be verified earns the least
+    least(row)   the least for a reply to this row, where that is more
     TIME_LIMIT   seconds after which a reply counts as one that cannot be verified; 10 if not given
     warm_up()    what is better done once in a worker than with the first reply, as slow imports
     IN_THREADS   True where a reply waits for programs in the sandbox, which has its own limits: no worker is needed
@@ -48,7 +49,7 @@ OURS = (
 GROUP = "nemo_cascade.environments"
 
 __all__ = ["AGENT_SUFFIX", "answer_of", "environment_of", "get", "in_threads", "names", "repaired", "response_of", "reward_range"]
-__all__ += ["asking", "needs_judge", "row_problem", "self_test", "time_limit", "verifying"]
+__all__ += ["asking", "least", "needs_judge", "row_problem", "self_test", "time_limit", "verifying"]
 
 
 def names() -> list[str]:
@@ -80,6 +81,12 @@ def get(name: str):
 def reward_range(name: str) -> tuple[float, float]:
     """The least and the most that a reply can earn."""
     return getattr(get(name), "REWARD_RANGE", (0.0, 1.0))
+
+
+def least(name: str, row: dict) -> float:
+    """What a reply to a row of that environment earns if it cannot be verified."""
+    own = getattr(get(name), "least", None)
+    return own(row) if own is not None else reward_range(name)[0]
 
 
 def time_limit(name: str) -> float:

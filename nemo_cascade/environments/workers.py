@@ -98,7 +98,7 @@ class Verifiers:
         return [self._verdict(single[0], future) for single, future in zip(singles, futures)]
 
     def _verdict(self, asked: Asked, future: Future) -> dict:
-        name, _, _ = asked
+        name, row, _ = asked
         error = future.exception()
         if error is None:
             return future.result()[0]
@@ -108,13 +108,13 @@ class Verifiers:
             reason = f"ended its process (exit status {error.exitcode})"
         else:
             raise error
-        return failed(name, reason)
+        return failed(name, row, reason)
 
 
-def failed(name: str, reason: str) -> dict:
+def failed(name: str, row: dict, reason: str) -> dict:
     """The verdict on a reply that an environment could not verify."""
     logger.warning("%s: a reply earns the least there is: its verifier %s", name, reason)
-    return {"reward": environments.reward_range(name)[0], "verifier_error": reason}
+    return {"reward": environments.least(name, row), "verifier_error": reason}
 
 
 def _batches(asked: list[Asked]) -> list[list[Asked]]:
@@ -145,4 +145,4 @@ def _verify_one(name: str, row: dict, response: dict) -> dict:
     except sandbox.SandboxError:
         raise  # not the reply's fault, so it must not pay for it
     except Exception as error:
-        return failed(name, f"raised {type(error).__name__}: {error}"[:500])
+        return failed(name, row, f"raised {type(error).__name__}: {error}"[:500])

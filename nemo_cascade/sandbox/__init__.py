@@ -10,12 +10,13 @@ import os
 import threading
 
 from nemo_cascade.sandbox.local import Sandbox
-from nemo_cascade.sandbox.programs import Call, Limits, Program, Result, SandboxError, SandboxUnavailable
+from nemo_cascade.sandbox.programs import MIB, Call, Limits, Program, Result, SandboxError, SandboxUnavailable
 from nemo_cascade.sandbox.remote import RemoteSandbox
 
 URL = "NEMO_CASCADE_SANDBOX_URL"
 
 __all__ = [
+    "MIB",
     "Call",
     "Limits",
     "Program",

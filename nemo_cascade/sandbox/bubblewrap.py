@@ -13,19 +13,22 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from nemo_cascade.sandbox.packages import INSIDE
+
 # Who root becomes: the kernel does not hold root to a number of processes.
 NOBODY = 65534
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
-def command(executable: str, python: str, control: int, code: int) -> list[str]:
-    """bubblewrap's arguments. control and code: numbers of the open files with the socket and the zip.
+def command(executable: str, python: str, control: int, code: int, packages: Path | None = None) -> list[str]:
+    """bubblewrap's arguments. control and code: numbers of the open files with the socket and the zip; packages: `packages.folder`.
 
     Everything but a run's own disk is read-only, also bubblewrap's `/` and `/dev`, which are a disk of half the memory else.
     """
     arguments = [executable, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     arguments += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1", "--hostname", "sandbox"]
     arguments += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL", *system(), *prefix(python)]
+    arguments += ["--ro-bind", str(packages), INSIDE] if packages is not None else []
     arguments += ["--proc", "/proc", "--tmpfs", "/dev"]
     for name in DEVICES:
         arguments += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]

@@ -15,8 +15,9 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
-from nemo_cascade.sandbox import probe
+from nemo_cascade.sandbox import packages, probe
 from nemo_cascade.sandbox.inside import values
 from nemo_cascade.sandbox.programs import MIB, Limits, Program, Result, SandboxError, SandboxUnavailable
 from nemo_cascade.sandbox.worker import Worker, WorkerDied, contents, memory_file
@@ -96,7 +97,7 @@ class Sandbox:
         try:
             for name, data in files.items():
                 numbers[name] = memory_file(data)
-            ended = self._ask(dataclasses.asdict(limits), numbers)
+            ended = self._ask(dataclasses.asdict(limits), numbers, self._packages() if program.packages else None)
             size = max(os.fstat(numbers[name]).st_size for name in OUTPUTS if name in numbers)
             out, err = (text(contents(numbers[name], limits.output)) for name in ("stdout", "stderr"))
             returned = contents(numbers["channel"], limits.output) if channel else b""
@@ -107,10 +108,10 @@ class Sandbox:
         # One letter a byte: a binary comes this way too.
         return Result(ended["status"], out, err, limit, ended["seconds"], returned=returned.decode("latin-1") if returned else None)
 
-    def _ask(self, limits: dict, files: dict[str, int]) -> dict:
+    def _ask(self, limits: dict, files: dict[str, int], seen: Path | None) -> dict:
         with self._room:
             for last_try in (False, True):
-                worker = self._worker()
+                worker = self._worker(seen)
                 try:
                     ended = worker.run(limits, files)
                 except WorkerDied as error:
@@ -129,13 +130,23 @@ class Sandbox:
                     return ended
             return {"status": -9, "limit": "memory", "seconds": 0.0}
 
-    def _worker(self) -> Worker:
+    def _packages(self) -> Path:
+        return packages.folder(probe.requirements(self.python)[1])
+
+    def _worker(self, seen: Path | None) -> Worker:
+        """One that sees these packages, and perhaps more than it needs."""
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
+            fit = [worker for worker in self._idle if seen in (None, worker.packages)]
+            other = fit[-1] if fit else self._idle[0] if self._idle else None
+            if other is not None:
+                self._idle.remove(other)
+        if fit:
+            return other
+        if other is not None:
+            self._end(other)
         executable, python = probe.requirements(self.python)
         try:
-            worker = Worker(executable, python)
+            worker = Worker(executable, python, seen)
         except WorkerDied as error:
             raise SandboxUnavailable(probe.explain(str(error))) from None
         with self._lock:
@@ -190,7 +201,7 @@ def payload(program: Program, binary: bytes | None) -> bytes:
     """What `inside.server.init` reads: the program and its files, with the room that they take."""
     size = sum(len(content.encode(errors="replace")) + 4 * PAGE for content in program.files.values())
     size += len(binary or program.source) * (1 if binary else 4) + 8 * PAGE
-    asked = {"language": program.language, "args": list(map(plain, program.args)), "contest": program.contest}
+    asked = {"packages": packages.INSIDE if program.packages else None, "language": program.language, "args": list(map(plain, program.args)), "contest": program.contest}
     asked |= {"source": plain(program.source) if binary is None else "", "files": program.files, "size": size}
     asked["inodes"] = 8 + sum(2 + path.count("/") for path in program.files)
     if program.call is not None:

@@ -32,7 +32,7 @@ class Program:
     """Model-written code with what it finds: standard input, files {path: text} in its folder, command-line args.
 
     contest: a Python program finds what contest sites have imported already (`inside.program.CONTEST`). call: run the program, then call a function of
-    it; `Result.value()` is what that returned.
+    it; `Result.value()` is what that returned. packages: a Python program can import pytest (`packages.folder`).
     """
 
     language: str
@@ -42,6 +42,7 @@ class Program:
     args: tuple[str, ...] = ()
     contest: bool = False
     call: Call | None = None
+    packages: bool = False
 
     def __post_init__(self):
         if self.language not in LANGUAGES:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from nemo_cascade.sandbox import bubblewrap
 from nemo_cascade.sandbox.programs import SandboxError
@@ -39,9 +40,10 @@ class WorkerDied(SandboxError):
 
 
 class Worker:
-    """A warm server; raises WorkerDied when it does not start, with what bubblewrap said."""
+    """A warm server; raises WorkerDied when it does not start, with what bubblewrap said. packages: those that its programs see."""
 
-    def __init__(self, executable: str, python: str):
+    def __init__(self, executable: str, python: str, packages: Path | None = None):
+        self.packages = packages
         self.control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # As root nobody else, or the kernel would not count processes.
         user = {"user": bubblewrap.NOBODY, "group": bubblewrap.NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
@@ -51,7 +53,7 @@ class Worker:
         try:
             try:
                 with other:
-                    command = bubblewrap.command(executable, python, other.fileno(), code)
+                    command = bubblewrap.command(executable, python, other.fileno(), code, packages)
                     self.process = _starter.start(
                         command,
                         stdin=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ from nemo_cascade.environments.endpoint import Endpoint, Said
 from nemo_cascade.environments.equivalence import DIFFERENT, EQUAL, LONGEST, both_equal, question, usable
 from nemo_cascade.environments.judged import judge_all
 from tests.environments.test_endpoint import Model, config, served
+from tests.environments.test_hostile import MEGABYTES, drawn
 
 YES, NO = Said(f"Both name one person. {EQUAL}"), Said(DIFFERENT)
 FREE = {
@@ -130,6 +131,14 @@ def test_a_bad_line_costs_no_verdict_and_a_dead_one_is_wrong_and_told():
     assert verdicts == [
         {"reward": 0.0, "extracted_answer": "a brother", "judge_evaluations": [None], "judge_readable": False}
     ]
+
+
+def test_whatever_a_reply_says_can_be_asked_about():
+    model, replies = Equal(), [*drawn("math", 300, seed=2), *MEGABYTES]
+    with served(model) as url:
+        verdicts = earned(FREE, replies, url)
+    assert len(verdicts) == len(replies) and all(verdict["reward"] == 0.0 for verdict in verdicts)
+    assert all(set(shown(body["messages"])) == {"question", "A", "B"} for body in model.asked)
 
 
 def test_what_asks_a_judge_is_listed():

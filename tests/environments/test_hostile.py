@@ -7,6 +7,7 @@ import pytest
 
 from nemo_cascade import environments
 from nemo_cascade.environments.workers import Verifiers
+from tests.environments.test_swe_patches import block
 
 # Nothing below makes this number or that letter.
 NUMBER, LETTER = "17389", "J"
@@ -26,6 +27,10 @@ ROWS = {
         _PUZZLE | {"metadata": {"source_dataset": "chain_sum"}},
         _PUZZLE | {"metadata": {"source_dataset": "simple_integration", "variable": "x", "integrand": f"{NUMBER}*x"}},
         _PUZZLE | {"metadata": {"source_dataset": "string_insertion"}},
+    ],
+    "swe_repair": [
+        {"files": {"a.py": "x = 1\n"}, "golden_patch": block("x = 1\n", f"x = {NUMBER}\n"), "reward_mode": mode}
+        for mode in ("similarity", "judge")
     ],
 }
 
@@ -49,6 +54,7 @@ OPENINGS = [
     "a: [",
     "- ",
 ]
+OPENINGS += ["a.py\n<<<<<<< SEARCH\n", "=======\n", ">>>>>>> REPLACE\n", "```diff\n", "--- a/a.py\n+++ b/a.py\n", "@@ -1 +1 @@\n"]
 OPENINGS += [
     "<a>",
     "<!DOCTYPE a [",
@@ -184,7 +190,7 @@ def earn_nothing(name: str, replies: list[str]) -> list[dict]:
     else:
         # Here, where what takes too long or ends the process would be seen.
         verdicts = [environments.get(name).verify(*pair) for pair in pairs]
-    assert [(reply, verdict) for reply, verdict in zip(replies, verdicts) if verdict["reward"] != 0.0] == []
+    assert [(reply, verdict) for reply, verdict in zip(replies, verdicts) if verdict["reward"] > 0.0] == []
     json.dumps(verdicts)
     return verdicts
 

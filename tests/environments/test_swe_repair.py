@@ -3,7 +3,8 @@
 import pytest
 
 from nemo_cascade.environments import response_of, swe_repair
-from nemo_cascade.environments.swe_repair import apply, blocks_of
+from nemo_cascade.environments.swe_repair import hidden_tests
+from tests.environments.test_swe_patches import block
 
 ROW, PATCH, _ = swe_repair.EXAMPLES[0]
 BOTH = ["test_sums.py::test_add", "test_sums.py::test_one"]
@@ -16,10 +17,6 @@ def verdict(reply, row=ROW):
 def replacing(body):
     """A patch that puts other lines in place of the wrong one."""
     return PATCH.replace("    return a + b", "".join(f"    {line}\n" for line in body.split("\n")).rstrip("\n"))
-
-
-def block(search, replace, path="a.py"):
-    return f"{path}\n<<<<<<< SEARCH\n{search}=======\n{replace}>>>>>>> REPLACE\n"
 
 
 @pytest.mark.parametrize("row, reply, reward", swe_repair.EXAMPLES)
@@ -74,43 +71,8 @@ return a + b"""
 
 
 def test_an_endless_patch_earns_nothing(monkeypatch):
-    monkeypatch.setattr(swe_repair, "TIMEOUT", 0.5)
+    monkeypatch.setattr(hidden_tests, "TIMEOUT", 0.5)
     assert verdict(replacing("while True: pass"))["failed_tests"] == BOTH
-
-
-def test_blocks_are_read_with_and_without_fences_and_tags():
-    wanted = [("a.py", "x\n", "y\n"), ("sub/b.py", "\n", "")]
-    both = block("x\n", "y\n") + block("\n", "", "sub/b.py")
-    assert blocks_of(both) == wanted
-    assert blocks_of(f"So:\n```diff\n### {both}```") == wanted
-    assert blocks_of(block("draft\n", "draft\n") + f"<solution>\n```\n{both}```\n</solution> done") == wanted
-
-
-@pytest.mark.parametrize("cut", ["=======\n", ">>>>>>> REPLACE\n", "a.py\n"])
-def test_a_block_that_cannot_be_read_spoils_the_patch(cut):
-    good, bad = block("x\n", "y\n", "b.py"), block("x\n", "y\n").replace(cut, "")
-    assert blocks_of(good + "\n" + bad) == [] and blocks_of(bad + good) == []
-
-
-def test_a_patch_applies_where_its_lines_occur_exactly_once():
-    files = {"a.py": "x = 1\ny = 2\nx = 1\nz = 3"}
-    assert apply(files, [("a.py", "y = 2\nx = 1\n", "y = 4\n")]) == {"a.py": "x = 1\ny = 4\nz = 3"}
-    assert apply(files, [("a.py", "y = 2\n", "")]) == {"a.py": "x = 1\nx = 1\nz = 3"}
-    assert apply(files, [("a.py", "y = 2\n", "w\n"), ("a.py", "x = 1\nw\n", "v\n")]) == {"a.py": "v\nx = 1\nz = 3"}
-    assert files == {"a.py": "x = 1\ny = 2\nx = 1\nz = 3"}
-
-
-@pytest.mark.parametrize(
-    "path, search",
-    [("a.py", "x = 1\n"), ("a.py", "= 2\n"), ("a.py", ""), ("b.py", "y = 2\n"), ("../b.py", "\n"), ("a.py", "q\n")],
-    ids="twice part-of-a-line nothing other-file outside nowhere".split(),
-)
-def test_a_patch_that_does_not_apply_is_none(path, search):
-    assert apply({"a.py": "x = 1\ny = 2\nx = 1\n"}, [("a.py", "y = 2\n", "y = 3\n"), (path, search, "z\n")]) is None
-
-
-def test_overlapping_places_are_two_places():
-    assert apply({"a.py": "a\na\na\n"}, [("a.py", "a\na\n", "b\n")]) is None
 
 
 def without(key, **more):

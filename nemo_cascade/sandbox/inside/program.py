@@ -58,8 +58,9 @@ def warm_up() -> None:
 
 
 def execute(asked: dict) -> int:
-    """Runs `asked` {"language", "source", "args", "contest", "call"}; returns the exit status, or never."""
+    """Runs `asked` {"language", "source", "args", "contest", "call", "packages"}; returns the exit status, or never."""
     if asked["language"] == "python":
+        sys.path += [asked["packages"]] if asked["packages"] else []
         return python(asked["source"], asked["args"], asked["contest"], asked.get("call"))
     # Python ignores these, and who is ignored stays so in the next program.
     for name in (signal.SIGPIPE, signal.SIGXFSZ):

@@ -1,0 +1,174 @@
+"""Patches in a reply, read and applied: SEARCH/REPLACE blocks or a unified diff.
+
+Blocks of whole lines
+
+    path
+    <<<<<<< SEARCH
+    lines as they stand, which must occur exactly once in the file; none for a file that is new
+    =======
+    lines to put there
+    >>>>>>> REPLACE
+
+or what `git diff` prints, with new, deleted and renamed files. Either stands in ```diff fences or without, within <solution>
+tags or without. A diff's lines must occur to the letter, where its numbers say, or else in one place alone. What cannot be read or
+applied spoils the whole patch.
+
+Left out: binary files, changes of mode, and "fuzz", by which patch(1) lets context differ.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from unidiff import PatchSet
+from unidiff.errors import UnidiffParseError
+
+Files = dict[str, str]
+# Characters of a reply: no repair is longer, and to read one takes time.
+LONGEST = 200_000
+
+_SOLUTION = re.compile(r"<solution>(.*)</solution>", re.DOTALL)
+_BLOCK = re.compile(
+    r"^(?:### )?(\S+)[ \t]*\n<{7} SEARCH[ \t]*\n(.*?)^={7}[ \t]*\n(.*?)^>{7} REPLACE[ \t]*$", re.MULTILINE | re.DOTALL
+)
+_FENCE = re.compile(r"^```(?:diff|patch)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+_BEGINS = re.compile(r"^(?:diff --git |--- )", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Lines of a file to replace, none in one to be made. start: their first line's number from 0, where it is known. to: the
+    file's new path, None to delete it."""
+
+    path: str
+    to: str | None
+    old: tuple[str, ...]
+    new: tuple[str, ...]
+    start: int | None = None
+    # Of the last line, before and after, where a diff says so.
+    open_end: tuple[bool, bool] = (False, False)
+
+
+def read(answer: str) -> list[Change]:
+    """The changes of a reply's patch in their order; none when there is no patch or it cannot be read."""
+    if len(answer) > LONGEST:
+        return []
+    solution = _SOLUTION.search(answer)
+    text = solution[1] if solution else answer
+    return blocks_of(text) if "<<<<<<< SEARCH" in text else diff_of(text)
+
+
+def blocks_of(text: str) -> list[Change]:
+    """The SEARCH/REPLACE blocks; none at all when one of them cannot be read."""
+    blocks = _BLOCK.findall(text)
+    if len(blocks) != text.count("<<<<<<< SEARCH"):
+        return []
+    return [Change(path, path, _lines(search), _lines(replace)) for path, search, replace in blocks]
+
+
+def diff_of(text: str) -> list[Change]:
+    """The hunks of a unified diff; none at all when one of them cannot be read."""
+    fenced = _FENCE.findall(text)
+    begin = _BEGINS.search(text)
+    if not fenced and begin is None:
+        return []
+    text = "".join(fenced) if fenced else text[begin.start() :]
+    try:
+        files = list(PatchSet(text))
+    except (UnidiffParseError, ValueError):
+        return []
+    hunks = sum(len(file) for file in files)
+    if hunks != len(re.findall(r"^@@", text, re.MULTILINE)) or any(file.is_binary_file for file in files):
+        return []
+    changes = []
+    for file in files:
+        made, gone = file.source_file == "/dev/null", file.target_file == "/dev/null"
+        path = _bare(file.target_file if made else file.source_file)
+        to = None if gone else _bare(file.target_file)
+        # Hunks are applied one after the other, so only the first finds the file by its old name.
+        for number, hunk in enumerate(file):
+            lines = [(line.line_type, line.value.removesuffix("\n")) for line in hunk if line.line_type != "\\"]
+            old = tuple(value for kind, value in lines if kind in " -")
+            new = tuple(value for kind, value in lines if kind in " +")
+            start = None if made else max(hunk.source_start - 1, 0)
+            changes.append(Change(to if number and to else path, to, old, new, start, _open_ends(hunk)))
+        if not len(file):
+            changes.append(Change(path, to, (), ()))
+    return changes
+
+
+def apply(files: Files, changes: list[Change]) -> Files | None:
+    """The files after all changes, one after the other; None when there is none or one does not apply."""
+    patched, moved = dict(files), {}
+    for change in changes:
+        if not (_inside(change.path) and (change.to is None or _inside(change.to))):
+            return None
+        if change.path not in patched:
+            # Only a file that was not there can be made, and what was moved or deleted was.
+            if change.old or change.to != change.path or change.path in files:
+                return None
+            patched[change.path] = "\n".join([*change.new, *([] if change.open_end[1] else [""])])
+            continue
+        text = _replaced(patched[change.path], change, moved.get(change.path, 0))
+        if text is None or change.to is None and text:
+            return None
+        del patched[change.path]
+        if change.to is not None:
+            if change.to in patched:
+                return None
+            patched[change.to] = text
+            moved[change.to] = moved.pop(change.path, 0) + len(change.new) - len(change.old)
+    return patched if changes else None
+
+
+def _replaced(text: str, change: Change, moved: int) -> str | None:
+    """A file's text after a change; moved: by how many lines earlier changes have moved what follows."""
+    lines, old = text.split("\n"), list(change.old)
+    if not old:
+        if change.start is None:
+            # A block must say where; a file that is only renamed or deleted has nothing to replace.
+            return None if change.new or change.to == change.path else text
+        at = change.start + moved + 1 if change.start else 0
+        place = at if 0 <= at <= len(lines) else None
+    else:
+        stated = None if change.start is None else change.start + moved
+        place = stated if stated is not None and lines[stated : stated + len(old)] == old else _only_place(lines, old)
+    if place is None:
+        return None
+    lines[place : place + len(old)] = change.new
+    before, after = change.open_end
+    if after and lines[-1] == "":
+        lines.pop()
+    elif before and not after:
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _only_place(lines: list[str], wanted: list[str]) -> int | None:
+    places = [place for place in range(len(lines)) if lines[place : place + len(wanted)] == wanted]
+    return places[0] if len(places) == 1 else None
+
+
+def _open_ends(hunk) -> tuple[bool, bool]:
+    """Whether the file's last line has no line break, before and after, by git's "\\ No newline at end of file"."""
+    before = after = False
+    lines = list(hunk)
+    for line, following in zip(lines, lines[1:]):
+        if following.line_type == "\\":
+            before |= line.line_type in " -"
+            after |= line.line_type in " +"
+    return before, after
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(text.split("\n")[:-1])
+
+
+def _bare(path: str) -> str:
+    return path[2:] if path.startswith(("a/", "b/")) else path
+
+
+def _inside(path: str) -> bool:
+    """Whether a path leads to a file below the folder, and is the only way to write it."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and ".." not in parts and parts[0] != "/" and "\0" not in path and str(PurePosixPath(path)) == path
