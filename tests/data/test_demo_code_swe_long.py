@@ -10,7 +10,7 @@ from nemo_cascade.data.demo import DOMAINS, LEVELS, long_context, prompt_of
 from nemo_cascade.data.demo.words import COLORS
 from nemo_cascade.data.rows import environment_of, messages_of
 from nemo_cascade.data.tokenizer import load_tokenizer
-from nemo_cascade.environments import swe_repair as swe_repair_environment
+from nemo_cascade.environments.swe_repair.hidden_tests import failed_tests
 
 EVERY_LEVEL = pytest.mark.parametrize("level", LEVELS)
 
@@ -81,7 +81,7 @@ def test_the_planted_bug_fails_its_own_test_only():
     for level in LEVELS:
         for row in DOMAINS["swe_repair"].rows(15, "train", level=level):
             names = row["fail_to_pass"] + row["pass_to_pass"]
-            failed = swe_repair_environment.failed_tests(row["files"], row["tests"], names)
+            failed = failed_tests(row["files"], row["tests"], names)
             assert failed == row["fail_to_pass"] and len(names) == len(set(names))
 
 

@@ -15,10 +15,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from nemo_cascade import environments
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.tokenizer import load_tokenizer
+from nemo_cascade.environments import response_of
 from nemo_cascade.environments.endpoint import Endpoint, EndpointConfig
+from nemo_cascade.environments.equivalence import DIFFERENT, EQUAL
 from nemo_cascade.environments.genrm_compare import FIELDS, judge_messages, parse, readable
+from nemo_cascade.environments.judged import judge_all
+from nemo_cascade.environments.swe_repair import judge
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages.config import GenRMConfig
 from nemo_cascade.stages.judge import EndpointJudge, Judge
@@ -155,3 +160,27 @@ def test_what_is_never_answered_is_undecided_counted_and_told(vllm):
     told = [rollout.info["judge_readable"] for group in groups for rollout in group.rollouts]
     assert 0.3 < sum(told) / len(told) < 0.9
     assert all(1 <= rollout.reward <= 7 for group in groups for rollout in group.rollouts)
+
+
+def test_free_answers_are_judged_in_both_orders_over_a_bad_line(vllm):
+    row = {"expected_answer": "a boy", "needs_judge": True, "question": "Who?", "agent_ref": {"name": "long_context_simple_agent"}}
+    replies = [response_of(f"hm</think>the child number {number}") for number in range(40)]
+    verified = [(row, reply, environments.get("long_context").verify(row, reply)) for reply in replies]
+    labels = {"structured_outputs": {"choice": [EQUAL, DIFFERENT]}}
+    line = Line(vllm, dropped=30)
+    with served(line) as url:
+        settings = EndpointConfig(base_url=url, model="judge", max_tokens=64, tries=12, concurrency=8, timeout=60, extra_body=labels)
+        verdicts = judge_all(verified, Endpoint(settings))
+    assert all(verdict["judge_readable"] for verdict in verdicts) and line.most <= 8
+    asked = [verdict["judge_evaluations"] for verdict in verdicts]
+    assert {len(said) for said in asked} == {1, 2}, "who says no is not asked again"
+    assert [verdict["reward"] for verdict in verdicts] == [float(said == [EQUAL, EQUAL]) for said in asked]
+
+
+def test_probabilities_of_tokens_come_from_the_server(vllm):
+    labels = {"structured_outputs": {"choice": ["<judgement>YES</judgement>", "<judgement>NO</judgement>"]}}
+    settings = EndpointConfig(base_url=vllm, model="judge", max_tokens=64, logprobs=True, extra_body=labels)
+    (said,) = Endpoint(settings).ask([[{"role": "user", "content": "Well?"}]], usable=judge.usable)
+    assert "".join(token for token, _ in said.tokens).startswith("<judgement>")
+    assert 0.0 <= judge.probability(said) <= 1.0
+    assert all(0.0 < chance <= 1.0 for _, likely in said.tokens for chance in likely.values())

@@ -3,7 +3,7 @@
 import pytest
 
 from nemo_cascade import environments
-from nemo_cascade.environments import genrm
+from nemo_cascade.environments import genrm, swe_repair
 from nemo_cascade.environments.response import answer_of, last_boxed, response_of
 
 # All but the one whose replies a judge compares (tests/environments/test_genrm.py).
@@ -22,7 +22,8 @@ def test_known_replies_earn_what_they_should(name, row, reply, reward):
 
 @pytest.mark.parametrize("name, row, reply, reward", CASES)
 def test_a_thought_that_never_ends_earns_nothing(name, row, reply, reward):
-    nothing = genrm.UNREADABLE if row.get("grading_mode") == "distance" else 0.0
+    unreadable = {"distance": genrm.UNREADABLE, "similarity": swe_repair.UNREADABLE}
+    nothing = unreadable.get(row.get("grading_mode") or row.get("reward_mode"), 0.0)
     assert environments.get(name).verify(row, response_of(reply))["reward"] == nothing
 
 

@@ -66,7 +66,7 @@ def test_a_bubblewrap_that_isolates_nothing_is_found_out(tmp_path, monkeypatch):
     """It leaves out the walls and starts what it was to start."""
     real = worker.bubblewrap.command
 
-    def without_walls(executable, python, control, code):
+    def without_walls(executable, python, control, code, packages=None):
         return [python, *real(executable, python, control, code)[-7:]]
 
     command = without_walls("bwrap", "/usr/bin/python3", 1, 2)
