@@ -28,6 +28,9 @@ ROWS = {
         _PUZZLE | {"metadata": {"source_dataset": "simple_integration", "variable": "x", "integrand": f"{NUMBER}*x"}},
         _PUZZLE | {"metadata": {"source_dataset": "string_insertion"}},
     ],
+    "code_gen": [{"verifier_metadata": {"unit_tests": {"inputs": ["1"], "outputs": [NUMBER]}}}],
+    "tool_use": [environments.get("tool_use").EXAMPLES[0][0]],
+    "genrm": [{"expected_scores": {"score_1": 5, "score_2": 1, "ranking": 1}}],
     "swe_repair": [
         {"files": {"a.py": "x = 1\n"}, "golden_patch": block("x = 1\n", f"x = {NUMBER}\n"), "reward_mode": mode}
         for mode in ("similarity", "judge")
