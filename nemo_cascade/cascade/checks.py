@@ -5,7 +5,6 @@ not the recipe is caught here, before any process group, folder or model exists.
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cascade import environments
-from nemo_cascade.cascade import compute, layout
+from nemo_cascade.cascade import compute, judge_checks, layout
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing, is_slip, join, nearest
 from nemo_cascade.data import demo
 from nemo_cascade.data.packing import document_multiple
@@ -25,8 +24,7 @@ from nemo_cascade.engine.memory import GPUS
 from nemo_cascade.models import fp8
 
 if TYPE_CHECKING:
-    from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, JudgeConfig, Source, StageConfig
-    from nemo_cascade.environments.endpoint import EndpointConfig
+    from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, Source, StageConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -111,7 +109,7 @@ UNREAD = {"sft": ("grpo", "loss_fn", "genrm"), "rl": ("sft",)}
 
 def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | None) -> list[str]:
     """Every problem of a resolved config, in reading order, each once."""
-    problems = [*order_problems(cascade, source), *cascade_problems(cascade), *judge_problems(cascade)]
+    problems = [*order_problems(cascade, source), *cascade_problems(cascade), *judge_checks.judge_problems(cascade)]
     for name, stage in cascade.stages.items():
 
         def where(key: str, name: str = name) -> str:
@@ -121,7 +119,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += relation_problems(stage, where)
         problems += offload_problems(stage, where)
         problems += installation_problems(stage, where)
-        problems += judges_problems(stage, where)
+        problems += judge_checks.judges_problems(stage, where)
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
@@ -149,7 +147,7 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
         problems += value_problems(stage, where)
         problems += relation_problems(stage, where)
         problems += offload_problems(stage, where)
-        problems += judges_problems(stage, where)
+        problems += judge_checks.judges_problems(stage, where)
         problems += compute.problems(stage, where, swaps_weights(stage))
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
@@ -220,65 +218,6 @@ def sampling_problems(cascade: "CascadeConfig") -> Iterator[str]:
         yield f"cascade.validation.temperature: must be >= 0, got {validation.temperature}"
     if not 0 < validation.top_p <= 1:
         yield f"cascade.validation.top_p: must be in (0, 1], got {validation.top_p}"
-
-
-def judge_problems(cascade: "CascadeConfig") -> Iterator[str]:
-    """A judge is a stage off the main line, or an endpoint, whose agreement with known preferences is measured."""
-    if cascade.judge is None:
-        return
-    name, least = cascade.judge.stage, cascade.judge.min_agreement
-    if not 0 <= least <= 1:
-        yield f"cascade.judge.min_agreement: a share of preferences, from 0 to 1, got {least}"
-    if (name is None) == (cascade.judge.endpoint is None):
-        yield "cascade.judge: either a stage or an endpoint judges; set one of cascade.judge.stage and cascade.judge.endpoint"
-    elif name is None:
-        yield from endpoint_judge_problems(cascade.judge)
-    if name is None:
-        return
-    if name not in cascade.stages:
-        yield f"cascade.judge.stage: unknown stage {name}{did_you_mean(name, cascade.stages)}"
-        return
-    stage = cascade.stages[name]
-    if not stage.teacher_only:
-        yield f"cascade.judge.stage: {name} is on the main line; set cascade.stages.{name}.teacher_only=true"
-    if cascade.validation.num_prompts == 0:
-        yield f"cascade.validation.num_prompts: 0, but {name} may judge only once its agreement is measured"
-    for domain in stage.data.train:
-        if domain not in stage.data.validation:
-            yield f"cascade.stages.{name}.data.validation.{domain}: missing; on it the judge's agreement is measured"
-
-
-def endpoint_judge_problems(judge: "JudgeConfig") -> Iterator[str]:
-    """A judge behind an endpoint is one that is there, and has rows on which its agreement is measured."""
-    for name in ("base_url", "model"):
-        if is_missing(getattr(judge.endpoint, name)):
-            yield f"cascade.judge.endpoint.{name}: missing value; set it"
-    yield from endpoint_problems("cascade.judge.endpoint", judge.endpoint)
-    if judge.agreement is None:
-        yield "cascade.judge.agreement: missing; a JSONL file of known preferences, on which the judge's agreement is measured"
-    elif not Path(judge.agreement).is_file():
-        yield f"cascade.judge.agreement: no file {judge.agreement}"
-
-
-def endpoint_problems(key: str, endpoint: "EndpointConfig") -> Iterator[str]:
-    """An endpoint has an address, and the key that it needs."""
-    if not is_missing(endpoint.base_url) and not endpoint.base_url.startswith(("http://", "https://")):
-        yield f"{key}.base_url: an address such as http://host:8000/v1, got {endpoint.base_url}"
-    if endpoint.api_key_env is not None and not os.environ.get(endpoint.api_key_env):
-        yield f"{key}.api_key_env: the environment variable {endpoint.api_key_env} is not set"
-    for name in ("concurrency", "tries", "max_tokens"):
-        if getattr(endpoint, name) < 1:
-            yield f"{key}.{name}: must be >= 1, got {getattr(endpoint, name)}"
-
-
-def judges_problems(stage: "StageConfig", where) -> Iterator[str]:
-    """A judge of single replies serves an environment that asks one."""
-    for name, endpoint in stage.env.judges.items():
-        key = where(f"env.judges.{name}")
-        if name not in environments.asking():
-            known = environments.asking()
-            yield f"{key}: no environment of that name asks a judge about single replies{did_you_mean(name, known)}"
-        yield from endpoint_problems(key, endpoint)
 
 
 def demo_data_problems(settings: "DemoDataConfig") -> Iterator[str]:
