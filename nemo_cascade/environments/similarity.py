@@ -15,21 +15,21 @@ WORK = 10_000_000
 TOO_LONG, LONGEST = 20, 500_000
 
 
-def ratio(given: str, expected: str) -> float:
-    """SequenceMatcher(None, given, expected).ratio(), in [0, 1]; less where that would take too long."""
+def ratio(given: str, expected: str, autojunk: bool = True, work: int = WORK) -> float:
+    """SequenceMatcher(None, given, expected, autojunk).ratio(), in [0, 1]; less where that would take more than `work` steps."""
     if given == expected:
         return 1.0
     if len(given) > min(TOO_LONG * len(expected), LONGEST):
         return 0.0
-    return _Bounded(given, expected).ratio()
+    return _Bounded(given, expected, autojunk, work).ratio()
 
 
 class _Bounded(SequenceMatcher):
-    def __init__(self, given: str, expected: str):
-        super().__init__(None, given, expected)
+    def __init__(self, given: str, expected: str, autojunk: bool, work: int):
+        super().__init__(None, given, expected, autojunk)
         # A search within a[i:j] looks at every place of each of its characters in b.
         self._steps = [0, *accumulate(1 + len(self.b2j.get(character, ())) for character in given)]
-        self._left = WORK
+        self._left = work
 
     def find_longest_match(self, alo: int = 0, ahi: int | None = None, blo: int = 0, bhi: int | None = None) -> Match:
         self._left -= self._steps[ahi] - self._steps[alo]

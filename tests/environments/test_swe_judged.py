@@ -1,5 +1,6 @@
 """Patches that are not run earn by how alike they are to the golden one, or by a judge, by the rule of Nemotron-Cascade."""
 
+import difflib
 import json
 import random
 import time
@@ -52,6 +53,17 @@ def test_similarity_earns_between_the_unchanged_and_the_golden():
     assert verdict(SIMILAR, "no patch") == verdict(SIMILAR, GOLD.replace("x - 1", "x-1")) == {"reward": -1.0, "applied": False}
     near, far = verdict(SIMILAR, OTHER)["reward"], verdict(SIMILAR, block("LIMIT = 10\n", "LIMIT = 11\n", "b.py"))["reward"]
     assert 0.8 < near < 1.0 and far == 0.0
+
+
+def test_similarity_of_one_file_is_difflibs_ratio_of_its_hunks_with_every_letter_counted():
+    lines = [f"the_value_{n} = compute({n}, 1)\n" for n in range(40)]
+    before = {"x": "".join(lines)}
+    one, other = ({"x": "".join([*lines[:9], f"{text}\n", *lines[10:]])} for text in ("the_first = compute(9, 2)", "the_value_9 = other(9)"))
+    hunks = ["\n".join(diff(before, after, "x").split("\n")[2:]) for after in (one, other)]
+    assert min(map(len, hunks)) >= 200
+    expected = difflib.SequenceMatcher(None, *hunks, autojunk=False).ratio()
+    assert similarity(before, one, other) == pytest.approx(expected, abs=0.01)
+    assert abs(difflib.SequenceMatcher(None, *hunks).ratio() - expected) > 0.02
 
 
 def test_similarity_is_the_mean_over_all_files_that_either_changes():

@@ -2,12 +2,13 @@
 
 import difflib
 import random
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_cascade.environments.swe_repair.patches import Change, apply, read
+from nemo_cascade.environments.swe_repair.patches import LONGEST, Change, apply, read
 
 
 def block(search, replace, path="a.py"):
@@ -162,3 +163,21 @@ def test_ten_thousand_broken_patches_break_nothing():
             text = text[:at] + rng.choice([*parts, ""]) + text[at + rng.randint(0, 3) :]
         result = apply(FILES, read(text))
         assert result is None or all(isinstance(path, str) for path in result)
+
+
+def test_a_hunk_with_more_lines_than_its_header_says_spoils_the_patch():
+    diff = "--- a/x.py\n+++ b/x.py\n@@ -1,2 +1,2 @@\n a\n-b\n+c\n"
+    assert len(read(diff)) == 1 and len(read(diff + "\nThat is all.\n")) == 1
+    for more in ("+d\n", " e\n", "-e\n", "@@ -9 +9 @@\n"):
+        assert read(diff + more) == read(f"```diff\n{diff}{more}```") == []
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a\n<<<<<<< SEARCH\n", "a\n<<<<<<< SEARCH\nb\n=======\n", "<solution>", "</solution>", "```diff\n", "--- a/x\n+++ b/x\n@@ -1 +1 @@\n"],
+)
+def test_a_long_reply_is_read_in_time_that_grows_with_its_length(piece):
+    begun = time.process_time()
+    read((piece * (LONGEST // len(piece) + 1))[:LONGEST])
+    # Half a second as it is; a minute with one pattern over all of it.
+    assert time.process_time() - begun < 10

@@ -99,6 +99,50 @@ def test_what_repairs_nothing_earns_nothing(row, attack, monkeypatch):
     assert result["reward"] == 0.0 and set(FAILING) <= set(result["failed_tests"])
 
 
+# Prints every token that it finds in the frames above it.
+HUNT = (
+    "import os, sys\nframe = sys._getframe()\nwhile frame:\n"
+    "    for token in frame.f_locals.get('wanted', {}).values():\n        os.write(1, token.encode() + b'\\n')\n    frame = frame.f_back\n"
+)
+
+
+@pytest.mark.parametrize("path", ["pytest/__init__.py", "_pytest/__init__.py", "pluggy.py", "iniconfig/__init__.py", "packaging.py"])
+def test_no_file_comes_in_place_of_pytest_or_what_it_imports(row, path):
+    assert verdict(row, patch(HUNT, "", path))["failed_tests"] == FAILING
+
+
+HELPED = {
+    "sums.py": "def add(a, b):\n    return a - b\n",
+    "testing/scale.py": "FACTOR = 0\n",
+    "lib/tests/__init__.py": "",
+    "lib/tests/helpers.py": "def same(a, b):\n    assert a == b\n",
+    "lib/tests/test_sums.py": (
+        "import unittest\nfrom sums import add\nfrom testing.scale import FACTOR\nfrom .helpers import same\n\n\n"
+        "def test_add():\n    same(add(2, 3), 5)\n\n\ndef test_factor():\n    same(FACTOR, 1)\n\n\n"
+        "class Sums(unittest.TestCase):\n    def test_each(self):\n        for n in (1, 2):\n"
+        "            with self.subTest(n=n):\n                self.assertEqual(add(n, 1), n + 1)\n"
+    ),
+}
+HELPED_FILE = "lib/tests/test_sums.py"
+ADDS = patch("    return a + b\n", "    return a - b\n", "sums.py")
+
+
+def helped(*names):
+    return {"files": HELPED, "runner": "pytest", "fail_to_pass": [f"{HELPED_FILE}::{name}" for name in names]}
+
+
+def test_what_tests_share_is_put_back_and_a_package_called_testing_is_not():
+    easier = patch("    pass\n", "    assert a == b\n", "lib/tests/helpers.py")
+    assert verdict(helped("test_add"), easier)["reward"] == 0.0
+    assert verdict(helped("test_add"), easier + ADDS)["reward"] == 1.0
+    assert verdict(helped("test_factor"), patch("FACTOR = 1\n", "FACTOR = 0\n", "testing/scale.py"))["reward"] == 1.0
+
+
+def test_a_test_with_subtests_passes_when_all_of_them_do():
+    assert verdict(helped("Sums::test_each"), ADDS)["reward"] == 1.0
+    assert verdict(helped("Sums::test_each"), patch("    return 2\n", "    return a - b\n", "sums.py"))["reward"] == 0.0
+
+
 def test_a_test_patch_brings_its_tests_whatever_the_model_wrote_there(row):
     added = "def test_new(prices):\n    assert total(prices, 3) == 4\n"
     lines = SOURCES[FILE].count("\n")

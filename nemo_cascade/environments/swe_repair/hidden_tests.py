@@ -4,7 +4,7 @@ Plain ones, `tests` {path: text} of functions with asserts, are given to a small
 `runner: pytest`, a `repository` or a `test_patch`, pytest runs the test files themselves, which lie beside the patched ones.
 
 A test has passed when its own random token is printed, which happens once it has returned: exiting early and printing verdicts
-gain nothing. Files that are tests' or steer pytest are as they were before the patch. But patched code and tests share
+gain nothing. Files that are tests' (`_is_test`) or steer pytest are as they were before the patch. But patched code and tests share
 a process, as they do wherever pytest runs: a patch made for it could find the tokens on the stack, change pytest in memory, or
 return values that equal everything.
 """
@@ -12,6 +12,7 @@ return values that equal everything.
 import json
 import re
 import secrets
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import PurePosixPath
 
@@ -24,6 +25,8 @@ from nemo_cascade.sandbox import MIB, Limits, Program
 TIMEOUT = 20.0
 PYTEST = Limits(seconds=120.0, memory=1024 * MIB, output=4 * MIB, disk=64 * MIB, processes=64, inodes=20_000, open_files=256)
 STEER_PYTEST = ("conftest.py", "pytest.ini", ".pytest.ini", "tox.ini", "setup.cfg", "pyproject.toml", "pytest.py", "sitecustomize.py")
+
+_TEST_FILE = re.compile(r"test_.*\.py|.*_test\.py")
 
 # A test file is run once; if that fails, so do all of its tests.
 _PLAIN = """
@@ -44,10 +47,12 @@ def run(tests, wanted):
 _PYTEST = r"""
 def run(wanted):
     import os, sys
+    # No file of the repository comes in place of pytest or of what that imports.
+    sys.path.remove("")
+    import pytest
     sys.path[:0] = [path for path in (os.getcwd(), os.path.join(os.getcwd(), "src")) if os.path.isdir(path)]
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     said = os.dup(1)
-    import pytest
 
     class Tokens:
         def __init__(self):
@@ -56,9 +61,12 @@ def run(wanted):
         def pytest_collection_modifyitems(self, items):
             items[:] = [item for item in items if item.nodeid in wanted]
 
+        @pytest.hookimpl(tryfirst=True)
         def pytest_runtest_logreport(self, report):
             parts = self.parts.setdefault(report.nodeid, [])
-            parts.append(report.when if report.passed else "failed")
+            # A subtest has a report of its own beside that of its test.
+            if not report.passed or type(report) is pytest.TestReport:
+                parts.append(report.when if report.passed else "failed")
             if parts == ["setup", "call", "teardown"]:
                 os.write(said, (wanted[report.nodeid] + "\\n").encode())
 
@@ -121,7 +129,8 @@ def with_tests(row: dict, before: Files, patched: Files) -> Files:
     Raises ValueError for a test_patch that does not apply.
     """
     own = {path for name in sum(names_of(row), []) if (path := name.partition("::")[0])}
-    kept = {path for path in before.keys() | patched.keys() if path in own or _steers(path)}
+    folders = _folders_of_tests(own)
+    kept = {path for path in before.keys() | patched.keys() if path in own or _steers(path) or _is_test(path, folders)}
     files = {path: text for path, text in patched.items() if path not in kept}
     files |= {path: before[path] for path in kept if path in before}
     files |= row.get("tests") or {}
@@ -167,6 +176,17 @@ def _without(tokens: dict[str, str], printed: str) -> list[str]:
 
 def _steers(path: str) -> bool:
     return PurePosixPath(path).name in STEER_PYTEST
+
+
+def _is_test(path: str, folders: tuple[str, ...]) -> bool:
+    """Whether a file is one of tests by its name, or lies beside them, as what they share."""
+    return path.startswith(folders) or _TEST_FILE.fullmatch(PurePosixPath(path).name) is not None
+
+
+def _folders_of_tests(files: Iterable[str]) -> tuple[str, ...]:
+    """The outermost folder called test, tests or testing of each file, with its slash; a package `testing` elsewhere is none."""
+    found = (re.match(r"(?:.*?/)??(?:tests?|testing)/", file) for file in files)
+    return tuple({match[0] for match in found if match})
 
 
 @lru_cache(maxsize=256)

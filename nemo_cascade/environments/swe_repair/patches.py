@@ -17,21 +17,24 @@ Left out: binary files, changes of mode, and "fuzz", by which patch(1) lets cont
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
 
-from unidiff import PatchSet
+from unidiff import PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
 
 Files = dict[str, str]
 # Characters of a reply: no repair is longer, and to read one takes time.
 LONGEST = 200_000
 
-_SOLUTION = re.compile(r"<solution>(.*)</solution>", re.DOTALL)
-_BLOCK = re.compile(
-    r"^(?:### )?(\S+)[ \t]*\n<{7} SEARCH[ \t]*\n(.*?)^={7}[ \t]*\n(.*?)^>{7} REPLACE[ \t]*$", re.MULTILINE | re.DOTALL
-)
-_FENCE = re.compile(r"^```(?:diff|patch)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+# Each is asked of one line: a pattern over all of a reply takes time that grows with the square of its length, or worse.
+_PATH = re.compile(r"(?:### )?(\S+)[ \t]*")
+_SEARCH, _MIDDLE, _REPLACE = (re.compile(mark + r"[ \t]*") for mark in ("<{7} SEARCH", "={7}", ">{7} REPLACE"))
+_FENCE, _FENCE_ENDS = re.compile(r"```(?:diff|patch)[ \t]*"), re.compile(r"```[ \t]*")
+# Where one of these begins a line that no hunk accounts for, a hunk is longer than it says.
+_OF_A_HUNK = re.compile(r"[-+@]| .*\S")
 _BEGINS = re.compile(r"^(?:diff --git |--- )", re.MULTILINE)
 
 
@@ -53,22 +56,39 @@ def read(answer: str) -> list[Change]:
     """The changes of a reply's patch in their order; none when there is no patch or it cannot be read."""
     if len(answer) > LONGEST:
         return []
-    solution = _SOLUTION.search(answer)
-    text = solution[1] if solution else answer
+    _, begun, rest = answer.partition("<solution>")
+    inside, ended, _ = rest.rpartition("</solution>")
+    text = inside if begun and ended else answer
     return blocks_of(text) if "<<<<<<< SEARCH" in text else diff_of(text)
 
 
 def blocks_of(text: str) -> list[Change]:
     """The SEARCH/REPLACE blocks; none at all when one of them cannot be read."""
-    blocks = _BLOCK.findall(text)
-    if len(blocks) != text.count("<<<<<<< SEARCH"):
-        return []
-    return [Change(path, path, _lines(search), _lines(replace)) for path, search, replace in blocks]
+    lines = iter(pairwise(text.split("\n")))
+    blocks = []
+    for above, line in lines:
+        path = _PATH.fullmatch(above) if _SEARCH.fullmatch(line) else None
+        if path is not None:
+            search, replace = _until(lines, _MIDDLE), _until(lines, _REPLACE)
+            if search is None or replace is None:
+                return []
+            blocks.append(Change(path[1], path[1], search, replace))
+    return blocks if len(blocks) == text.count("<<<<<<< SEARCH") else []
+
+
+def _until(lines: Iterator[tuple[str, str]], mark: re.Pattern) -> tuple[str, ...] | None:
+    """The lines before the one that is the mark; None without one."""
+    found = []
+    for _, line in lines:
+        if mark.fullmatch(line):
+            return tuple(found)
+        found.append(line)
+    return None
 
 
 def diff_of(text: str) -> list[Change]:
     """The hunks of a unified diff; none at all when one of them cannot be read."""
-    fenced = _FENCE.findall(text)
+    fenced = _fenced(text)
     begin = _BEGINS.search(text)
     if not fenced and begin is None:
         return []
@@ -77,8 +97,7 @@ def diff_of(text: str) -> list[Change]:
         files = list(PatchSet(text))
     except (UnidiffParseError, ValueError):
         return []
-    hunks = sum(len(file) for file in files)
-    if hunks != len(re.findall(r"^@@", text, re.MULTILINE)) or any(file.is_binary_file for file in files):
+    if _has_lines_left(text.split("\n"), files) or any(file.is_binary_file for file in files):
         return []
     changes = []
     for file in files:
@@ -95,6 +114,31 @@ def diff_of(text: str) -> list[Change]:
         if not len(file):
             changes.append(Change(path, to, (), ()))
     return changes
+
+
+def _fenced(text: str) -> list[str]:
+    """What stands in ```diff and ```patch fences that are closed."""
+    found: list[str] = []
+    inside: list[str] | None = None
+    for line in text.split("\n"):
+        if inside is None:
+            inside = [] if _FENCE.fullmatch(line) else None
+        elif _FENCE_ENDS.fullmatch(line):
+            found.append("".join(inside))
+            inside = None
+        else:
+            inside.append(line + "\n")
+    return found
+
+
+def _has_lines_left(lines: list[str], files: list[PatchedFile]) -> bool:
+    """Whether lines that look like a hunk's are in none: unidiff passes over what a hunk has beyond its header's counts."""
+    hunks = [list(hunk) for file in files for hunk in file]
+    known = {line.diff_line_no for hunk in hunks for line in hunk} | {hunk[0].diff_line_no - 1 for hunk in hunks if hunk}
+    for number, (line, following) in enumerate(pairwise(lines), start=1):
+        if number not in known and line.startswith("--- ") and following.startswith("+++ "):
+            known |= {number, number + 1}
+    return any(_OF_A_HUNK.match(line) for number, line in enumerate(lines, start=1) if number not in known)
 
 
 def apply(files: Files, changes: list[Change]) -> Files | None:
@@ -158,10 +202,6 @@ def _open_ends(hunk) -> tuple[bool, bool]:
             before |= line.line_type in " -"
             after |= line.line_type in " +"
     return before, after
-
-
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(text.split("\n")[:-1])
 
 
 def _bare(path: str) -> str:

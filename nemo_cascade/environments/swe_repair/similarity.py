@@ -1,12 +1,13 @@
 """How alike two changes of the same files are: their unified diffs, file by file, by difflib's ratio.
 
 The mean over all files that either changes; one that only one of them changes counts 0 [SWE-RL, arXiv 2502.18449, section 2;
-Nemotron-Cascade, section 4.7.2].
+Nemotron-Cascade, section 4.7.2]. As SWE-RL does, without difflib's notion of junk, which would pass over every common letter of a
+text of 200 or more, and without the lines that name the file, which are equal.
 """
 
 import difflib
 
-from nemo_cascade.environments.similarity import ratio
+from nemo_cascade.environments import similarity as bounded
 from nemo_cascade.environments.swe_repair.patches import Files
 
 CONTEXT = 3
@@ -20,7 +21,14 @@ def similarity(before: Files, given: Files, expected: Files) -> float:
         (diff(before, given, path), diff(before, expected, path))
         for path in sorted({*changed(before, given), *changed(before, expected)})
     ]
-    return sum(ratio(one, other) if one and other else 0.0 for one, other in pairs) / len(pairs)
+    both = [(_hunks(one), _hunks(other)) for one, other in pairs if one and other]
+    return sum(bounded.ratio(*texts, autojunk=False, work=bounded.WORK // len(both)) for texts in both) / len(pairs)
+
+
+def _hunks(text: str) -> str:
+    """A file's diff from its first hunk on."""
+    head, mark, hunks = text.partition("\n@@")
+    return mark + hunks if mark else head
 
 
 def changed(before: Files, after: Files) -> list[str]:
