@@ -1,8 +1,9 @@
 """Whether two answers to a question mean the same, by a judge model: asked in both orders, because judges favour a place.
 
 As NeMo Gym's math_with_judge and, with `check_twice_swap`, its equivalence_llm_judge do, with their labels; the words are ours.
-The answer under judgement is quoted as JSON, which it cannot close, and the verdict is read from the judge's own last label. A
-model can still be talked into things: what an answer says to a judge is never quite without effect.
+The answer under judgement is quoted as JSON, which it cannot close, and the verdict is read from the judge's own last label. An
+answer that has a label in it is wrong unread: a judge that says no and then quotes it would seem to say yes. A model can still
+be talked into things: what an answer says to a judge is never quite without effect.
 """
 
 import json
@@ -28,8 +29,13 @@ _SYSTEM = (
 
 
 def question(asked: str, expected: str, given: str, answers: list[Said]) -> list[dict] | None:
-    """What to ask next about an answer: with the expected one as A, then, if they were equal, with it as B."""
-    if not given.strip() or len(given) > LONGEST or len(answers) == 2 or not all(equal(said) for said in answers):
+    """What to ask next about an answer: with the expected one as A, then, if they were equal, with it as B.
+
+    None when nothing is left to ask, and for an answer that is empty, too long or has a label in it.
+    """
+    if not given.strip() or len(given) > LONGEST or _LABEL.search(given):
+        return None
+    if len(answers) == 2 or not all(equal(said) for said in answers):
         return None
     one, other = (given, expected) if answers else (expected, given)
     document = json.dumps({"question": asked[-QUESTION:], "A": one, "B": other}, ensure_ascii=False, indent=1)
