@@ -48,7 +48,7 @@ CHOICES = {
     "loss_fn.reference_policy_kl_type": ("k2", "k3"),
     "cluster.gpu": tuple(GPUS),
     "data.on_bad_row": ("stop", "skip"),
-    "gate.on_failure": ("stop", "warn", "rollback"),
+    "gate.on_failure": ("advance", "warn", "stop", "rollback"),
 }
 
 AT_LEAST_ONE = (
@@ -149,6 +149,7 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
+        problems += gate_problems(cascade, stage, source)
         gpus = world_size if world_size is not None else stage.cluster.num_nodes * stage.cluster.gpus_per_node
         if gpus > 0:
             problems += layout.legal_problems(stage, where, gpus)
@@ -323,22 +324,28 @@ def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "So
 
 
 def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:
-    """A gate compares domains that are scored, with a parent that there is."""
-    key = source.own(stage.name, "gate.max_drop")
-    if not stage.gate.max_drop:
+    """A gate judges domains that are scored, and compares them with those of a parent that there is."""
+    gate, key = stage.gate, source.own(stage.name, "gate")
+    if not gate.domains:
         return
-    if stage.parent is None:
-        yield f"{key}: {stage.name} starts from {stage.start}, so there is no score to drop from; remove its gate"
-    if stage.gate.on_failure == "rollback" and stage.teacher_only:
-        yield f"{source.own(stage.name, 'gate.on_failure')}: nothing starts from a teacher_only stage; use stop or warn"
+    if gate.on_failure == "rollback" and stage.teacher_only:
+        yield f"{key}.on_failure: nothing starts from a teacher_only stage; use stop, warn or advance"
+    if gate.on_failure == "rollback" and stage.parent is None:
+        yield f"{key}.on_failure: {stage.name} starts from {stage.start}, so no stage is left to go on from; use stop, warn or advance"
     start = _earliest_start(cascade, stage)
-    scored = list(cascade.scored(start)) if start in cascade.order else []
-    for domain, drop in stage.gate.max_drop.items():
-        if cascade.validation.num_prompts == 0 or stage.parent is not None and domain not in scored:
-            text = f"nothing scores it for {start}, where {stage.name} may start{did_you_mean(domain, scored)}"
-            yield f"{key}.{domain}: {text}"
-        if drop < 0:
-            yield f"{key}.{domain}: must be >= 0 (points of score that may be lost), got {drop}"
+    # A floor is the stage's own; the other rules compare with where it starts.
+    for rule, scorer in (("max_drop", start), ("min_gain", start), ("floor", stage.name)):
+        limits = getattr(gate, rule)
+        if limits and scorer is None:
+            text = "no score to drop from or to gain on"
+            yield f"{key}.{rule}: {stage.name} starts from {stage.start}, so there is {text}; remove it, or use floor"
+        scored = list(cascade.scored(scorer)) if scorer in cascade.order and cascade.validation.num_prompts > 0 else []
+        for domain, limit in limits.items():
+            if domain not in scored and scorer is not None:
+                where = "it" if scorer == stage.name else f"it for {scorer}, where {stage.name} may start"
+                yield f"{key}.{rule}.{domain}: nothing scores {where}{did_you_mean(domain, scored)}"
+            if limit < 0 and rule != "floor":
+                yield f"{key}.{rule}.{domain}: must be >= 0 (points of score), got {limit}"
 
 
 def _earliest_start(cascade: "CascadeConfig", stage: "StageConfig") -> str | None:
@@ -346,7 +353,7 @@ def _earliest_start(cascade: "CascadeConfig", stage: "StageConfig") -> str | Non
     name = stage.parent
     for _ in cascade.order:
         parent = cascade.stages.get(name)
-        if parent is None or parent.parent is None or not parent.gate.max_drop or parent.gate.on_failure != "rollback":
+        if parent is None or parent.parent is None or not parent.gate.domains or parent.gate.on_failure != "rollback":
             break
         name = parent.parent
     return name

@@ -226,7 +226,7 @@ def refuse_stopped(cascade: CascadeConfig, manifest: Manifest, names: list[str])
     """Raises RunRefused when the gate of one of these stages says stop, with what can be done about it."""
     for name in names:
         if stopped(manifest, name):
-            (line,) = gate.lines(name, manifest.stages[name].gate, cascade.stages[name].gate)
+            line = gate.lines(name, manifest.stages[name].gate, cascade.stages[name].gate)[0]
             raise RunRefused(
                 f"{line}; change the stage and repeat it with --from-stage {name}, or go on with "
                 f"cascade.stages.{name}.gate.on_failure=rollback or =warn"

@@ -338,7 +338,7 @@ CASES = {
     ),
     "a gate on a stage without a parent": (
         ["cascade.stages.sft.gate.max_drop.math=0.05"],
-        "cascade.stages.sft.gate.max_drop: sft starts from fresh weights",
+        "cascade.stages.sft.gate.max_drop: sft starts from fresh weights, so there is no score to drop from",
     ),
     "a gate on a domain nobody scores": (
         ["cascade.stages.if_rl.gate.max_drop.maths=0.05"],
@@ -360,6 +360,22 @@ CASES = {
     "a gate that asks for a gain": (
         ["cascade.stages.if_rl.gate.max_drop.math=-0.05"],
         "cascade.stages.if_rl.gate.max_drop.math: must be >= 0",
+    ),
+    "a gain that is negative": (
+        ["cascade.stages.if_rl.gate.min_gain.math=-0.05"],
+        "cascade.stages.if_rl.gate.min_gain.math: must be >= 0",
+    ),
+    "a gain over nothing": (
+        ["cascade.stages.sft.gate.min_gain.math=0.05"],
+        "cascade.stages.sft.gate.min_gain: sft starts from fresh weights",
+    ),
+    "a floor for a domain nobody scores": (
+        ["cascade.stages.sft.gate.floor.maths=0.05"],
+        "cascade.stages.sft.gate.floor.maths: nothing scores it; did you mean math?",
+    ),
+    "a rollback to nothing": (
+        ["cascade.stages.sft.gate={floor: {math: 0.05}, on_failure: rollback}"],
+        "cascade.stages.sft.gate.on_failure: sft starts from fresh weights, so no stage is left to go on from",
     ),
     "a rollback of a side branch": (
         ["cascade.stages.math_rl.gate={max_drop: {math: 0.1}, on_failure: rollback}"],
