@@ -92,6 +92,10 @@ NOT_NEGATIVE = (
     "genrm.group_answer_length_penalty_coeff",
     "genrm.reasoning_bonus",
     "genrm.answer_bonus",
+    "sft.val_period",
+    "sft.val_patience",
+    "grpo.val_period",
+    "grpo.val_patience",
     "checkpointing.save_period",
     "checkpointing.keep_top_k",
 )
@@ -123,6 +127,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
         problems += gate_problems(cascade, stage, source)
+        problems += in_stage_validation_problems(cascade, stage, where)
         problems += data_problems(cascade, stage, source, where)
         problems += layout.problems(stage, where, world_size)
         problems += compute.problems(stage, where, swaps_weights(stage))
@@ -346,6 +351,19 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
                 yield f"{key}.{rule}.{domain}: nothing scores {where}{did_you_mean(domain, scored)}"
             if limit < 0 and rule != "floor":
                 yield f"{key}.{rule}.{domain}: must be >= 0 (points of score), got {limit}"
+
+
+def in_stage_validation_problems(cascade: "CascadeConfig", stage: "StageConfig", where) -> Iterator[str]:
+    """What chooses a checkpoint or stops a stage early needs validations inside it, of domains that are scored."""
+    block, name = "sft" if stage.kind == "sft" else "grpo", stage.checkpointing.metric_name
+    if stage.loop.val_period > 0 and cascade.validation.num_prompts == 0:
+        yield f"{where(f'{block}.val_period')}: there is no prompt to validate on; set cascade.validation.num_prompts or this to 0"
+    needing = {f"{block}.val_patience": stage.loop.val_patience > 0, "checkpointing.metric_name": name is not None}
+    for key in (key for key, needs in needing.items() if needs and stage.loop.val_period == 0):
+        yield f"{where(key)}: {stage.name} is not validated while it trains; set {block}.val_period"
+    known = ["val:reward", *(f"val:{domain}" for domain in cascade.scored(stage.name))]
+    if name is not None and name not in known:
+        yield f"{where('checkpointing.metric_name')}: {name} is not measured in {stage.name}{did_you_mean(name, known)}"
 
 
 def _earliest_start(cascade: "CascadeConfig", stage: "StageConfig") -> str | None:

@@ -27,7 +27,7 @@ from nemo_cascade.cascade.strict import (
 )
 from nemo_cascade.environments.endpoint import EndpointConfig
 from nemo_cascade.models.presets import is_hf_folder
-from nemo_cascade.stages.config import DatasetConfig
+from nemo_cascade.stages.config import DatasetConfig, GRPOConfig, SFTConfig
 from nemo_cascade.stages.context import LoopConfig
 
 __all__ = [
@@ -158,9 +158,14 @@ class StageConfig(LoopConfig):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
+    def loop(self) -> SFTConfig | GRPOConfig:
+        """The block of its kind that has its length and its validation."""
+        return self.sft if self.kind == "sft" else self.grpo
+
+    @property
     def max_num_steps(self) -> int:
-        """Optimizer steps of the stage."""
-        return self.sft.max_num_steps if self.kind == "sft" else self.grpo.max_num_steps
+        """Optimizer steps of the stage, unless it stops at a plateau."""
+        return self.loop.max_num_steps
 
     @property
     def start(self) -> str:

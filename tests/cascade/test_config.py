@@ -336,6 +336,22 @@ CASES = {
         "cascade.validation.num_prompts: 300, but validation samples, which the embedded rollout engine cannot do "
         "under the context parallel of sft; set it to 0 or policy.megatron_cfg.context_parallel_size to 1",
     ),
+    "a best checkpoint that no validation tells": (
+        ["cascade.stages.sft.checkpointing.metric_name=val:reward"],
+        "cascade.stages.sft.checkpointing.metric_name: sft is not validated while it trains; set sft.val_period",
+    ),
+    "patience without validations": (
+        ["grpo.val_patience=3"],
+        "grpo.val_patience: if_rl is not validated while it trains; set grpo.val_period",
+    ),
+    "a metric nobody measures": (
+        ["grpo.val_period=5", "cascade.stages.if_rl.checkpointing.metric_name=val:maths"],
+        "cascade.stages.if_rl.checkpointing.metric_name: val:maths is not measured in if_rl; did you mean val:math?",
+    ),
+    "validation inside a stage without prompts": (
+        ["cascade.validation.num_prompts=0", "cascade.stages.sft.sft.val_period=5"],
+        "cascade.stages.sft.sft.val_period: there is no prompt to validate on",
+    ),
     "a gate on a stage without a parent": (
         ["cascade.stages.sft.gate.max_drop.math=0.05"],
         "cascade.stages.sft.gate.max_drop: sft starts from fresh weights, so there is no score to drop from",
