@@ -71,7 +71,7 @@ class Validations:
     def best(self, count: int) -> list[int]:
         """The steps with the best scores, the best first, of equal ones the earlier; all of them for a count of 0."""
         sign = 1 if self.checkpointing.higher_is_better else -1
-        ranked = sorted(self.history, key=lambda entry: -sign * float(np.mean([entry["scores"][d]["mean"] for d in self._domains(entry)])))
+        ranked = sorted(self.history, key=lambda entry: -sign * self._metric(entry))
         return [entry["step"] for entry in ranked[: count or None]]
 
     def saves(self, step: int) -> bool:
@@ -88,6 +88,9 @@ class Validations:
             return {"keep": keep}
         return {"keep": 1, "protect": self.best(keep)}
 
+    def _metric(self, entry: dict) -> float:
+        return float(np.mean([entry["scores"][domain]["mean"] for domain in self._domains(entry)]))
+
     def _domains(self, entry: dict) -> list[str]:
         """Those that `metric_name` looks at."""
         name = (self.checkpointing.metric_name or "val:reward").removeprefix("val:")
@@ -95,8 +98,9 @@ class Validations:
 
     def _improved(self, before: dict, after: dict) -> bool:
         """Whether the metric rose, and by more than noise does (one-sided sign-flip test on its prompts)."""
-        domains = self._domains(after)
-        first, second = ([np.array(entry["scores"][d]["per_prompt"]) / len(entry["scores"][d]["per_prompt"]) for d in domains]
-                         for entry in (before, after))
-        difference = np.concatenate(second) - np.concatenate(first)
+        differences = []
+        for domain in self._domains(after):
+            first, second = (np.array(entry["scores"][domain]["per_prompt"]) for entry in (before, after))
+            differences.append((second - first) / len(first))  # domains count the same, whatever their prompts
+        difference = np.concatenate(differences)
         return chance_of_gain(difference if self.checkpointing.higher_is_better else -difference) <= LEVEL
