@@ -2,10 +2,11 @@
 
     python benchmarks/gates.py [--stages 1000] [--domains 9] [--prompts 500]
 
-Simulated stages through the real rule (`gate.decide`). A prompt has a chance of being answered before and one after the stage, so that
-the scores of one reply correlate as told; a stage that does harm lowers the chances of one domain, by 0.05 on average, and of no other.
-`replies` is `cascade.validation.num_samples`. Graded scores are shares of ten parts fulfilled. Beside the count stands what the normal
-law says (`paired.detectable_drop`). Prints a table with a verdict on the bars and exits with 1 where one that is promised does not hold.
+Simulated stages through the real rule (`gate.decide`). A prompt has a chance of being answered before and one after the stage,
+so that the scores of one reply correlate as told; a stage that does harm lowers the chances of one domain, by 0.05 on average,
+and of no other. `replies` is `cascade.validation.num_samples`. Graded scores are shares of ten parts fulfilled. Beside the
+count stands what the normal law says (`paired.detectable_drop`). Prints a table with a verdict on the bars and exits with 1
+where one that is promised does not hold.
 """
 
 import argparse
@@ -39,7 +40,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=500)
     args = parser.parse_args()
     table = Table(
-        *("base", "correlation", "replies", "score", "noise fails", "loss seen", "by the normal law", "4 of 5 seen from", "both bars"),
+        *("base", "correlation", "replies", "score", "noise fails", "loss seen", "by the normal law", "4 of 5 seen from"),
+        "both bars",
         title=f"{args.stages} stages, {args.domains} domains of {args.prompts} prompts, max_drop {MAX_DROP}, true loss {DROP}",
     )
     broken = False
@@ -92,7 +94,8 @@ def simulated(rng, shape: tuple[int, int], case: tuple, drop: float) -> tuple[np
 
 
 def error_of(case: tuple, prompts: int) -> float:
-    """Standard error of the mean difference of two runs of the same chances: 2 base (1 - base) (1 - correlation) / draws a prompt."""
+    """Standard error of the mean difference of two runs of the same chances; a prompt's variance is
+    2 base (1 - base) (1 - correlation) / draws."""
     base, correlation, replies, parts = case
     return math.sqrt(2 * base * (1 - base) * (1 - correlation) / (replies * parts) / prompts)
 

@@ -1,11 +1,12 @@
-"""Does a cascade survive a stage that harms? `tiny` with one stage whose reward has the wrong sign, beside the same cascade without it.
+"""Does a cascade survive a stage that harms? `tiny` with one stage whose reward has the wrong sign, beside the same cascade
+without it.
 
     python benchmarks/harmful.py --out runs/harmful [override ...]
 
-The stage trains instruction following with an environment, brought by a package of its own as a third party's would be, that pays 1 minus
-what is right. Every stage's gate may lose 0.02 a domain and rolls back. Prints both cascades' scores and verdicts; exits with 1 unless the
-harmful stage alone was rolled back and the last stage is no worse in any domain than without it. As a stage depends on nothing but its
-name, its seed and its start, its weights should even be the same.
+The stage trains instruction following with an environment, brought by a package of its own as a third party's would be, that
+pays 1 minus what is right. Every stage's gate may lose 0.02 a domain and rolls back. Prints both cascades' scores and verdicts;
+exits with 1 unless the harmful stage alone was rolled back and the last stage is no worse in any domain than without it. As a
+stage depends on nothing but its name, its seed and its start, its weights should even be the same.
 """
 
 import argparse
@@ -105,7 +106,8 @@ def survived(harmed: Manifest, spared: Manifest) -> bool:
     last = list(spared.stages)[-1]
     ends, expected = harmed.stages[last], spared.stages[last]
     lost = [domain for domain, score in expected.scores.items() if ends.scores[domain]["mean"] < score["mean"]]
-    print(f"rolled back: {rolled_back}; worse than without in: {lost}; same weights: {ends.checkpoint_hash == expected.checkpoint_hash}")
+    same = ends.checkpoint_hash == expected.checkpoint_hash
+    print(f"rolled back: {rolled_back}; worse than without in: {lost}; same weights: {same}")
     return rolled_back == ["harm"] and not lost
 
 

@@ -336,7 +336,8 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
     if gate.on_failure == "rollback" and stage.teacher_only:
         yield f"{key}.on_failure: nothing starts from a teacher_only stage; use stop, warn or advance"
     if gate.on_failure == "rollback" and stage.parent is None:
-        yield f"{key}.on_failure: {stage.name} starts from {stage.start}, so no stage is left to go on from; use stop, warn or advance"
+        text = f"{stage.name} starts from {stage.start}, so no stage is left to go on from; use stop, warn or advance"
+        yield f"{key}.on_failure: {text}"
     start = _earliest_start(cascade, stage)
     # A floor is the stage's own; the other rules compare with where it starts.
     for rule, scorer in (("max_drop", start), ("min_gain", start), ("floor", stage.name)):
@@ -357,7 +358,8 @@ def in_stage_validation_problems(cascade: "CascadeConfig", stage: "StageConfig",
     """What chooses a checkpoint or stops a stage early needs validations inside it, of domains that are scored."""
     block, name = "sft" if stage.kind == "sft" else "grpo", stage.checkpointing.metric_name
     if stage.loop.val_period > 0 and cascade.validation.num_prompts == 0:
-        yield f"{where(f'{block}.val_period')}: there is no prompt to validate on; set cascade.validation.num_prompts or this to 0"
+        text = "there is no prompt to validate on; set cascade.validation.num_prompts, or this to 0"
+        yield f"{where(f'{block}.val_period')}: {text}"
     needing = {f"{block}.val_patience": stage.loop.val_patience > 0, "checkpointing.metric_name": name is not None}
     for key in (key for key, needs in needing.items() if needs and stage.loop.val_period == 0):
         yield f"{where(key)}: {stage.name} is not validated while it trains; set {block}.val_period"

@@ -114,19 +114,20 @@ class Teacher:
 class GateConfig:
     """`gate`: what a stage may cost and must bring, each rule by domain, in points of the domain's mean score.
 
-    All scores are means of the same validation prompts; a stage is compared with the one that it really started from. A score that is
-    missing or not finite is an error (GateError) and stops the run, whatever on_failure says.
+    All scores are means of the same validation prompts; a stage is compared with the one that it really started from. A score
+    that is missing or not finite is an error (GateError) and stops the run, whatever on_failure says.
 
-    max_drop: fails where the mean fell by more than this and the fall is not noise: the one-sided sign-flip test on the prompts'
-    differences, at 5 % for all domains of max_drop and floor together (Holm). Of stages that change no true score at most 5 % fail;
-    how small a loss is seen, the verdict says (`detectable`). A true loss of just max_drop fails at most every second time: to see a
-    loss of 0.05 in 4 of 5 stages it must be 0.03 or less.
-    min_gain: fails unless the mean rose by this at least and the rise is not noise: the same test, at 5 % in each domain, without
-    a correction because all of them must pass.
-    floor: fails where the mean is below this and surely so: at most as many bootstrap means reach it as max_drop's level allows.
+    max_drop: fails where the mean fell by more than this and the fall is not noise: the one-sided sign-flip test on the
+    prompts' differences, at 5 % for all domains of max_drop and floor together (Holm). Of stages that change no true score at
+    most 5 % fail; how small a loss is seen, the verdict says (`detectable`). A true loss of just max_drop fails at most every
+    second time: to see a loss of 0.05 in 4 of 5 stages it must be 0.03 or less.
+    min_gain: fails unless the mean rose by this at least and the rise is not noise: the same test, at 5 % in each domain,
+    without a correction because all of them must pass.
+    floor: fails where the mean is below this and surely so: at most as many bootstrap means reach it as max_drop's level
+    allows.
 
-    on_failure: advance (the verdict is only recorded and reported); warn and go on; stop; or rollback, after which later stages start
-    from the parent instead, and the stage's checkpoint may still teach.
+    on_failure: advance (the verdict is only recorded and reported); warn and go on; stop; or rollback, after which later stages
+    start from the parent instead, and the stage's checkpoint may still teach.
     """
 
     max_drop: dict[str, float] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Gates: may the cascade go on from a stage, seen from its validation scores and its parent's on the same prompts?
 
-A verdict rests on paired differences of prompts and on how likely noise is to make them, never on a bare difference of means. It is
-a function of the stored scores and the config alone, so a gate can be changed after the fact. What each rule means is
+A verdict rests on paired differences of prompts and on how likely noise is to make them, never on a bare difference of means.
+It is a function of the stored scores and the config alone, so a gate can be changed after the fact. What each rule means is
 `config.GateConfig`'s to say. Left out: gates on anything but scores (length, entropy), and a rule on several domains' mean.
 """
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from nemo_cascade.cascade.config import GateConfig
 
 ADVANCE, WARN, STOP, ROLLBACK = "advance", "warn", "stop", "rollback"
-# The chance that a stage fails by noise in any of the domains that its gate protects; and, for each domain that must gain, that noise
-# passes for a gain.
+# The chance that a stage fails by noise in any of the domains that its gate protects; and, for each domain that must gain, that
+# noise passes for a gain.
 LEVEL = 0.05
 # A loss that a gate should see; where it needs a larger one, and more than twice what may be lost, it says so.
 WORTH_SEEING = 0.05
@@ -33,9 +33,10 @@ def judge(manifest: Manifest, name: str, gate: "GateConfig") -> dict | None:
     """The verdict on a scored stage as JSON values, None without a rule. Raises GateError.
 
     action: advance, or `gate.on_failure` when a rule failed. failed: [rule, domain], in the order of the rules.
-    differences: domain -> [mean, low, high] of score minus the parent's, for domains with `max_drop` or `min_gain`. scores: the same
-    of the score itself, for those with a `floor`. chances: rule -> domain -> how likely noise does this (losing, gaining, or being
-    below the floor). detectable: domain -> the loss that the `max_drop` rule sees in 4 of 5 stages with it, with these prompts.
+    differences: domain -> [mean, low, high] of score minus the parent's, for domains with `max_drop` or `min_gain`. scores: the
+    same of the score itself, for those with a `floor`. chances: rule -> domain -> how likely noise does this (losing, gaining,
+    or being below the floor). detectable: domain -> the loss that the `max_drop` rule sees in 4 of 5 stages with it, with these
+    prompts.
     """
     if not gate.domains:
         return None
@@ -101,8 +102,8 @@ def per_prompt(manifest: Manifest, stage: str, domain: str) -> tuple[np.ndarray,
         scores = entry["per_prompt"]
     except (OSError, ValueError, KeyError) as error:
         raise GateError(
-            f"{path}: no scores of {domain} ({type(error).__name__}: {error}); take {domain} out of the gates of {stage} and of "
-            f"the stages that started from it, or repeat {stage} with --from-stage {stage}"
+            f"{path}: no scores of {domain} ({type(error).__name__}: {error}); take {domain} out of the gates of {stage} and "
+            f"of the stages that started from it, or repeat {stage} with --from-stage {stage}"
         ) from error
     if not scores or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in scores):
         raise GateError(f"{path}: a score of {domain} is not a finite number; repeat {stage} with --from-stage {stage}")
@@ -110,8 +111,8 @@ def per_prompt(manifest: Manifest, stage: str, domain: str) -> tuple[np.ndarray,
 
 
 def lines(name: str, verdict: dict | None, gate: "GateConfig") -> list[str]:
-    """What a verdict says to the user: its action with every rule's figures, then what its prompts are too few for; empty without
-    a gate."""
+    """What a verdict says to the user: its action with every rule's figures, then what its prompts are too few for; empty
+    without a gate."""
     if verdict is None:
         return []
     failed, told = {tuple(entry) for entry in verdict["failed"]}, []

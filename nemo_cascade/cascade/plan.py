@@ -24,7 +24,8 @@ from nemo_cascade.data.files import write_atomically
 CONFIG_FILE = "config.yaml"
 
 # Keys that may change under a started stage: they alter where and how it computes or saves, not what it computes. A gate
-# judges a stage afterwards, from its scores. Which of its checkpoints a stage hands on is no such matter, though its keys are among these.
+# judges a stage afterwards, from its scores. Which of its checkpoints a stage hands on is no such matter, though its keys are
+# among these.
 DECISIVE = ("checkpointing.metric_name", "checkpointing.higher_is_better")
 HARMLESS = (
     "checkpointing.",

@@ -135,9 +135,10 @@ class LossConfig:
 class CheckpointingConfig:
     """`checkpointing`: a stage always saves at its end; save_period adds one every so many steps (0: none).
 
-    keep_top_k is how many of a stage's checkpoints stay (0: all): the newest ones or, with metric_name, the best ones, and beside
-    them the newest, to resume from. metric_name: what the best is told by at the stage's validations (val_period): val:reward, the
-    mean over all domains, or val:<domain>; a stage then hands on its best checkpoint instead of its last (null).
+    keep_top_k is how many of a stage's checkpoints stay (0: all): the newest ones or, with metric_name, the best ones, and
+    beside them the newest, to resume from. metric_name: what the best is told by at the stage's validations (val_period):
+    val:reward, the mean over all domains, or val:<domain>; a stage then hands on its best checkpoint instead of its last
+    (null).
     """
 
     save_period: int = 0

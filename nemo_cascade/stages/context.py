@@ -48,8 +48,8 @@ class StageRun:
 
     dir is the stage's own folder, parent the checkpoint it starts from (None: fresh weights), teachers the checkpoint
     that teaches each domain, judge the one that compares replies to preference rows, unless that is a model behind
-    judge_endpoint. validate scores a policy in memory, as `validation.score_policy` does, for loops with a val_period. Only rank 0
-    writes metrics and shows progress; the others may call the same methods.
+    judge_endpoint. validate scores a policy in memory, as `validation.score_policy` does, for loops with a val_period. Only
+    rank 0 writes metrics and shows progress; the others may call the same methods.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Two checkpoints scored on the same prompts: how far apart, how sure, and what so many prompts can show at all.
 
-Knows nothing of stages or gates. Left out: corrections for prompts that are not independent of one another (several questions on one
-document, say), and tests of anything but means.
+Knows nothing of stages or gates. Left out: corrections for prompts that are not independent of one another (several questions
+on one document, say), and tests of anything but means.
 """
 
 import math
@@ -34,9 +34,9 @@ def paired_difference(before: np.ndarray, after: np.ndarray) -> list[float]:
 def chance_of_gain(difference: np.ndarray) -> float:
     """The chance of a sum as large as this one's if each prompt's difference [prompts] could as well have had the other sign.
 
-    The one-sided sign-flip test [Fisher 1935, section 21; Good 2005, section 3.2]: where a difference is noise, both orders of the two
-    scores are equally likely, so the level holds exactly at any number of prompts; for right or wrong answers it is McNemar's exact
-    test. Estimated from RESAMPLES draws with a fixed seed, never 0 [Phipson & Smyth 2010].
+    The one-sided sign-flip test [Fisher 1935, section 21; Good 2005, section 3.2]: where a difference is noise, both orders of
+    the two scores are equally likely, so the level holds exactly at any number of prompts; for right or wrong answers it is
+    McNemar's exact test. Estimated from RESAMPLES draws with a fixed seed, never 0 [Phipson & Smyth 2010].
     """
     sizes, counts = np.unique(np.abs(difference[difference != 0]), return_counts=True)
     rng, sums = np.random.default_rng(0), np.zeros(RESAMPLES)
@@ -74,7 +74,8 @@ def significant(chances: dict[Name, float], level: float) -> set[Name]:
 def detectable_drop(difference: np.ndarray, level: float, max_drop: float = 0.0) -> float:
     """The true loss that POWER of all stages with it would fail for, when one fails that lost more than max_drop at this level.
 
-    By the normal law: max(z_level * s, max_drop) + z_POWER * s, where s is the standard error of the mean of difference [prompts].
+    By the normal law: max(z_level * s, max_drop) + z_POWER * s, where s is the standard error of the mean of difference
+    [prompts].
     """
     error = float(np.std(difference)) / math.sqrt(len(difference))
     normal = NormalDist()

@@ -1,8 +1,9 @@
 """Validation inside a stage, on the policy in memory: which of its checkpoints is the best, and whether it still gets better.
 
-Its prompts are those that the finished stage is scored on, sampled with other noise, so that the choice of a checkpoint does not flatter
-its score by luck in sampling; that the prompts are the same does a little. What was found is in `validations.json`, cut back when a stage
-resumes, so that a resumed one decides the same. Left out: validation before the first step, and learning rates that follow it.
+Its prompts are those that the finished stage is scored on, sampled with other noise, so that the choice of a checkpoint does
+not flatter its score by luck in sampling; that the prompts are the same does a little. What was found is in `validations.json`,
+cut back when a stage resumes, so that a resumed one decides the same. Left out: validation before the first step, and learning
+rates that follow it.
 """
 
 import json
@@ -18,15 +19,16 @@ from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.paired import chance_of_gain
 
 FILE = "validations.json"
-# The chance of noise that an improvement may have at most. As every validation is tested, noise now and then passes for one, which only
-# lets a stage go on for longer.
+# The chance of noise that an improvement may have at most. As every validation is tested, noise now and then passes for one,
+# which only lets a stage go on for longer.
 LEVEL = 0.05
 
 
 class Validations:
     """What a stage's validations have shown so far: `history`, entries {step, scores: domain -> {mean, per_prompt, ...}}.
 
-    The same on all ranks, which call its methods together. Without `val_period` it does nothing and keeps the newest checkpoints.
+    The same on all ranks, which call its methods together. Without `val_period` it does nothing and keeps the newest
+    checkpoints.
     """
 
     def __init__(self, stage: StageRun, loop: SFTConfig | GRPOConfig, done: int):
@@ -37,14 +39,15 @@ class Validations:
         self.history = [entry for entry in json.loads(text) if entry["step"] <= done]
 
     def after(self, step: int, policy: Policy) -> dict[str, float]:
-        """Validates where it is due after a step; the metrics are empty where it is not. Raises ValueError for a score that is none."""
+        """Validates where it is due after a step; returns the metrics. Raises ValueError for a score that is not finite."""
         due = self.loop.val_period > 0 and (step % self.loop.val_period == 0 or step == self.loop.max_num_steps)
         if not due:
             return {}
         scores = self.stage.validate(policy)
         for domain, entry in scores.items():
             if not math.isfinite(entry["mean"]):
-                raise ValueError(f"step {step}: the validation score of {domain} is {entry['mean']}; look at what verifies its replies")
+                told = f"step {step}: the validation score of {domain} is {entry['mean']}"
+                raise ValueError(f"{told}; look at what verifies its replies")
         self.history.append({"step": step, "scores": scores})
         if self.stage.rank == 0:
             write_atomically(self.stage.dir / FILE, json.dumps(self.history) + "\n")
@@ -82,7 +85,7 @@ class Validations:
 
     @property
     def retention(self) -> dict:
-        """Which checkpoints stay, as `checkpoint.save` takes it: the best ones and the newest, to resume from; else the newest ones."""
+        """Which checkpoints stay, as `checkpoint.save` takes it: the best and, to resume from, the newest; else the newest."""
         keep = self.checkpointing.keep_top_k
         if self.checkpointing.metric_name is None or keep == 0:
             return {"keep": keep}

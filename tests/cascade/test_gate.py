@@ -123,7 +123,7 @@ def test_a_gate_whose_prompts_are_too_few_says_what_it_can_see(tmp_path):
 @pytest.mark.parametrize("rule", ["max_drop", "min_gain", "floor"])
 @pytest.mark.parametrize(
     "after, told",
-    [([], "not a finite number"), ([float("nan")] * 50, "not a finite number"), (None, "not a finite"), ("gone", "no scores of math")],
+    [([], "not a finite"), ([float("nan")] * 50, "not a finite"), (None, "not a finite"), ("gone", "no scores of math")],
     ids=["empty", "nan", "null", "missing"],
 )
 def test_a_score_that_is_none_is_an_error_and_no_pass(tmp_path, rule, after, told):

@@ -1,5 +1,6 @@
 """A stage whose reward has the wrong sign is rolled back by its gate, and the cascade ends as if it had never been there."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -28,12 +29,12 @@ def rows() -> list[dict]:
 @pytest.mark.slow
 def test_a_cascade_with_a_harmful_stage_ends_as_without_it(tmp_path):
     harmful.write_flipped(rows(), tmp_path)
-    (tmp_path / "letters.jsonl").write_text((tmp_path / "flipped.jsonl").read_text().replace(harmful.NAME, "instruction_following"))
+    (tmp_path / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     letters = f"instruction_following.data_path={tmp_path / 'letters.jsonl'}"
     common = [
-        *("~cascade.judge", "~data.validation.preference", f"cascade.demo_data.path={tmp_path / 'data'}", f"data.validation.{letters}"),
-        *("~cascade.demo_data.rows_of", *(f"cascade.demo_data.{n}=64" for n in ("train_rows", "sft_rows")), "cascade.validation.num_prompts=48"),
-        *("cascade.demo_data.validation_rows=1", "cascade.stages.sft.sft.max_num_steps=16"),
+        *("~cascade.judge", "~data.validation.preference", f"data.validation.{letters}", "cascade.validation.num_prompts=48"),
+        *(f"cascade.demo_data.path={tmp_path / 'data'}", "~cascade.demo_data.rows_of", "cascade.demo_data.train_rows=64"),
+        *("cascade.demo_data.sft_rows=64", "cascade.demo_data.validation_rows=1", "cascade.stages.sft.sft.max_num_steps=16"),
         *("cascade.stages.sft.policy.megatron_cfg.scheduler.lr_warmup_iters=2", "cascade.stages.if_rl.grpo.max_num_steps=2"),
         f"cascade.stages.if_rl.data.train.{letters}",
     ]
@@ -42,7 +43,7 @@ def test_a_cascade_with_a_harmful_stage_ends_as_without_it(tmp_path):
         own = [f"cascade.run_dir={tmp_path / name}", f"cascade.order=[{','.join(order)}]"]
         if "harm" in order:
             own += harmful.harmful_stage(tmp_path, steps=12, rate=2.0e-3) + harmful.gates(["harm"], ["instruction_following"])
-            own += [f"+cascade.stages.harm.grpo.num_{kind}={n}" for kind, n in (("prompts_per_step", 24), ("generations_per_prompt", 8))]
+            own += [f"+cascade.stages.harm.grpo.{key}" for key in ("num_prompts_per_step=24", "num_generations_per_prompt=8")]
         harmful.launch("smoke", tmp_path, 2, [*common, *own])
         manifests[name] = Manifest.load(tmp_path / name)
     harm, last = manifests["with"].stages["harm"], manifests["with"].stages["if_rl"]

@@ -49,8 +49,8 @@ def test_a_floor_is_judged_by_the_spread_of_the_scores():
     assert paired.chance_of_reaching(scores, 0.4) > 0.97
 
 
-# Nine domains of 500 prompts, as in benchmarks/gates.py, with fewer stages: at most 5 % false alarms, so of 120 stages fewer than
-# 14 in 995 of 1,000 runs of this test, had it no fixed seed.
+# Nine domains of 500 prompts, as in benchmarks/gates.py, with fewer stages. At 5 % false alarms fewer than 14 of 120 fail
+# with 99.7 % probability.
 CASES = {"noise of one reply": (0.5, 0.3, 1, 1), "near the ceiling": (0.98, 0.0, 1, 1), "graded": (0.5, 0.3, 1, 10)}
 
 

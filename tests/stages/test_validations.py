@@ -16,14 +16,16 @@ PROMPTS = 200
 def scores_of(**right) -> dict:
     """So many of the prompts of each domain answered, always the same ones first."""
     return {
-        domain: {"mean": count / PROMPTS, "per_prompt": [1.0] * count + [0.0] * (PROMPTS - count)} for domain, count in right.items()
+        domain: {"mean": count / PROMPTS, "per_prompt": [1.0] * count + [0.0] * (PROMPTS - count)}
+        for domain, count in right.items()
     }
 
 
 def validated(tmp_path, counts, patience=0, done=10**6, **checkpointing) -> Validations:
     """After validations at steps 1, 2, ... with so many of the prompts answered in math."""
     config = LoopConfig(
-        sft=SFTConfig(max_num_steps=100, val_period=1, val_patience=patience), checkpointing=CheckpointingConfig(**checkpointing)
+        sft=SFTConfig(max_num_steps=100, val_period=1, val_patience=patience),
+        checkpointing=CheckpointingConfig(**checkpointing),
     )
     stage = StageRun("sft", config, tmp_path, seed=1)
     found = Validations(stage, config.sft, done)
@@ -42,7 +44,8 @@ def test_without_a_period_nothing_is_validated_and_the_last_step_counts(tmp_path
 
 def test_validation_is_due_every_period_and_at_the_end_and_is_logged(tmp_path):
     asked = []
-    stage = StageRun("sft", LoopConfig(), tmp_path, seed=1, validate=lambda policy: asked.append(policy) or scores_of(math=50, mcqa=100))
+    stage = StageRun("sft", LoopConfig(), tmp_path, seed=1)
+    stage.validate = lambda policy: asked.append(policy) or scores_of(math=50, mcqa=100)
     found = Validations(stage, SFTConfig(max_num_steps=7, val_period=3), done=0)
     metrics = [found.after(step, policy=step) for step in range(1, 8)]
     assert asked == [3, 6, 7] and [bool(m) for m in metrics] == [False, False, True, False, False, True, True]
@@ -100,7 +103,7 @@ COURSE = {2: 60, 4: 120, 6: 90, 8: 100, 10: 110}
 
 
 def trained(directory, packs, killed_at, steps, loop):
-    """Runs SFT on the packs (again), killed at a validation or not; hashes of weights by checkpoint, the final step and the log."""
+    """Runs SFT on the packs (again), killed at a validation or not; hashes of checkpoints by step, the final step, the log."""
     import torch.distributed as dist
 
     from nemo_cascade.engine import checkpoint, parallel
@@ -132,7 +135,8 @@ def trained(directory, packs, killed_at, steps, loop):
     except KeyboardInterrupt:
         pass
     hashes = {step: checkpoint.read_info(directory / f"step_{step}")["weights_hash"] for step in checkpoint.steps(directory)}
-    log = [{k: v for k, v in line.items() if k.startswith(("train/", "validation/"))} for line in MetricsLog(directory / "metrics.jsonl").read()]
+    lines = MetricsLog(directory / "metrics.jsonl").read()
+    log = [{k: v for k, v in line.items() if k.startswith(("train/", "validation/"))} for line in lines]
     found = Validations(stage, config.sft, done=steps)
     return hashes, found.final_step if found.history else None, log
 
