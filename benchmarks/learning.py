@@ -20,9 +20,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from nemo_cascade.cascade.gate import paired_difference, paired_scores
+from nemo_cascade.cascade.gate import paired_scores
 from nemo_cascade.cascade.manifest import Manifest
 from nemo_cascade.stages.metrics import MetricsLog
+from nemo_cascade.stages.paired import paired_difference
 
 ROOT = Path(__file__).parents[1]
 # The domains each stage is there to improve; what multi_domain_rl has of if_rl's domain only keeps it.

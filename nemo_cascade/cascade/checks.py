@@ -48,7 +48,7 @@ CHOICES = {
     "loss_fn.reference_policy_kl_type": ("k2", "k3"),
     "cluster.gpu": tuple(GPUS),
     "data.on_bad_row": ("stop", "skip"),
-    "gate.on_failure": ("stop", "warn", "rollback"),
+    "gate.on_failure": ("advance", "warn", "stop", "rollback"),
 }
 
 AT_LEAST_ONE = (
@@ -92,6 +92,10 @@ NOT_NEGATIVE = (
     "genrm.group_answer_length_penalty_coeff",
     "genrm.reasoning_bonus",
     "genrm.answer_bonus",
+    "sft.val_period",
+    "sft.val_patience",
+    "grpo.val_period",
+    "grpo.val_patience",
     "checkpointing.save_period",
     "checkpointing.keep_top_k",
 )
@@ -124,6 +128,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
         problems += gate_problems(cascade, stage, source)
+        problems += in_stage_validation_problems(cascade, stage, where)
         problems += data_problems(cascade, stage, source, where)
         problems += layout.problems(stage, where, world_size)
         problems += compute.problems(stage, where, swaps_weights(stage))
@@ -152,6 +157,7 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
+        problems += gate_problems(cascade, stage, source)
         gpus = world_size if world_size is not None else stage.cluster.num_nodes * stage.cluster.gpus_per_node
         if gpus > 0:
             problems += layout.legal_problems(stage, where, gpus)
@@ -286,22 +292,43 @@ def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "So
 
 
 def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:
-    """A gate compares domains that are scored, with a parent that there is."""
-    key = source.own(stage.name, "gate.max_drop")
-    if not stage.gate.max_drop:
+    """A gate judges domains that are scored, and compares them with those of a parent that there is."""
+    gate, key = stage.gate, source.own(stage.name, "gate")
+    if not gate.domains:
         return
-    if stage.parent is None:
-        yield f"{key}: {stage.name} starts from {stage.start}, so there is no score to drop from; remove its gate"
-    if stage.gate.on_failure == "rollback" and stage.teacher_only:
-        yield f"{source.own(stage.name, 'gate.on_failure')}: nothing starts from a teacher_only stage; use stop or warn"
+    if gate.on_failure == "rollback" and stage.teacher_only:
+        yield f"{key}.on_failure: nothing starts from a teacher_only stage; use stop, warn or advance"
+    if gate.on_failure == "rollback" and stage.parent is None:
+        text = f"{stage.name} starts from {stage.start}, so no stage is left to go on from; use stop, warn or advance"
+        yield f"{key}.on_failure: {text}"
     start = _earliest_start(cascade, stage)
-    scored = list(cascade.scored(start)) if start in cascade.order else []
-    for domain, drop in stage.gate.max_drop.items():
-        if cascade.validation.num_prompts == 0 or stage.parent is not None and domain not in scored:
-            text = f"nothing scores it for {start}, where {stage.name} may start{did_you_mean(domain, scored)}"
-            yield f"{key}.{domain}: {text}"
-        if drop < 0:
-            yield f"{key}.{domain}: must be >= 0 (points of score that may be lost), got {drop}"
+    # A floor is the stage's own; the other rules compare with where it starts.
+    for rule, scorer in (("max_drop", start), ("min_gain", start), ("floor", stage.name)):
+        limits = getattr(gate, rule)
+        if limits and scorer is None:
+            text = "no score to drop from or to gain on"
+            yield f"{key}.{rule}: {stage.name} starts from {stage.start}, so there is {text}; remove it, or use floor"
+        scored = list(cascade.scored(scorer)) if scorer in cascade.order and cascade.validation.num_prompts > 0 else []
+        for domain, limit in limits.items():
+            if domain not in scored and scorer is not None:
+                where = "it" if scorer == stage.name else f"it for {scorer}, where {stage.name} may start"
+                yield f"{key}.{rule}.{domain}: nothing scores {where}{did_you_mean(domain, scored)}"
+            if limit < 0 and rule != "floor":
+                yield f"{key}.{rule}.{domain}: must be >= 0 (points of score), got {limit}"
+
+
+def in_stage_validation_problems(cascade: "CascadeConfig", stage: "StageConfig", where) -> Iterator[str]:
+    """What chooses a checkpoint or stops a stage early needs validations inside it, of domains that are scored."""
+    block, name = "sft" if stage.kind == "sft" else "grpo", stage.checkpointing.metric_name
+    if stage.loop.val_period > 0 and cascade.validation.num_prompts == 0:
+        text = "there is no prompt to validate on; set cascade.validation.num_prompts, or this to 0"
+        yield f"{where(f'{block}.val_period')}: {text}"
+    needing = {f"{block}.val_patience": stage.loop.val_patience > 0, "checkpointing.metric_name": name is not None}
+    for key in (key for key, needs in needing.items() if needs and stage.loop.val_period == 0):
+        yield f"{where(key)}: {stage.name} is not validated while it trains; set {block}.val_period"
+    known = ["val:reward", *(f"val:{domain}" for domain in cascade.scored(stage.name))]
+    if name is not None and name not in known:
+        yield f"{where('checkpointing.metric_name')}: {name} is not measured in {stage.name}{did_you_mean(name, known)}"
 
 
 def _earliest_start(cascade: "CascadeConfig", stage: "StageConfig") -> str | None:
@@ -309,7 +336,7 @@ def _earliest_start(cascade: "CascadeConfig", stage: "StageConfig") -> str | Non
     name = stage.parent
     for _ in cascade.order:
         parent = cascade.stages.get(name)
-        if parent is None or parent.parent is None or not parent.gate.max_drop or parent.gate.on_failure != "rollback":
+        if parent is None or parent.parent is None or not parent.gate.domains or parent.gate.on_failure != "rollback":
             break
         name = parent.parent
     return name

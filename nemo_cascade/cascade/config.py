@@ -27,7 +27,7 @@ from nemo_cascade.cascade.strict import (
 )
 from nemo_cascade.environments.endpoint import EndpointConfig
 from nemo_cascade.models.presets import is_hf_folder
-from nemo_cascade.stages.config import DatasetConfig
+from nemo_cascade.stages.config import DatasetConfig, GRPOConfig, SFTConfig
 from nemo_cascade.stages.context import LoopConfig
 
 __all__ = [
@@ -112,14 +112,33 @@ class Teacher:
 
 @dataclass
 class GateConfig:
-    """`gate`: what a stage may cost. max_drop: domain -> how much of its score it may lose against the stage's parent.
+    """`gate`: what a stage may cost and must bring, each rule by domain, in points of the domain's mean score.
 
-    on_failure: stop; warn and go on; or rollback, after which later stages start from the parent instead (the stage's
-    checkpoint may still teach).
+    All scores are means of the same validation prompts; a stage is compared with the one that it really started from. A score
+    that is missing or not finite is an error (GateError) and stops the run, whatever on_failure says.
+
+    max_drop: fails where the mean fell by more than this and the fall is not noise: the one-sided sign-flip test on the
+    prompts' differences, at 5 % for all domains of max_drop and floor together (Holm). Of stages that change no true score at
+    most 5 % fail; how small a loss is seen, the verdict says (`detectable`). A true loss of just max_drop fails at most every
+    second time: to see a loss of 0.05 in 4 of 5 stages it must be 0.03 or less.
+    min_gain: fails unless the mean rose by this at least and the rise is not noise: the same test, at 5 % in each domain,
+    without a correction because all of them must pass.
+    floor: fails where the mean is below this and surely so: at most as many bootstrap means reach it as max_drop's level
+    allows.
+
+    on_failure: advance (the verdict is only recorded and reported); warn and go on; stop; or rollback, after which later stages
+    start from the parent instead, and the stage's checkpoint may still teach.
     """
 
     max_drop: dict[str, float] = field(default_factory=dict)
+    min_gain: dict[str, float] = field(default_factory=dict)
+    floor: dict[str, float] = field(default_factory=dict)
     on_failure: str = "stop"
+
+    @property
+    def domains(self) -> list[str]:
+        """Every domain with a rule, once."""
+        return list(self.max_drop | self.min_gain | self.floor)
 
 
 @dataclass(kw_only=True)
@@ -140,9 +159,14 @@ class StageConfig(LoopConfig):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
+    def loop(self) -> SFTConfig | GRPOConfig:
+        """The block of its kind that has its length and its validation."""
+        return self.sft if self.kind == "sft" else self.grpo
+
+    @property
     def max_num_steps(self) -> int:
-        """Optimizer steps of the stage."""
-        return self.sft.max_num_steps if self.kind == "sft" else self.grpo.max_num_steps
+        """Optimizer steps of the stage, unless it stops at a plateau."""
+        return self.loop.max_num_steps
 
     @property
     def start(self) -> str:
@@ -184,7 +208,7 @@ class CascadeConfig:
         }
         if not stage.teacher_only and name != judge:
             return files
-        taught = stage.gate.max_drop.keys() | {
+        taught = set(stage.gate.domains) | {
             domain
             for student in self.stages.values()
             for domain, teacher in student.teachers.items()

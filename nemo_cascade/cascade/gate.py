@@ -1,7 +1,8 @@
 """Gates: may the cascade go on from a stage, seen from its validation scores and its parent's on the same prompts?
 
-A verdict rests on paired differences with a bootstrap interval, never on a bare difference of means. It is a function of the
-stored scores and the config alone, so a gate can be changed after the fact. Minimal gains, floors and keep-best are not here yet.
+A verdict rests on paired differences of prompts and on how likely noise is to make them, never on a bare difference of means.
+It is a function of the stored scores and the config alone, so a gate can be changed after the fact. What each rule means is
+`config.GateConfig`'s to say. Left out: gates on anything but scores (length, entropy), and a rule on several domains' mean.
 """
 
 import json
@@ -11,12 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nemo_cascade.cascade.manifest import Manifest
+from nemo_cascade.stages import paired
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import GateConfig
 
 ADVANCE, WARN, STOP, ROLLBACK = "advance", "warn", "stop", "rollback"
-RESAMPLES = 10_000
+# The chance that a stage fails by noise in any of the domains that its gate protects; and, for each domain that must gain, that
+# noise passes for a gain.
+LEVEL = 0.05
+# A loss that a gate should see; where it needs a larger one, and more than twice what may be lost, it says so.
+WORTH_SEEING = 0.05
 
 
 class GateError(ValueError):
@@ -24,30 +30,49 @@ class GateError(ValueError):
 
 
 def judge(manifest: Manifest, name: str, gate: "GateConfig") -> dict | None:
-    """{"action", "differences": domain -> [mean, low, high] of score minus the parent's}; None without a gate.
+    """The verdict on a scored stage as JSON values, None without a rule. Raises GateError.
 
-    A domain fails when it lost more than its `max_drop` and the 95 % interval lies below 0; one that fails makes the
-    action `gate.on_failure`, none makes it advance. Raises GateError.
+    action: advance, or `gate.on_failure` when a rule failed. failed: [rule, domain], in the order of the rules.
+    differences: domain -> [mean, low, high] of score minus the parent's, for domains with `max_drop` or `min_gain`. scores: the
+    same of the score itself, for those with a `floor`. chances: rule -> domain -> how likely noise does this (losing, gaining,
+    or being below the floor). detectable: domain -> the loss that the `max_drop` rule sees in 4 of 5 stages with it, with these
+    prompts.
     """
-    if not gate.max_drop:
+    if not gate.domains:
         return None
     parent = manifest.stages[name].parent
     differences = {
-        domain: paired_difference(*paired_scores(manifest, parent, name, domain)) for domain in gate.max_drop
+        domain: -np.subtract(*paired_scores(manifest, parent, name, domain)) for domain in gate.max_drop | gate.min_gain
     }
-    failed = any(mean < -gate.max_drop[domain] and high < 0 for domain, (mean, _, high) in differences.items())
-    return {"action": gate.on_failure if failed else ADVANCE, "differences": differences}
+    scores = {domain: per_prompt(manifest, name, domain)[0] for domain in gate.floor}
+    failed, chances = decide(differences, scores, gate)
+    level = LEVEL / max(1, len(gate.max_drop) + len(gate.floor))
+    return {
+        "action": gate.on_failure if failed else ADVANCE,
+        "failed": failed,
+        "differences": {domain: paired.interval(values) for domain, values in differences.items()},
+        "scores": {domain: paired.interval(values) for domain, values in scores.items()},
+        "chances": chances,
+        "detectable": {d: paired.detectable_drop(differences[d], level, drop) for d, drop in gate.max_drop.items()},
+    }
 
 
-def paired_difference(before: np.ndarray, after: np.ndarray) -> list[float]:
-    """[mean, low, high] of after - before [prompts]: the 95 % percentile bootstrap [Efron & Tibshirani 1993, section 13.3].
-
-    The resampling has a fixed seed, so the same scores always give the same verdict.
-    """
-    difference = np.asarray(after) - np.asarray(before)
-    draws = np.random.default_rng(0).integers(0, len(difference), size=(RESAMPLES, len(difference)))
-    low, high = np.percentile(difference[draws].mean(axis=1), [2.5, 97.5])
-    return [float(difference.mean()), float(low), float(high)]
+def decide(
+    differences: dict[str, np.ndarray], scores: dict[str, np.ndarray], gate: "GateConfig"
+) -> tuple[list[list[str]], dict[str, dict[str, float]]]:
+    """(failed, chances) of `judge`, from differences to the parent and scores by domain, each [prompts]."""
+    chances = {
+        "max_drop": {domain: paired.chance_of_loss(differences[domain]) for domain in gate.max_drop},
+        "min_gain": {domain: paired.chance_of_gain(differences[domain]) for domain in gate.min_gain},
+        "floor": {domain: paired.chance_of_reaching(scores[domain], gate.floor[domain]) for domain in gate.floor},
+    }
+    # One family: a stage that harms nothing must come through all of these together.
+    harmed = paired.significant({(rule, d): p for rule in ("max_drop", "floor") for d, p in chances[rule].items()}, LEVEL)
+    means = {domain: float(values.mean()) for domain, values in differences.items()}
+    failed = [["max_drop", d] for d, drop in gate.max_drop.items() if means[d] < -drop and ("max_drop", d) in harmed]
+    failed += [["min_gain", d] for d, g in gate.min_gain.items() if means[d] < g or chances["min_gain"][d] > LEVEL]
+    failed += [["floor", d] for d, floor in gate.floor.items() if scores[d].mean() < floor and ("floor", d) in harmed]
+    return failed, chances
 
 
 def paired_scores(manifest: Manifest, before: str, after: str, domain: str) -> tuple[np.ndarray, np.ndarray]:
@@ -77,8 +102,8 @@ def per_prompt(manifest: Manifest, stage: str, domain: str) -> tuple[np.ndarray,
         scores = entry["per_prompt"]
     except (OSError, ValueError, KeyError) as error:
         raise GateError(
-            f"{path}: no scores of {domain} ({type(error).__name__}: {error}); take {domain} out of the gate.max_drop of the "
-            f"stages that started from {stage}, or repeat {stage} with --from-stage {stage}"
+            f"{path}: no scores of {domain} ({type(error).__name__}: {error}); take {domain} out of the gates of {stage} and "
+            f"of the stages that started from it, or repeat {stage} with --from-stage {stage}"
         ) from error
     if not scores or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in scores):
         raise GateError(f"{path}: a score of {domain} is not a finite number; repeat {stage} with --from-stage {stage}")
@@ -86,11 +111,22 @@ def per_prompt(manifest: Manifest, stage: str, domain: str) -> tuple[np.ndarray,
 
 
 def lines(name: str, verdict: dict | None, gate: "GateConfig") -> list[str]:
-    """What a verdict says to the user; empty without a gate."""
+    """What a verdict says to the user: its action with every rule's figures, then what its prompts are too few for; empty
+    without a gate."""
     if verdict is None:
         return []
-    told = [
-        f"{domain} {mean:+.3f} [{low:+.3f}, {high:+.3f}], allowed -{gate.max_drop[domain]:g}"
-        for domain, (mean, low, high) in verdict["differences"].items()
-    ]
-    return [f"gate of {name}: {verdict['action']}; {'; '.join(told)}"]
+    failed, told = {tuple(entry) for entry in verdict["failed"]}, []
+    for rule, meant, figures in (
+        ("max_drop", "may lose", "differences"),
+        ("min_gain", "must gain", "differences"),
+        ("floor", "must reach", "scores"),
+    ):
+        for domain, limit in getattr(gate, rule).items():
+            mean, low, high = (f"{value:{'.3f' if rule == 'floor' else '+.3f'}}" for value in verdict[figures][domain])
+            chance = verdict["chances"][rule][domain]
+            mark = "FAILED " if (rule, domain) in failed else ""
+            told.append(f"{mark}{domain} {mean} [{low}, {high}], {meant} {limit:g}, by chance {chance:.2g}")
+    blind = [f"{d} {drop:.3f}" for d, drop in verdict["detectable"].items() if drop > max(2 * gate.max_drop[d], WORTH_SEEING)]
+    few = f"gate of {name}: with these prompts only such losses are seen in 4 of 5 stages: {', '.join(blind)}"
+    return [f"gate of {name}: {verdict['action']}; {'; '.join(told)}", *([few] if blind else [])]
+

@@ -29,7 +29,9 @@ ENDPOINT = ("base_url", "api_key_env", "concurrency", "timeout", "tries")
 JUDGE_OF_REPLIES = re.compile(rf"env\.judges\.[^.]+\.({'|'.join(ENDPOINT)})")
 
 # Keys that may change under a started stage: they alter where and how it computes or saves, not what it computes. A gate
-# judges a stage afterwards, from its scores.
+# judges a stage afterwards, from its scores. Which of its checkpoints a stage hands on is no such matter, though its keys are
+# among these.
+DECISIVE = ("checkpointing.metric_name", "checkpointing.higher_is_better")
 HARMLESS = (
     "checkpointing.",
     "logger.",
@@ -139,11 +141,11 @@ def changed_keys(cascade: CascadeConfig, manifest: Manifest, name: str) -> list[
 
 
 def _decisive(document: dict) -> dict:
-    return {
-        key: value
-        for key, value in flatten(document).items()
-        if not key.startswith(HARMLESS) and not JUDGE_OF_REPLIES.fullmatch(key)
-    }
+    return {key: value for key, value in flatten(document).items() if key in DECISIVE or not _harmless(key)}
+
+
+def _harmless(key: str) -> bool:
+    return key.startswith(HARMLESS) or JUDGE_OF_REPLIES.fullmatch(key) is not None
 
 
 def _show(values: dict, key: str) -> str:

@@ -32,6 +32,7 @@ from nemo_cascade.environments.endpoint import Endpoint, EndpointError
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
 from nemo_cascade.stages.prompts import render
+from nemo_cascade.stages.validations import Validations
 
 Loop = Callable[[StageRun], None]
 Score = Callable[[StageRun, Path, dict[str, Domain], int], dict[str, dict]]
@@ -130,10 +131,12 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
         judge_endpoint=stage.judge_endpoint,
         rank=parallel.rank(),
     )
+    if stage.loop.val_period > 0:
+        stage_run.validate = validator(cascade, stage_run)
     loop(stage_run)
     gc.collect()
     parallel.barrier()
-    final = directory / f"step_{stage.max_num_steps}"
+    final = directory / f"step_{Validations(stage_run, stage.loop, done=stage.max_num_steps).final_step}"
     if not final.is_dir():
         raise RuntimeError(f"stage {stage.name} came to its end without writing {final}")
     scores = score_stage(cascade, stage_run, final, score)
@@ -158,6 +161,16 @@ def score_stage(cascade: CascadeConfig, stage_run: StageRun, final: Path, score:
     if parallel.rank() == 0:
         write_atomically(stage_run.dir / "validation.json", json.dumps(scores) + "\n")
     return scores
+
+
+def validator(cascade: CascadeConfig, stage_run: StageRun) -> Callable[..., dict[str, dict]]:
+    """Scores a policy inside its stage, on the prompts that the stage will be scored on."""
+    from nemo_cascade.stages import validation
+
+    scored, domains = as_scored(cascade, stage_run), validation_domains(cascade, stage_run.name)
+    return lambda policy: validation.score_policy(
+        scored, policy, domains, cascade.validation.num_samples, seed=validation.IN_STAGE_SEED
+    )
 
 
 def as_scored(cascade: CascadeConfig, stage_run: StageRun) -> StageRun:
@@ -227,7 +240,7 @@ def refuse_stopped(cascade: CascadeConfig, manifest: Manifest, names: list[str])
     """Raises RunRefused when the gate of one of these stages says stop, with what can be done about it."""
     for name in names:
         if stopped(manifest, name):
-            (line,) = gate.lines(name, manifest.stages[name].gate, cascade.stages[name].gate)
+            line = gate.lines(name, manifest.stages[name].gate, cascade.stages[name].gate)[0]
             raise RunRefused(
                 f"{line}; change the stage and repeat it with --from-stage {name}, or go on with "
                 f"cascade.stages.{name}.gate.on_failure=rollback or =warn"

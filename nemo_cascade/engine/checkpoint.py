@@ -7,6 +7,7 @@ old set of complete checkpoints or the new one; what begins with tmp_ is never r
 import json
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from nemo_cascade.data.files import sync_directory, sync_tree
@@ -14,8 +15,10 @@ from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
 
 
-def save(policy: Policy, stage_dir: Path, info: dict, keep: int = 1) -> Path:
+def save(policy: Policy, stage_dir: Path, info: dict, keep: int = 1, protect: Collection[int] = ()) -> Path:
     """Writes `step_<policy.step>` with `info` (JSON values: loader state and the like) and returns its path.
+
+    Of all that are there the newest `keep` stay (0: all), and those of the steps in `protect`.
 
     Raises RuntimeError when what can be read back is not bit-equal to the weights in memory.
     """
@@ -36,7 +39,7 @@ def save(policy: Policy, stage_dir: Path, info: dict, keep: int = 1) -> Path:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sync_directory(final.parent)
-        for old in steps(stage_dir)[:-keep] if keep else []:
+        for old in set(steps(stage_dir)[:-keep] if keep else []).difference(protect):
             shutil.rmtree(Path(stage_dir) / f"step_{old}")
     parallel.barrier()
     return final

@@ -32,9 +32,15 @@ class DataConfig:
 
 @dataclass
 class SFTConfig:
-    """`sft`: the length of the stage in optimizer steps."""
+    """`sft`: the length of the stage in optimizer steps, and validation inside it.
+
+    val_period: steps between validations on all that the finished stage is scored on (0: none); the last step is one of them.
+    val_patience: the stage stops where so many in a row were no improvement beyond noise (0: it never does).
+    """
 
     max_num_steps: int = 100
+    val_period: int = 0
+    val_patience: int = 0
 
 
 @dataclass
@@ -46,7 +52,7 @@ class AdvantageEstimatorConfig:
 
 @dataclass
 class GRPOConfig:
-    """`grpo`: batch shape and length of an RL stage, and which rollouts it trains on.
+    """`grpo`: batch shape and length of an RL stage, and which rollouts it trains on. val_period and val_patience are `sft`'s.
 
     overlong_filtering: replies cut at the length limit are left out of the loss. overlong_reward: what such a reply earns,
     "zero", or "keep" for what its verifier or judge gives.
@@ -58,6 +64,8 @@ class GRPOConfig:
     num_prompts_per_step: int = 32
     num_generations_per_prompt: int = 8
     max_num_steps: int = 30
+    val_period: int = 0
+    val_patience: int = 0
     normalize_rewards: bool = True
     use_leave_one_out_baseline: bool = False
     overlong_filtering: bool = False
@@ -133,11 +141,16 @@ class LossConfig:
 class CheckpointingConfig:
     """`checkpointing`: a stage always saves at its end; save_period adds one every so many steps (0: none).
 
-    keep_top_k is how many of a stage's checkpoints stay, the newest ones (0: all).
+    keep_top_k is how many of a stage's checkpoints stay (0: all): the newest ones or, with metric_name, the best ones, and
+    beside them the newest, to resume from. metric_name: what the best is told by at the stage's validations (val_period):
+    val:reward, the mean over all domains, or val:<domain>; a stage then hands on its best checkpoint instead of its last
+    (null).
     """
 
     save_period: int = 0
     keep_top_k: int = 1
+    metric_name: str | None = None
+    higher_is_better: bool = True
 
 
 @dataclass

@@ -4,6 +4,7 @@ The loops take it as their only argument and import nothing of the pipeline abov
 stages, the manifest, scores. Whoever drives a loop (the runner, a test, a script) builds one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +48,8 @@ class StageRun:
 
     dir is the stage's own folder, parent the checkpoint it starts from (None: fresh weights), teachers the checkpoint
     that teaches each domain, judge the one that compares replies to preference rows, unless that is a model behind
-    judge_endpoint. Only rank 0 writes metrics and shows progress; the others may call the same methods.
+    judge_endpoint. validate scores a policy in memory, as `validation.score_policy` does, for loops with a val_period. Only
+    rank 0 writes metrics and shows progress; the others may call the same methods.
     """
 
     name: str
@@ -58,6 +60,7 @@ class StageRun:
     teachers: dict[str, Path] = field(default_factory=dict)
     judge: Path | None = None
     judge_endpoint: EndpointConfig | None = None
+    validate: Callable[..., dict[str, dict]] | None = None
     rank: int = 0
     board: Board | None = field(default=None, init=False, repr=False)
 

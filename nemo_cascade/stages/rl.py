@@ -28,6 +28,7 @@ from nemo_cascade.stages.judge import make_rewards
 from nemo_cascade.stages.prompts import PromptSource
 from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
 from nemo_cascade.stages.start import resume_or_begin
+from nemo_cascade.stages.validations import Validations
 
 
 def run(stage: StageRun) -> None:
@@ -43,8 +44,9 @@ def run(stage: StageRun) -> None:
     sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed)
     loss = make_loss(config.loss_fn, distil)
 
+    validations = Validations(stage, config.grpo, done=policy.step)
     with stage.progress(config.grpo.max_num_steps, stage.name, done=policy.step) as bar:
-        while policy.step < config.grpo.max_num_steps:
+        while policy.step < config.grpo.max_num_steps and not validations.stopped:
             started = time.perf_counter()
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
@@ -58,10 +60,11 @@ def run(stage: StageRun) -> None:
             if config.loss_fn.reference_policy_kl_penalty > 0:
                 add_logprobs(policy, samples, stage.parent, "reference_logprobs")
             metrics = policy.train_step(samples, loss) | seen
-            stage.log(train_metrics(metrics, time.perf_counter() - started), step)
+            logged = train_metrics(metrics, time.perf_counter() - started)
+            stage.log(logged | validations.after(step, policy), step)
             bar.advance(reward=metrics["reward"])
-            if stage.should_save(step, config.grpo.max_num_steps):
-                checkpoint.save(policy, stage.dir, {"prompts": prompts.state_dict()}, config.checkpointing.keep_top_k)
+            if stage.should_save(step, config.grpo.max_num_steps) or validations.saves(step):
+                checkpoint.save(policy, stage.dir, {"prompts": prompts.state_dict()}, **validations.retention)
 
 
 def reward_samples(groups: list[Group], config) -> list[Sample]:

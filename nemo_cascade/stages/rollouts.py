@@ -8,6 +8,7 @@ import torch
 from nemo_cascade.algorithms import informative_groups, swe_group_mask
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine.policy import Policy
+from nemo_cascade.rollout.config import GenerationConfig
 from nemo_cascade.rollout.engine import generate_global
 from nemo_cascade.rollout.megatron import MegatronEngine
 from nemo_cascade.rollout.store import RolloutStore
@@ -102,9 +103,12 @@ def rewards_PG(groups: list[Group]) -> torch.Tensor:
     return torch.tensor([[rollout.reward for rollout in group.rollouts] for group in groups], dtype=torch.float64)
 
 
-def sample_groups(policy: Policy, engine, prompts: list[Prompt], group_size: int, seed: int) -> list[Group]:
-    """group_size rollouts of every prompt with the policy's current weights; the same on every rank."""
-    generation = policy.config.generation
+def sample_groups(
+    policy: Policy, engine, prompts: list[Prompt], group_size: int, seed: int, generation: GenerationConfig | None = None
+) -> list[Group]:
+    """group_size rollouts of every prompt with the policy's current weights, sampled as it trains unless told otherwise; the same on
+    every rank."""
+    generation = generation or policy.config.generation
     params = SamplingParams(
         temperature=generation.temperature, top_p=generation.top_p, max_new_tokens=generation.max_new_tokens, seed=seed
     )

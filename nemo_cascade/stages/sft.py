@@ -19,6 +19,7 @@ from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.start import resume_or_begin
+from nemo_cascade.stages.validations import Validations
 
 
 def run(stage: StageRun) -> None:
@@ -31,8 +32,9 @@ def run(stage: StageRun) -> None:
     info = resume_or_begin(stage, policy)
     loader.load_state_dict(info["loader"]) if info else None
 
+    validations = Validations(stage, config.sft, done=policy.step)
     with stage.progress(config.sft.max_num_steps, stage.name, done=policy.step) as bar:
-        while policy.step < config.sft.max_num_steps:
+        while policy.step < config.sft.max_num_steps and not validations.stopped:
             started = time.perf_counter()
             chosen = [packs[index] for index in loader.next()]
             batch = [sample for pack in chosen for sample in pack]
@@ -40,10 +42,11 @@ def run(stage: StageRun) -> None:
             plan = ranges([len(pack) for pack in chosen]) if packed else None
             metrics = policy.train_step(batch, sft_loss, as_sampled=False, plan=plan)
             metrics["tokens"] = sum(len(sample.tokens) - 1 for sample in batch)
-            stage.log(train_metrics(metrics, time.perf_counter() - started), policy.step)
+            logged = train_metrics(metrics, time.perf_counter() - started)
+            stage.log(logged | validations.after(policy.step, policy), policy.step)
             bar.advance(loss=metrics["loss"])
-            if stage.should_save(policy.step, config.sft.max_num_steps):
-                checkpoint.save(policy, stage.dir, {"loader": loader.state_dict()}, config.checkpointing.keep_top_k)
+            if stage.should_save(policy.step, config.sft.max_num_steps) or validations.saves(policy.step):
+                checkpoint.save(policy, stage.dir, {"loader": loader.state_dict()}, **validations.retention)
 
 
 def sft_loss(logprobs, pack):

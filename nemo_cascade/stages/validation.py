@@ -13,15 +13,27 @@ from nemo_cascade.stages.rollouts import make_engine, mean, sample_groups
 
 # One seed for all stages and runs: a difference between two checkpoints is then theirs, not the noise's.
 VALIDATION_SEED = 20_260_319
+# Inside a stage another, so that a checkpoint which is chosen for its luck in sampling does not keep it when it is scored.
+IN_STAGE_SEED = VALIDATION_SEED + 1
 
 
 def score(stage: StageRun, checkpoint: Path, domains: dict[str, Domain], num_samples: int) -> dict[str, dict]:
-    """domain -> {mean, n, per_prompt: mean reward of each prompt, prompts: their hash}, of the weights at `checkpoint`."""
+    """The scores of the weights at `checkpoint`, as `score_policy`."""
     policy = Policy(stage.config.policy, seed=stage.seed)
     policy.load(checkpoint / "policy", optimizer=False)
+    return score_policy(stage, policy, domains, num_samples)
+
+
+def score_policy(
+    stage: StageRun, policy: Policy, domains: dict[str, Domain], num_samples: int, seed: int = VALIDATION_SEED
+) -> dict[str, dict]:
+    """domain -> {mean, n, per_prompt: mean reward of each prompt, prompts: their hash}, of a policy's weights as they are.
+
+    Sampled as the stage's config says, whatever the policy trains with.
+    """
     prompts = [prompt for domain in domains.values() for prompt in render(domain, policy.tokenizer, policy.config)]
     engine = make_engine(policy)
-    groups = sample_groups(policy, engine, prompts, num_samples, seed=VALIDATION_SEED)
+    groups = sample_groups(policy, engine, prompts, num_samples, seed=seed, generation=stage.config.policy.generation)
     make_rewards(stage, policy, engine, alone=True).fill(groups)
     scores = {}
     for name in domains:

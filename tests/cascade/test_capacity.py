@@ -63,6 +63,16 @@ def test_the_stages_of_full_are_those_of_the_paper_in_its_order():
     assert cascade.stages["sft"].policy.sequence_packing.train_mb_tokens == 262_144
 
 
+@pytest.mark.parametrize("name", ["full", "node"])
+def test_every_stage_of_the_main_line_has_a_gate_that_stops_and_is_scored_for_it(name):
+    cascade = load_config(compose_config(name), planning=True)
+    main = [stage for stage in cascade.stages.values() if not stage.teacher_only and stage.parent is not None]
+    assert all(stage.gate.max_drop and stage.gate.on_failure == "stop" for stage in main)
+    gains = {stage.name: list(stage.gate.min_gain) for stage in main if stage.gate.min_gain}
+    assert gains["if_rl"] == ["instruction_following"] and gains["code_rl"] == ["code_gen"]
+    assert "preference" not in cascade.stages["if_rl"].gate.max_drop, "the stage is known to cost it"
+
+
 def test_what_full_and_node_lack_on_this_machine_is_told_without_a_crash(tmp_path):
     done = command("check", "--config-name=full", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr

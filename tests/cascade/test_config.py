@@ -336,9 +336,25 @@ CASES = {
         "cascade.validation.num_prompts: 300, but validation samples, which the embedded rollout engine cannot do "
         "under the context parallel of sft; set it to 0 or policy.megatron_cfg.context_parallel_size to 1",
     ),
+    "a best checkpoint that no validation tells": (
+        ["cascade.stages.sft.checkpointing.metric_name=val:reward"],
+        "cascade.stages.sft.checkpointing.metric_name: sft is not validated while it trains; set sft.val_period",
+    ),
+    "patience without validations": (
+        ["grpo.val_patience=3"],
+        "grpo.val_patience: if_rl is not validated while it trains; set grpo.val_period",
+    ),
+    "a metric nobody measures": (
+        ["grpo.val_period=5", "cascade.stages.if_rl.checkpointing.metric_name=val:maths"],
+        "cascade.stages.if_rl.checkpointing.metric_name: val:maths is not measured in if_rl; did you mean val:math?",
+    ),
+    "validation inside a stage without prompts": (
+        ["cascade.validation.num_prompts=0", "cascade.stages.sft.sft.val_period=5"],
+        "cascade.stages.sft.sft.val_period: there is no prompt to validate on",
+    ),
     "a gate on a stage without a parent": (
         ["cascade.stages.sft.gate.max_drop.math=0.05"],
-        "cascade.stages.sft.gate.max_drop: sft starts from fresh weights",
+        "cascade.stages.sft.gate.max_drop: sft starts from fresh weights, so there is no score to drop from",
     ),
     "a gate on a domain nobody scores": (
         ["cascade.stages.if_rl.gate.max_drop.maths=0.05"],
@@ -360,6 +376,22 @@ CASES = {
     "a gate that asks for a gain": (
         ["cascade.stages.if_rl.gate.max_drop.math=-0.05"],
         "cascade.stages.if_rl.gate.max_drop.math: must be >= 0",
+    ),
+    "a gain that is negative": (
+        ["cascade.stages.if_rl.gate.min_gain.math=-0.05"],
+        "cascade.stages.if_rl.gate.min_gain.math: must be >= 0",
+    ),
+    "a gain over nothing": (
+        ["cascade.stages.sft.gate.min_gain.math=0.05"],
+        "cascade.stages.sft.gate.min_gain: sft starts from fresh weights",
+    ),
+    "a floor for a domain nobody scores": (
+        ["cascade.stages.sft.gate.floor.maths=0.05"],
+        "cascade.stages.sft.gate.floor.maths: nothing scores it; did you mean math?",
+    ),
+    "a rollback to nothing": (
+        ["cascade.stages.sft.gate={floor: {math: 0.05}, on_failure: rollback}"],
+        "cascade.stages.sft.gate.on_failure: sft starts from fresh weights, so no stage is left to go on from",
     ),
     "a rollback of a side branch": (
         ["cascade.stages.math_rl.gate={max_drop: {math: 0.1}, on_failure: rollback}"],

@@ -23,8 +23,9 @@ def manifest_of(tmp_path, **scores) -> Manifest:
     return manifest
 
 
-def verdict(tmp_path, before, after, max_drop=0.05) -> dict:
-    return gate.judge(manifest_of(tmp_path, parent=before, child=after), "child", GateConfig({"math": max_drop}, "rollback"))
+def verdict(tmp_path, before, after, rule="max_drop", limit=0.05) -> dict:
+    rules = GateConfig(**{rule: {"math": limit}}, on_failure="rollback")
+    return gate.judge(manifest_of(tmp_path, parent=before, child=after), "child", rules)
 
 
 RIGHT, WRONG = [1.0] * 50, [0.0] * 50
@@ -43,7 +44,8 @@ RIGHT, WRONG = [1.0] * 50, [0.0] * 50
     ids=["the same", "better", "all lost", "a tenth for certain", "a twentieth that may be chance"],
 )
 def test_a_stage_fails_where_it_lost_more_than_allowed_and_surely_lost_something(tmp_path, before, after, action):
-    assert verdict(tmp_path, before, after)["action"] == action
+    found = verdict(tmp_path, before, after)
+    assert found["action"] == action and found["failed"] == ([] if action == "advance" else [["max_drop", "math"]])
 
 
 def test_a_sure_drop_within_the_limit_passes(tmp_path):
@@ -52,22 +54,90 @@ def test_a_sure_drop_within_the_limit_passes(tmp_path):
     assert found["action"] == "advance" and high < 0 and mean == pytest.approx(-0.04) and low <= mean <= high
 
 
-def test_the_interval_is_that_of_the_normal_law_for_many_prompts():
-    rng = np.random.default_rng(1)
-    before, after = rng.normal(0, 1, 4000), rng.normal(0.1, 1, 4000)
-    mean, low, high = gate.paired_difference(before, after)
-    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(2 / 4000), rel=0.05)
-    assert mean == pytest.approx((after - before).mean()) and gate.paired_difference(before, after) == [mean, low, high]
+@pytest.mark.parametrize(
+    "after, limit, action",
+    [
+        ([1.0] * 10 + WRONG[10:], 0.1, "advance"),
+        ([1.0] * 10 + WRONG[10:], 0.3, "rollback"),
+        ([1.0] * 4 + WRONG[4:], 0.0, "rollback"),
+        ([1.0] * 6 + WRONG[6:], 0.0, "advance"),
+        (WRONG, 0.0, "rollback"),
+    ],
+    ids=["gained enough", "gained too little", "four of four may be chance", "six of six are none", "no gain"],
+)
+def test_a_stage_that_must_gain_fails_unless_it_surely_did(tmp_path, after, limit, action):
+    found = verdict(tmp_path, WRONG, after, "min_gain", limit)
+    assert found["action"] == action and found["failed"] == ([] if action == "advance" else [["min_gain", "math"]])
 
 
 @pytest.mark.parametrize(
-    "after, told",
-    [([], "not a finite number"), ([float("nan")] * 50, "not a finite number"), ([1.0] * 49, "49"), (None, "not a finite")],
-    ids=["empty", "nan", "another number of prompts", "null"],
+    "after, limit, action",
+    [
+        (RIGHT + WRONG, 0.4, "advance"),
+        (RIGHT + WRONG, 0.7, "rollback"),
+        (RIGHT + WRONG, 0.55, "advance"),
+    ],
+    ids=["above", "far below", "so little below that it may be chance"],
 )
-def test_a_score_that_cannot_be_compared_is_an_error_and_no_pass(tmp_path, after, told):
+def test_a_stage_fails_a_floor_that_it_is_surely_below_whatever_its_parent_was(tmp_path, after, limit, action):
+    found = verdict(tmp_path, after, after, "floor", limit)
+    assert found["action"] == action and found["failed"] == ([] if action == "advance" else [["floor", "math"]])
+    assert found["scores"]["math"][0] == pytest.approx(0.5) and found["differences"] == {}
+
+
+def test_a_stage_without_a_parent_can_have_a_floor(tmp_path):
+    manifest = manifest_of(tmp_path, parent=WRONG)
+    found = gate.judge(manifest, "parent", GateConfig(floor={"math": 0.2}))
+    assert found["action"] == "stop" and found["failed"] == [["floor", "math"]]
+
+
+def test_what_is_sure_of_one_domain_is_not_sure_of_one_among_nine():
+    lost = np.array([-1.0] * 6 + [0.0] * 44)
+    kept = np.zeros(50)
+    alone = gate.decide({"math": lost}, {}, GateConfig(max_drop={"math": 0.05}))[0]
+    among = {"math": lost} | {f"domain_{n}": kept for n in range(8)}
+    among = gate.decide(among, {}, GateConfig(max_drop=dict.fromkeys(among, 0.05)))[0]
+    assert alone == [["max_drop", "math"]] and among == []
+
+
+@pytest.mark.parametrize("action", ["advance", "warn", "stop", "rollback"])
+def test_a_failed_rule_does_what_the_config_says_and_is_told(tmp_path, action):
+    rules = GateConfig(max_drop={"math": 0.05}, min_gain={"math": 0.0}, floor={"math": 0.1}, on_failure=action)
+    found = gate.judge(manifest_of(tmp_path, parent=RIGHT, child=WRONG), "child", rules)
+    (line,) = gate.lines("child", found, rules)
+    assert found["action"] == action and [rule for rule, _ in found["failed"]] == ["max_drop", "min_gain", "floor"]
+    assert line.startswith(f"gate of child: {action}; FAILED math -1.000 [-1.000, -1.000], may lose 0.05, by chance 0.0001")
+    assert "FAILED math 0.000 [0.000, 0.000], must reach 0.1" in line
+
+
+def test_a_gate_whose_prompts_are_too_few_says_what_it_can_see(tmp_path):
+    rng = np.random.default_rng(1)
+    before, after = rng.integers(0, 2, size=(2, 100)).astype(float).tolist()
+    rules = GateConfig(max_drop={"math": 0.02})
+    found = gate.judge(manifest_of(tmp_path, parent=before, child=after), "child", rules)
+    error = np.std(np.subtract(after, before)) / 10
+    assert found["detectable"]["math"] == pytest.approx((1.645 + 0.842) * error, rel=1e-3)
+    assert f"seen in 4 of 5 stages: math {found['detectable']['math']:.3f}" in gate.lines("child", found, rules)[1]
+
+
+@pytest.mark.parametrize("rule", ["max_drop", "min_gain", "floor"])
+@pytest.mark.parametrize(
+    "after, told",
+    [([], "not a finite"), ([float("nan")] * 50, "not a finite"), (None, "not a finite"), ("gone", "no scores of math")],
+    ids=["empty", "nan", "null", "missing"],
+)
+def test_a_score_that_is_none_is_an_error_and_no_pass(tmp_path, rule, after, told):
+    manifest = manifest_of(tmp_path, parent=RIGHT, child=after)
+    if after == "gone":
+        (manifest.directory("child") / "validation.json").write_text(json.dumps({"mcqa": {"per_prompt": RIGHT}}))
     with pytest.raises(gate.GateError, match=told):
-        verdict(tmp_path, RIGHT, after)
+        gate.judge(manifest, "child", GateConfig(**{rule: {"math": 0.05}}, on_failure="advance"))
+
+
+@pytest.mark.parametrize("rule", ["max_drop", "min_gain"])
+def test_scores_of_another_number_of_prompts_are_an_error_and_no_pass(tmp_path, rule):
+    with pytest.raises(gate.GateError, match="parent was scored on 50 prompts and child on 49"):
+        verdict(tmp_path, RIGHT, RIGHT[1:], rule)
 
 
 def test_scores_on_other_prompts_are_an_error_and_no_pass(tmp_path):
@@ -77,12 +147,6 @@ def test_scores_on_other_prompts_are_an_error_and_no_pass(tmp_path):
         (manifest.directory(name) / "validation.json").write_text(json.dumps(entry))
     with pytest.raises(gate.GateError, match="math: the validation prompts of parent and child differ"):
         gate.judge(manifest, "child", GateConfig({"math": 0.05}))
-
-
-def test_a_domain_without_scores_is_an_error_and_no_pass(tmp_path):
-    manifest = manifest_of(tmp_path, parent=RIGHT, child=RIGHT)
-    with pytest.raises(gate.GateError, match="validation.json: no scores of mcqa"):
-        gate.judge(manifest, "child", GateConfig({"mcqa": 0.05}))
 
 
 # -------------------------------------------------------------------------------- in a run
@@ -117,11 +181,37 @@ def runs(tmp_path, data):
 def test_a_run_stops_at_its_gate_and_stays_stopped_until_told_otherwise(runs):
     runs.score = fallen_in("if_rl")
     for _ in range(2):
-        with pytest.raises(RunRefused, match="gate of if_rl: stop; math -1.000 .* --from-stage if_rl"):
+        with pytest.raises(RunRefused, match="gate of if_rl: stop; FAILED math -1.000 .* --from-stage if_rl"):
             runs(IF_RL + "max_drop.math=0.05")
     assert runs.statuses()[:4] == ["done", "done", "done", "pending"] and "done, stop" in markdown(runs.manifest)
     runs.score = fallen_in()
     assert runs(IF_RL + "max_drop.math=0.05", from_stage="if_rl") == ORDER[2:]
+
+
+def test_a_gate_that_only_advances_records_what_failed(runs):
+    runs.score = fallen_in("if_rl")
+    assert runs(IF_RL + "max_drop.math=0.05", IF_RL + "on_failure=advance") == ORDER
+    found = runs.manifest.stages["if_rl"].gate
+    assert found["action"] == "advance" and found["failed"] == [["max_drop", "math"]]
+    assert runs.manifest.stages["multi_domain_rl"].parent == "if_rl"
+
+
+def test_a_stage_that_did_not_gain_is_rolled_back(runs):
+    runs.score = fallen_in()
+    runs(IF_RL + "min_gain.instruction_following=0.0", IF_RL + "on_failure=rollback")
+    assert runs.manifest.stages["multi_domain_rl"].parent == "sft"
+
+
+def test_a_score_that_is_not_finite_stops_the_run_whatever_the_gate_does(runs):
+    def broken(stage, checkpoint, domains, num_samples):
+        scores = fallen_in()(stage, checkpoint, domains, num_samples)
+        return scores | {"math": scores["math"] | {"per_prompt": [float("nan")] * 8}} if stage.name == "if_rl" else scores
+
+    runs.score = broken
+    for on_failure in ("advance", "rollback"):
+        with pytest.raises(gate.GateError, match="03-if_rl.*math is not a finite number"):
+            runs(IF_RL + "max_drop.math=0.05", IF_RL + f"on_failure={on_failure}")
+    assert runs.statuses()[:4] == ["done", "done", "done", "pending"]
 
 
 def test_a_warning_goes_on_from_the_stage_itself(runs):
@@ -136,6 +226,14 @@ def test_after_a_rollback_the_next_stage_starts_from_the_parent(runs):
     assert runs(IF_RL + "max_drop.math=0.05", IF_RL + "on_failure=rollback") == ORDER
     given = json.loads((runs.run_dir / "04-multi_domain_rl/step_2/training_info.json").read_text())["given"]
     assert given[2] == runs.hashes()["sft"] and runs.manifest.stages["multi_domain_rl"].parent == "sft"
+
+
+def test_what_was_rolled_back_may_still_teach_what_it_learned(runs):
+    runs.score = fallen_in("if_rl")
+    teaches = "cascade.stages.mopd.teachers.instruction_following={stage: if_rl, anchor: false}"
+    assert runs(IF_RL + "max_drop.math=0.05", IF_RL + "on_failure=rollback", teaches) == ORDER
+    given = json.loads((runs.run_dir / "07-mopd/step_2/training_info.json").read_text())["given"]
+    assert f"instruction_following {runs.hashes()['if_rl']}" in given
 
 
 def test_two_rollbacks_lead_back_to_the_last_stage_that_stood(runs):
