@@ -27,9 +27,9 @@ _SYSTEM = (
 
 
 def question(row: dict, before: Files, given: Files, expected: Files) -> list[dict] | None:
-    """The chat messages; None for a change that is too long to be read."""
+    """The chat messages; None for a change that is too long to be read, or has a judgement in it that the judge might quote."""
     candidate = "".join(diff(before, given, path) for path in changed(before, given))
-    if len(candidate) > CHANGE:
+    if len(candidate) > CHANGE or _JUDGEMENT.search(candidate):
         return None
     seen, left = {}, FILES
     for path in dict.fromkeys([*changed(before, expected), *changed(before, given)]):
