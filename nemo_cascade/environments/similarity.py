@@ -15,13 +15,13 @@ WORK = 10_000_000
 TOO_LONG, LONGEST = 20, 500_000
 
 
-def ratio(given: str, expected: str, autojunk: bool = True, work: int = WORK) -> float:
-    """SequenceMatcher(None, given, expected, autojunk).ratio(), in [0, 1]; less where that would take more than `work` steps."""
+def ratio(given: str, expected: str, autojunk: bool = True, work: int | None = None) -> float:
+    """SequenceMatcher(None, given, expected, autojunk).ratio(), in [0, 1]; less where it takes more than `work` (WORK) steps."""
     if given == expected:
         return 1.0
     if len(given) > min(TOO_LONG * len(expected), LONGEST):
         return 0.0
-    return _Bounded(given, expected, autojunk, work).ratio()
+    return _Bounded(given, expected, autojunk, WORK if work is None else work).ratio()
 
 
 class _Bounded(SequenceMatcher):
