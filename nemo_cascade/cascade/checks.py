@@ -157,7 +157,8 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
-        problems += gate_problems(cascade, stage, source)
+        # Without validation a plan asks what fits, not what is judged.
+        problems += gate_problems(cascade, stage, source) if cascade.validation.num_prompts > 0 else []
         gpus = world_size if world_size is not None else stage.cluster.num_nodes * stage.cluster.gpus_per_node
         if gpus > 0:
             problems += layout.legal_problems(stage, where, gpus)
