@@ -309,7 +309,7 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
         if limits and scorer is None:
             text = "no score to drop from or to gain on"
             yield f"{key}.{rule}: {stage.name} starts from {stage.start}, so there is {text}; remove it, or use floor"
-        scored = list(cascade.scored(scorer)) if scorer in cascade.order and cascade.validation.num_prompts > 0 else []
+        scored = list(cascade.scored(scorer)) if scorer in cascade.stages and cascade.validation.num_prompts > 0 else []
         for domain, limit in limits.items():
             if domain not in scored and scorer is not None:
                 where = "it" if scorer == stage.name else f"it for {scorer}, where {stage.name} may start"

@@ -203,7 +203,7 @@ class CascadeConfig:
         files = {
             domain: file
             for earlier in so_far
-            if earlier == name or earlier != judge
+            if earlier in self.stages and (earlier == name or earlier != judge)
             for domain, file in self.stages[earlier].data.validation.items()
         }
         if not stage.teacher_only and name != judge:

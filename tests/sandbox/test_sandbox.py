@@ -205,7 +205,8 @@ def test_memory_that_forks_share_counts_once_and_what_they_write_for_each(sandbo
 
 def test_output_is_cut_and_told(sandbox):
     result = sandbox.run(python("print('é' * 40)"), Limits(seconds=60.0, output=21))
-    assert (result.limit, result.returncode, result.stdout) == ("output", 0, "é" * 10 + "�") and not result.ok
+    # It ends by itself, or is ended where a look at its output comes first.
+    assert (result.limit, result.stdout) == ("output", "é" * 10 + "�") and result.returncode in (0, -9) and not result.ok
 
 
 @pytest.mark.parametrize("limit", [{"seconds": 0}, {"memory": -1}, {"output": True}, {"disk": "1"}, {"processes": float("nan")}])
