@@ -94,10 +94,17 @@ def simulated(rng, shape: tuple[int, int], case: tuple, drop: float) -> tuple[np
 
 
 def error_of(case: tuple, prompts: int) -> float:
-    """Standard error of the mean difference of two runs of the same chances; a prompt's variance is
-    2 base (1 - base) (1 - correlation) / draws."""
+    """Standard error of the mean difference where a loss of DROP is real.
+
+    A prompt's variance is (E[P (1 - P)] + E[cP (1 - cP)]) / draws + (1 - c)^2 var P: P is its chance, c what is left of it.
+    Without the loss's own spread the law would promise too much: of prompts that were always answered alike, a loss makes some
+    differ.
+    """
     base, correlation, replies, parts = case
-    return math.sqrt(2 * base * (1 - base) * (1 - correlation) / (replies * parts) / prompts)
+    kept, spread = 1 - DROP / base, correlation * base * (1 - base)
+    square = spread + base**2
+    noise = base - square + kept * base - kept**2 * square
+    return math.sqrt((noise / (replies * parts) + (1 - kept) ** 2 * spread) / prompts)
 
 
 def power(error: float, domains: int) -> float:
