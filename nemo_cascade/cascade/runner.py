@@ -276,7 +276,7 @@ def refuse_poor_judge(cascade: CascadeConfig, stage: StageConfig, manifest: Mani
 def refuse_absent_judges(cascade: CascadeConfig, names: list[str]) -> None:
     """Raises RunRefused, a line each, for models that judge single replies of these stages and cannot be asked."""
     asked = {
-        (endpoint.base_url, endpoint.model): (environment, endpoint)
+        (endpoint.base_url, endpoint.model, endpoint.api_key_env): (environment, endpoint)
         for name in names
         for environment, endpoint in cascade.stages[name].env.judges.items()
     }

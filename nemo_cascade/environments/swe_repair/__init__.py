@@ -23,7 +23,7 @@ from nemo_cascade.environments.swe_repair.similarity import changed, similarity
 
 __all__ = ["EXAMPLES", "IN_THREADS", "REWARD_RANGE", "judged", "needs_judge", "problem", "question", "usable", "verify"]
 
-# What a reply can earn by any mode; one that cannot be verified earns 0, see `least`.
+# What a reply can earn by any mode; `least` has what one earns that cannot be verified.
 REWARD_RANGE = (-1.0, 1.0)
 # Verifying waits for a process of its own.
 IN_THREADS = True
