@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cascade import environments
-from nemo_cascade.cascade import compute, judge_checks, layout
+from nemo_cascade.cascade import compute, judge_checks, layout, start_checks
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing, is_slip, join, nearest
 from nemo_cascade.data import demo
 from nemo_cascade.data.packing import document_multiple
@@ -129,6 +129,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += teacher_problems(cascade, stage, source)
         problems += gate_problems(cascade, stage, source)
         problems += in_stage_validation_problems(cascade, stage, where)
+        problems += start_checks.pretrained_problems(stage, source, where)
         problems += data_problems(cascade, stage, source, where)
         problems += layout.problems(stage, where, world_size)
         problems += compute.problems(stage, where, swaps_weights(stage))

@@ -138,6 +138,19 @@ class LossConfig:
 
 
 @dataclass
+class PretrainedConfig:
+    """`checkpointing.pretrained_checkpoint`: weights that somebody else trained, which a stage without a parent begins with.
+
+    path: a Hugging Face folder, a distributed checkpoint of megatron-core, or a folder that leads to one (a step_N of NeMo RL or
+    of a run; what Megatron-LM and Bridge save to). format: hf or megatron (null: what is found there). The network is
+    that of policy.model_name, and the tokenizer policy.tokenizer's.
+    """
+
+    path: str = "???"
+    format: str | None = None
+
+
+@dataclass
 class CheckpointingConfig:
     """`checkpointing`: a stage always saves at its end; save_period adds one every so many steps (0: none).
 
@@ -151,6 +164,7 @@ class CheckpointingConfig:
     keep_top_k: int = 1
     metric_name: str | None = None
     higher_is_better: bool = True
+    pretrained_checkpoint: PretrainedConfig | None = None
 
 
 @dataclass
