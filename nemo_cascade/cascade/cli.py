@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn, Optional
 
 import typer
 
+from nemo_cascade.cascade import judge_checks
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
@@ -76,11 +77,16 @@ def check(
             help="Also a step of every stage, on these machines; under torchrun it is called --preflight",
         ),
     ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask whether judges that are served can be reached")] = False,
 ) -> None:
-    """Load a config and print its stages, or all that is wrong with it (exit code 2)."""
+    """Load a config and print its stages, or all that is wrong with it (exit code 2); judges that are served are asked, too."""
     if run:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
     cascade = load(config_name, config_dir, config, overrides, world_size)
+    if not offline:
+        absent = [*judge_checks.absent_judge(cascade), *judge_checks.absent_judges(cascade, cascade.order)]
+        if absent:
+            refuse(absent)
     if run:
         quiet_logs()
         from nemo_cascade.cascade import preflight

@@ -98,3 +98,12 @@ def test_the_whole_cascade_on_two_processes(config, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count(": ok") == 11
     assert not list((tmp_path / "runs").glob("tmp_*"))
+
+
+def test_check_asks_the_judges_that_are_served_unless_told_not_to(tmp_path):
+    judge = "env.judges={math: {base_url: 'http://127.0.0.1:9/v1', model: judge}}"
+    command = [sys.executable, "-m", "nemo_cascade", "check", "--config-name=smoke", judge]
+    asked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert asked.returncode == 2 and asked.stderr.count("\n") == 1
+    assert "env.judges.math: http://127.0.0.1:9/v1/models cannot be reached" in asked.stderr
+    assert subprocess.run([*command, "--offline"], cwd=tmp_path, timeout=120).returncode == 0
