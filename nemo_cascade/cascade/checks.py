@@ -43,7 +43,7 @@ CHOICES = {
     "grpo.adv_estimator.name": ("grpo", "opd"),
     "grpo.overlong_reward": ("zero", "keep"),
     "genrm.comparison_strategy": ("all_pairs", "circular"),
-    "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop"),
+    "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop", "seq-mask-tis"),
     # k1 has a gradient of mean 0, so as a loss it would hold nothing in place.
     "loss_fn.reference_policy_kl_type": ("k2", "k3"),
     "cluster.gpu": tuple(GPUS),
@@ -445,7 +445,7 @@ def importance_problems(stage: "StageConfig", where) -> Iterator[str]:
     if corrected and loss.truncated_importance_sampling_type is None:
         yield (
             f"{where('loss_fn.use_importance_sampling_correction')}: true has no effect without "
-            "truncated_importance_sampling_type; set it to tis or icepop"
+            "truncated_importance_sampling_type; set it to tis, icepop or seq-mask-tis"
         )
 
 

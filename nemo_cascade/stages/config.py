@@ -124,7 +124,8 @@ class EnvConfig:
 class LossConfig:
     """`loss_fn`: token mean (`token_level_loss`) or per-response mean, the train / sampling mismatch correction, and the KL term.
 
-    truncated_importance_sampling_type: null (no correction), "tis" (clamped) or "icepop" (dropped outside the band).
+    truncated_importance_sampling_type: null (no correction), "tis" (clamped), "icepop" (dropped outside the band) or
+    "seq-mask-tis" (whole replies dropped by their geometric mean).
     reference_policy_kl_penalty: coefficient of the KL to where the stage began (0: none); its type "k2" or "k3".
     """
 
