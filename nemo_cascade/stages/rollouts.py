@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from nemo_cascade import heartbeat
 from nemo_cascade.algorithms import informative_groups, swe_group_mask
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine.policy import Policy
@@ -71,7 +72,9 @@ class Sampler:
         stored = self.store.load(name)
         if stored is None:
             seed = self.seed * 1_000_003 + step + (draw << 52)
+            heartbeat.at("rollouts")
             stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=seed)
+            heartbeat.at("rewards")
             self.rewards.fill(stored)
             self.store.save(name, stored)
         elif [group.rollouts[0].prompt_id for group in stored] != [prompt.id for prompt in prompts]:
