@@ -23,8 +23,8 @@ PACKAGE = str(Path(__file__).parent) + os.sep
 
 @dataclass
 class Doing:
-    """part of the work on `step` of `steps` of a stage, which is the number-th of `stages`. passed: parts begun so far, the same on all ranks
-    at the same place."""
+    """part of the work on `step` of `steps` of a stage, which is the number-th of `stages`. passed: parts begun so far, the same on
+    all ranks at the same place."""
 
     stage: str = ""
     number: int = 0
@@ -113,7 +113,11 @@ class Heart:
             print(f"nemo-cascade: no heartbeat is written: {error}", file=sys.stderr, flush=True)
 
     def _run(self) -> None:
+        last = time.monotonic()
         while not self._over.wait(self.seconds):
+            if time.monotonic() - last > 4 * self.seconds + 5:
+                beat()  # stopped as a whole, as Slurm suspends jobs: that is no time in which it did not get on
+            last = time.monotonic()
             self.write()
             self.also()
 

@@ -50,9 +50,10 @@ def run(
 ) -> Manifest:
     """Runs what is not done yet and returns the manifest.
 
-    only: this stage alone. from_stage: it and all later ones once more, their old folders moved aside. redo: it and those that its
-    weights went into. loops and score stand in for the training loops by kind and for validation. Raises RunRefused, DataError, SandboxUnavailable or GateError on every rank,
-    before anything is trained but where a gate stops, or a rollback leaves a stage with no teacher.
+    only: this stage alone. from_stage: it and all later ones once more, their old folders moved aside. redo: the same of it and
+    those that its weights went into. loops and score stand in for the training loops by kind and for validation. Raises
+    RunRefused, DataError, SandboxUnavailable or GateError on every rank, before anything is trained but where a gate stops, or a
+    rollback leaves a stage with no teacher; Interrupted when it was asked to stop.
     """
     console = Console(highlight=False, soft_wrap=True)
     first = next(iter(cascade.stages.values()))

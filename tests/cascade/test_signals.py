@@ -200,3 +200,38 @@ def test_another_limit_is_refused_with_its_key(text):
     config = compose_config("smoke", [f"++checkpointing.checkpoint_must_save_by='{text}'"])
     with pytest.raises(ConfigErrors, match="^checkpointing.checkpoint_must_save_by: "):
         load_config(config)
+
+
+def started(run_dir: Path) -> subprocess.Popen:
+    """Two processes of torchrun on SFT and a short RL stage; torchrun hears of SIGUSR1 too."""
+    few = [f"cascade.demo_data.{kind}={n}" for kind, n in (("train_rows", 16), ("validation_rows", 2), ("sft_rows", 32))]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *("--signals-to-handle=SIGTERM,SIGINT,SIGUSR1", "--shutdown-timeout=600", "examples/cascade.py", "--config-name=smoke"),
+        *(f"cascade.run_dir={run_dir}", "cascade.order=[sft,math_rl]", "~cascade.judge", "~data.validation.preference", *few),
+        *("~cascade.demo_data.rows_of", "cascade.validation.num_prompts=1", "cascade.stages.sft.sft.max_num_steps=6"),
+        *("cascade.stages.sft.policy.megatron_cfg.scheduler.lr_warmup_iters=2", "cascade.stages.math_rl.grpo.max_num_steps=3"),
+    ]
+    log = open(run_dir.with_suffix(".log"), "a")
+    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow
+def test_a_run_under_torchrun_that_is_signalled_in_two_stages_ends_with_bit_identical_weights(tmp_path):
+    def hashes(run):
+        stages = json.loads((run / "cascade_manifest.json").read_text())["stages"]
+        return [stage["checkpoint_hash"] for stage in stages.values()]
+
+    assert started(tmp_path / "unbroken").wait(1800) == 0, (tmp_path / "unbroken.log").read_text()[-4000:]
+    run, log = tmp_path / "broken", tmp_path / "broken.log"
+    for number, folder in ((signal.SIGTERM, "01-sft"), (signal.SIGUSR1, "02-math_rl")):
+        process, metrics = started(run), run / folder / "metrics.jsonl"
+        while not metrics.exists() or not metrics.read_text():
+            assert process.poll() is None, log.read_text()[-4000:]
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(1800) == 1, "torchrun's own code"
+        assert json.loads((run / FILE).read_text())["why"].startswith(f"{number.name}: saved step "), log.read_text()[-4000:]
+        assert list((run / folder).glob("step_*"))
+    assert started(run).wait(1800) == 0, log.read_text()[-4000:]
+    assert hashes(run) == hashes(tmp_path / "unbroken") and not (run / FILE).exists()

@@ -90,6 +90,23 @@ def test_a_rank_that_is_stopped_is_told_from_one_that_waits(tmp_path):
             process.communicate()
 
 
+@pytest.mark.slow
+def test_a_run_that_was_suspended_as_a_whole_goes_on(tmp_path):
+    (only, other) = world(tmp_path, "print('here', flush=True); time.sleep(10); dist.barrier()")
+    try:
+        for process in (only, other):
+            assert process.stdout.readline() == "here\n"
+        for number, seconds in ((signal.SIGSTOP, 9), (signal.SIGCONT, 0)):
+            for process in (only, other):
+                process.send_signal(number)
+            time.sleep(seconds)
+        ended = [(process.communicate(timeout=200)[0], process.returncode) for process in (only, other)]
+        assert ended == [("came through\n", 0)] * 2
+    finally:
+        for process in (only, other):
+            process.kill()
+
+
 def beat(passed=7, line="stages/rewards.py:70 _verify", waits=True, age=0.0, **more) -> dict:
     known = dict(stage="math_rl", step=5, part="rewards", host="node3", pid=11, seconds=5.0, still_for=2000.0)
     return known | dict(passed=passed, line=line, waits=waits, time=1_000.0 - age) | more
