@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cascade import environments
-from nemo_cascade.cascade import compute, judge_checks, layout, start_checks
+from nemo_cascade.cascade import compute, judge_checks, layout, operation_checks, start_checks
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing, is_slip, join, nearest
 from nemo_cascade.data import demo
 from nemo_cascade.data.packing import document_multiple
@@ -100,6 +100,7 @@ NOT_NEGATIVE = (
     "checkpointing.keep_top_k",
 )
 POSITIVE = (
+    "cluster.collective_timeout_minutes",
     "env.nemo_gym.timeout",
     "policy.max_grad_norm",
     "policy.megatron_cfg.optimizer.adam_eps",
@@ -124,6 +125,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += offload_problems(stage, where)
         problems += installation_problems(stage, where)
         problems += judge_checks.judges_problems(stage, where)
+        problems += operation_checks.operation_problems(stage, where)
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
@@ -154,6 +156,7 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
         problems += relation_problems(stage, where)
         problems += offload_problems(stage, where)
         problems += judge_checks.judges_problems(stage, where)
+        problems += operation_checks.operation_problems(stage, where)
         problems += compute.problems(stage, where, swaps_weights(stage))
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
@@ -505,9 +508,7 @@ def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
         text = "megatron-core needs Transformer Engine for it, which is not installed; install it or set this to false"
         yield f"{where(f'policy.megatron_cfg.{key}')}: {text}"
     yield from sandbox_problems(stage.sandbox, where)
-    if stage.logger.tensorboard_enabled and find_spec("tensorboard") is None:
-        text = "tensorboard is not installed; pip install tensorboard, or set it to false"
-        yield f"{where('logger.tensorboard_enabled')}: {text}"
+    yield from operation_checks.tracker_problems(stage, where)
 
 
 def sandbox_problems(sandbox: SandboxConfig, where) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `pack`, `gym-serve` and `sandbox-serve`.
+"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `doctor`, `pack`, `gym-serve` and `sandbox-serve`.
 
 A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a
 process group exists. Under torchrun only rank 0 speaks.
@@ -19,10 +19,10 @@ import typer
 from nemo_cascade.cascade import judge_checks
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
-from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
+from nemo_cascade.cascade.manifest import FILE, ManifestError
 from nemo_cascade.engine.memory import GPUS
 
-EXIT_DOES_NOT_FIT, EXIT_REFUSED = 1, 2
+EXIT_DOES_NOT_FIT, EXIT_LACKS, EXIT_REFUSED = 1, 1, 2
 SECONDS_FOR_RANK_0_TO_SPEAK = 5
 
 Overrides = Annotated[Optional[list[str]], typer.Argument(help="key=value, +key=value or ~key, as in Hydra")]
@@ -52,6 +52,10 @@ def run(
         Optional[str],
         typer.Option(metavar="STAGE", help="Repeat this stage and all later ones; old folders move aside"),
     ] = None,
+    redo: Annotated[
+        Optional[str],
+        typer.Option(metavar="STAGE", help="Repeat this stage and those from it, taught or judged by it; old folders move aside"),
+    ] = None,
 ) -> None:
     """Run the cascade of a config, or go on with it; start it with torchrun for more than one process."""
     cascade = load(config_name, config_dir, config, overrides, int(os.environ.get("WORLD_SIZE", "1")))
@@ -59,7 +63,7 @@ def run(
     # Imported late: megatron-core takes seconds, and a typo should not have to wait for it.
     from nemo_cascade.cascade import runner
 
-    started(lambda: runner.run(cascade, only=only, from_stage=from_stage))
+    started(lambda: runner.run(cascade, only=only, from_stage=from_stage, redo=redo))
 
 
 @app.command()
@@ -136,19 +140,42 @@ def plan(
 
 
 @app.command()
-def status(run_dir: Annotated[Path, typer.Argument(help="The run directory of a cascade")]) -> None:
-    """Show how far a run is: the stage x domain table."""
+def status(
+    run_dir: Annotated[Path, typer.Argument(help="The run directory of a cascade")],
+    watch: Annotated[bool, typer.Option(help="Go on showing it until the run ends")] = False,
+) -> None:
+    """Show how far a run is: the stage x domain table, what it is doing now and whether its processes live."""
     from rich.console import Console
 
-    from nemo_cascade.cascade.report import print_scores
+    from nemo_cascade.cascade import live
 
     if not (run_dir / FILE).is_file():
         refuse([f"{run_dir}: no {FILE}; name the run directory of a cascade (cascade.run_dir)"])
     try:
-        manifest = Manifest.load(run_dir)
+        live.show(run_dir, Console(highlight=False), watch)
     except ManifestError as error:
         refuse([str(error)])
-    print_scores(manifest, Console())
+
+
+@app.command()
+def doctor(
+    overrides: Overrides = None,
+    config_name: Annotated[Optional[str], typer.Option(help="A config whose needs are looked at, as for `run`")] = None,
+    config_dir: ConfigDir = None,
+    config: ConfigFile = None,
+) -> None:
+    """Say what this machine has, what of it will be used and why; exit code 1 when the config needs what is not here."""
+    asked = config_name is not None or config is not None
+    cascade = load(config_name or "", config_dir, config, overrides, None, planning=True) if asked else None
+    if overrides and not asked:
+        refuse(["doctor: key=value changes a config; name one with --config-name"])
+    from rich.console import Console
+
+    from nemo_cascade.cascade import doctor
+
+    findings = doctor.examine(cascade)
+    doctor.show(findings, Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200))
+    raise SystemExit(EXIT_LACKS if any(finding.missing for finding in findings) else 0)
 
 
 @app.command()

@@ -50,12 +50,14 @@ BLOCKS = (*(block.name for block in dataclasses.fields(LoopConfig)), "cluster")
 class ClusterConfig:
     """`cluster`: the machines a config is written for. `nemo-cascade plan` reads it; a run takes what torchrun starts.
 
-    gpu: h100-80g, h200 or b200 (`engine.memory.GPUS`).
+    gpu: h100-80g, h200 or b200 (`engine.memory.GPUS`). collective_timeout_minutes: a run in which no rank has moved for so long has
+    hung, and ends.
     """
 
     num_nodes: int = 1
     gpus_per_node: int = 1
     gpu: str = "h100-80g"
+    collective_timeout_minutes: float = 30.0
 
 
 @dataclass

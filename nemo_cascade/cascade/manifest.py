@@ -48,7 +48,7 @@ class StageRecord:
 
 @dataclass
 class Manifest:
-    """All stages by name, in the order they run. redo: the stage of a --from-stage that has not come to its end."""
+    """All stages by name, in the order they run. redo: a --from-stage or --redo, as it was given, that has not come to its end."""
 
     run_dir: Path
     stages: dict[str, StageRecord] = field(default_factory=dict)

@@ -61,22 +61,27 @@ class Plan:
 
 
 def make_plan(
-    cascade: CascadeConfig, manifest: Manifest, only: str | None = None, from_stage: str | None = None
+    cascade: CascadeConfig,
+    manifest: Manifest,
+    only: str | None = None,
+    from_stage: str | None = None,
+    redo: str | None = None,
 ) -> Plan:
     """Decides, moves aside what is repeated and saves the manifest. Raises RunRefused before it touches anything."""
-    _check_names(cascade, only, from_stage)
+    _check_names(cascade, {"--only": only, "--from-stage": from_stage, "--redo": redo})
     for name in cascade.order:
         manifest.add(name)
     manifest.stages = {name: manifest.stages[name] for name in (*cascade.order, *manifest.stages)}
     notes: list[str] = []
     repeated: list[str] = []
-    if from_stage is not None:
-        repeated = cascade.order[cascade.order.index(from_stage) :]
-        if manifest.redo == from_stage and not any(changed_keys(cascade, manifest, name) for name in repeated):
-            notes.append(f"--from-stage {from_stage} was started before and not finished: going on with it")
+    if from_stage is not None or redo is not None:
+        option = f"--from-stage {from_stage}" if redo is None else f"--redo {redo}"
+        repeated = cascade.order[cascade.order.index(from_stage) :] if redo is None else [redo, *dependents(cascade, redo)]
+        if manifest.redo == option and not any(changed_keys(cascade, manifest, name) for name in repeated):
+            notes.append(f"{option} was started before and not finished: going on with it")
             repeated = []
         else:
-            manifest.redo = from_stage
+            manifest.redo = option
     concerned = [name for name in cascade.order if name not in repeated]
     if only is not None:
         concerned = [only, *dependencies(cascade.stages[only])]
@@ -95,6 +100,15 @@ def dependencies(stage: StageConfig) -> list[str]:
     parents = [stage.parent] if stage.parent is not None else []
     judges = [stage.judge] if stage.judge is not None else []
     return list(dict.fromkeys([*parents, *(teacher.stage for teacher in stage.teachers.values()), *judges]))
+
+
+def dependents(cascade: CascadeConfig, name: str) -> list[str]:
+    """The stages whose weights another stage's went into, directly or through others: from it, taught or judged by it."""
+    found = [name]
+    for other in cascade.order[cascade.order.index(name) + 1 :]:
+        if set(found).intersection(dependencies(cascade.stages[other])):
+            found.append(other)
+    return found[1:]
 
 
 # -------------------------------------------------------------------------------- a stage's config.yaml
@@ -161,11 +175,12 @@ def _show(values: dict, key: str) -> str:
 # -------------------------------------------------------------------------------- refusals
 
 
-def _check_names(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> None:
-    if only is not None and from_stage is not None:
-        raise RunRefused("--only and --from-stage: give one of them")
-    for option, name in (("--only", only), ("--from-stage", from_stage)):
-        if name is not None and name not in cascade.order:
+def _check_names(cascade: CascadeConfig, options: dict[str, str | None]) -> None:
+    given = {option: name for option, name in options.items() if name is not None}
+    if len(given) > 1:
+        raise RunRefused(f"{' and '.join(given)}: give one of them")
+    for option, name in given.items():
+        if name not in cascade.order:
             raise RunRefused(f"{option}: unknown stage {name}{did_you_mean(name, cascade.order)}")
 
 

@@ -34,6 +34,7 @@ from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.engine import generate_global
 from nemo_cascade.rollout.types import Request, SamplingParams
 from nemo_cascade.stages import validation
+from nemo_cascade.stages.config import LoggerConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.rl import add_logprobs, make_loss, rollout_sample
 from nemo_cascade.stages.rollouts import make_engine
@@ -126,7 +127,7 @@ def small(stage: StageConfig) -> StageConfig:
         sft=dataclasses.replace(stage.sft, max_num_steps=1, val_period=0, val_patience=0),
         grpo=grpo,
         checkpointing=dataclasses.replace(stage.checkpointing, save_period=0, metric_name=None),
-        logger=dataclasses.replace(stage.logger, tensorboard_enabled=False),
+        logger=LoggerConfig(),
     )
 
 

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from nemo_cascade import sandbox
-from nemo_cascade.cascade import agreement, gate, judge_checks, report
+from nemo_cascade import heartbeat, sandbox
+from nemo_cascade.cascade import agreement, gate, judge_checks, operation, report
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, Manifest, StageRecord
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, dependencies, make_plan, write_stage_config
@@ -31,6 +31,7 @@ from nemo_cascade.engine.policy import model_override_names
 from nemo_cascade.environments.endpoint import EndpointError
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
+from nemo_cascade.stages.interruption import Interruption
 from nemo_cascade.stages.prompts import render
 from nemo_cascade.stages.validations import Validations
 
@@ -43,19 +44,22 @@ def run(
     cascade: CascadeConfig,
     only: str | None = None,
     from_stage: str | None = None,
+    redo: str | None = None,
     loops: Mapping[str, Loop] | None = None,
     score: Score | None = None,
 ) -> Manifest:
     """Runs what is not done yet and returns the manifest.
 
-    only: this stage alone. from_stage: it and all later ones once more, their old folders moved aside. loops and score
-    stand in for the training loops by kind and for validation. Raises RunRefused, DataError, SandboxUnavailable or GateError on every rank,
-    before anything is trained but where a gate stops, or a rollback leaves a stage with no teacher.
+    only: this stage alone. from_stage: it and all later ones once more, their old folders moved aside. redo: the same of it and
+    those that its weights went into. loops and score stand in for the training loops by kind and for validation. Raises
+    RunRefused, DataError, SandboxUnavailable or GateError on every rank, before anything is trained but where a gate stops, or a
+    rollback leaves a stage with no teacher; Interrupted when it was asked to stop.
     """
     console = Console(highlight=False, soft_wrap=True)
-    parallel.init(next(iter(cascade.stages.values())).policy.megatron_cfg, seed=cascade.seed)
+    first = next(iter(cascade.stages.values()))
+    parallel.init(first.policy.megatron_cfg, seed=cascade.seed, timeout=2 * first.cluster.collective_timeout_minutes)
     try:
-        manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage))
+        manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage, redo))
         check_rows(cascade)
         on_rank_0(lambda: refuse_absent_judges(cascade, plan.run))
         agreed = on_rank_0(lambda: agreement_of_endpoint(cascade)) if plan.run else None
@@ -66,15 +70,16 @@ def run(
     tell(console, *plan.notes, *([agreed] if agreed else []))
     loops = loops if loops is not None else default_loops()
     score = score if score is not None else default_score()
-    for name in plan.run:
-        stage = cascade.stages[name]
-        tell(console, headline(cascade, stage, manifest))
-        run_stage(cascade, stage, manifest, loops[stage.kind], score)
-        tell(console, f"{name} is done in {manifest.stages[name].seconds:.0f} s{scores_text(manifest, name)}")
-        tell(console, *gate.lines(name, manifest.stages[name].gate, stage.gate))
-        gc.collect()  # a policy's buffers sit in reference cycles; two models at once would double the memory
-        if stopped(manifest, name):
-            break
+    with operation.attended(cascade) as interruption:
+        for name in plan.run:
+            stage = cascade.stages[name]
+            tell(console, headline(cascade, stage, manifest))
+            run_stage(cascade, stage, manifest, loops[stage.kind], score, interruption)
+            tell(console, f"{name} is done in {manifest.stages[name].seconds:.0f} s{scores_text(manifest, name)}")
+            tell(console, *gate.lines(name, manifest.stages[name].gate, stage.gate))
+            gc.collect()  # a policy's buffers sit in reference cycles; two models at once would double the memory
+            if stopped(manifest, name):
+                break
     if all(manifest.stages[name].status == DONE for name in cascade.order):
         manifest.redo = None
     if parallel.rank() == 0:
@@ -86,12 +91,14 @@ def run(
     return manifest
 
 
-def begin(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> tuple[Manifest, Plan]:
+def begin(
+    cascade: CascadeConfig, only: str | None, from_stage: str | None, redo: str | None = None
+) -> tuple[Manifest, Plan]:
     """Rank 0's part before the first stage: the manifest, the plan, the demo rows."""
     manifest = Manifest.load(Path(cascade.run_dir))
     # The plan first: it refuses changed settings, and rewriting the rows of finished stages could not be undone.
     check_model_overrides(cascade)
-    plan = make_plan(cascade, manifest, only, from_stage)
+    plan = make_plan(cascade, manifest, only, from_stage, redo)
     judge_again(cascade, manifest)
     refuse_stopped(cascade, manifest, [name for name in concerned(cascade, only) if name != only])
     if cascade.demo_data is not None:
@@ -99,9 +106,13 @@ def begin(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> t
     return manifest, plan
 
 
-def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, loop: Loop, score: Score) -> None:
+def run_stage(
+    cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, loop: Loop, score: Score, interruption: Interruption
+) -> None:
     """Trains, scores and records one stage; called on all ranks."""
     started = time.monotonic()
+    interruption.must_save_by(stage.checkpointing.checkpoint_must_save_by)
+    operation.begin_stage(cascade, stage)
     record = manifest.stages[stage.name]
     directory = manifest.directory(stage.name)
     record.parent = start_of(stage, manifest)
@@ -130,6 +141,7 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
         judge=manifest.checkpoint(stage.judge) if stage.judge is not None else None,
         judge_endpoint=stage.judge_endpoint,
         rank=parallel.rank(),
+        interruption=interruption,
     )
     if stage.loop.val_period > 0:
         stage_run.validate = validator(cascade, stage_run)
@@ -139,6 +151,7 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
     final = directory / f"step_{Validations(stage_run, stage.loop, done=stage.max_num_steps).final_step}"
     if not final.is_dir():
         raise RuntimeError(f"stage {stage.name} came to its end without writing {final}")
+    heartbeat.at("scoring", step=0)
     scores = score_stage(cascade, stage_run, final, score)
     record.checkpoint = str(final.relative_to(manifest.run_dir))
     record.checkpoint_hash = checkpoint.read_info(final)["weights_hash"]
@@ -150,6 +163,7 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
     record.gate = on_rank_0(lambda: gate.judge(manifest, stage.name, stage.gate))
     if parallel.rank() == 0:
         manifest.save()
+        operation.tell_trackers(cascade, stage_run, record)
 
 
 def score_stage(cascade: CascadeConfig, stage_run: StageRun, final: Path, score: Score) -> dict[str, dict]:

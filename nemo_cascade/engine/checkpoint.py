@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from nemo_cascade import heartbeat
 from nemo_cascade.data.files import sync_directory, sync_tree
 from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
@@ -22,6 +23,7 @@ def save(policy: Policy, stage_dir: Path, info: dict, keep: int = 1, protect: Co
 
     Raises RuntimeError when what can be read back is not bit-equal to the weights in memory.
     """
+    heartbeat.at("saving a checkpoint")
     final = Path(stage_dir) / f"step_{policy.step}"
     temporary = final.with_name(f"tmp_{final.name}")
     if parallel.rank() == 0:

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from nemo_cascade import heartbeat
 from nemo_cascade.engine import cpu
 
 cpu.install()
@@ -41,6 +42,7 @@ class ForwardStep:
     trained_only: bool
 
     def __call__(self, packs: Iterator[Pack], model: torch.nn.Module):
+        heartbeat.beat()
         pack = next(packs)
         context = parallel_state.get_context_parallel_group()
         held = held_indices(pack.params.cu_seqlens_q, len(pack.mask), context)

@@ -17,13 +17,11 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed  # noq
 
 from nemo_cascade.engine.config import MegatronConfig, layout_problems  # noqa: E402
 
-TIMEOUT = datetime.timedelta(minutes=30)
 
-
-def init(config: MegatronConfig, seed: int = 0) -> None:
+def init(config: MegatronConfig, seed: int = 0, timeout: float = 30.0) -> None:
     """Joins the world torchrun describes (or makes one of a single process) and builds megatron-core's groups.
 
-    Raises ValueError naming the keys when the layout cannot be run.
+    timeout: minutes that a collective may take. Raises ValueError naming the keys when the layout cannot be run.
     """
     alone = "MASTER_ADDR" not in os.environ
     if alone:
@@ -37,7 +35,7 @@ def init(config: MegatronConfig, seed: int = 0) -> None:
     if not dist.is_initialized():
         # A process by itself needs no address, and so cannot find its port taken.
         world = dict(store=dist.HashStore(), rank=0, world_size=1) if alone else {}
-        dist.init_process_group(cpu.distributed_backend(), timeout=TIMEOUT, **world)
+        dist.init_process_group(cpu.distributed_backend(), timeout=datetime.timedelta(minutes=timeout), **world)
     build_groups(config)
     set_seed(seed)
 
@@ -81,6 +79,20 @@ def broadcast(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def first_not_none(value):
+    """The `value` of the lowest rank that has one, on every rank (any picklable object); None where no rank has."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    # A number is enough as long as nobody has anything, which is nearly always.
+    anyone = torch.tensor(int(value is not None), device="cuda")
+    dist.all_reduce(anyone, op=dist.ReduceOp.MAX)
+    if not anyone:
+        return None
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return next(value for value in values if value is not None)
 
 
 def share_out(function, items: list) -> list:

@@ -11,6 +11,7 @@ import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nemo_cascade import heartbeat
 from nemo_cascade.engine import cpu
 
 cpu.install()
@@ -144,6 +145,7 @@ class Policy:
         without it they are packed here.
         Raises FloatingPointError, before the weights are touched, when the gradient is not finite.
         """
+        heartbeat.at("training")
         packs = self._packs(samples, plan)
         self.model.train()
         self.wrapped.zero_grad_buffer()

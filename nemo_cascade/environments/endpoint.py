@@ -19,6 +19,8 @@ from pathlib import Path
 
 import httpx
 
+from nemo_cascade import heartbeat
+
 logger = logging.getLogger(__name__)
 
 # What no request to this endpoint will get past, and what is wrong with one request: to send that again would change nothing.
@@ -143,6 +145,7 @@ class Endpoint:
             answer = await client.post(url, json=body)
         except httpx.TransportError:
             return None
+        heartbeat.beat()
         if answer.status_code in CLOSED | HOPELESS:
             said = answer.text[:500]
             refusal = EndpointError(f"{url} refuses a request for {self.config.model}, status {answer.status_code}: {said}")

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import httpx
 
+from nemo_cascade import heartbeat
+
 # Statuses after which the same request may succeed.
 AGAIN = {408, 425, 429, 500, 502, 503, 504}
 
@@ -56,6 +58,7 @@ class GymClient:
                 except httpx.TransportError as error:
                     trouble = f"{type(error).__name__} {error}".strip()
                     continue
+            heartbeat.beat()
             if answer.is_success:
                 return self._verdict(answer, body)
             trouble = f"status {answer.status_code}: {answer.text[:500]}"

@@ -16,7 +16,7 @@ from concurrent.futures import TimeoutError as TookTooLong
 
 from pebble import ProcessExpired, ProcessPool
 
-from nemo_cascade import environments, sandbox
+from nemo_cascade import environments, heartbeat, sandbox
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class Verifiers:
         return self._pool.schedule(_verify, args=[batch], timeout=environments.time_limit(batch[0][0]))
 
     def _verdicts(self, batch: list[Asked], future: Future) -> list[dict]:
+        heartbeat.beat()
         if len(batch) == 1 or future.exception() is None:
             return future.result() if future.exception() is None else [self._verdict(batch[0], future)]
         # One of them is to blame, and the others must not pay for it.

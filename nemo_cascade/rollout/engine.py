@@ -9,6 +9,7 @@ from typing import Protocol
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from nemo_cascade import heartbeat
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
 
 
@@ -36,6 +37,7 @@ def generate(engine: RolloutEngine, requests: list[Request], params: SamplingPar
     engine.add(requests, params)
     finished = {}
     while engine.busy():
+        heartbeat.beat()
         for rollout in engine.step():
             finished[rollout.prompt_id, rollout.sample] = rollout
     return [finished[request.prompt_id, request.sample] for request in requests]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nemo_cascade.environments.endpoint import EndpointConfig
 
@@ -158,7 +159,7 @@ class CheckpointingConfig:
     keep_top_k is how many of a stage's checkpoints stay (0: all): the newest ones or, with metric_name, the best ones, and
     beside them the newest, to resume from. metric_name: what the best is told by at the stage's validations (val_period):
     val:reward, the mean over all domains, or val:<domain>; a stage then hands on its best checkpoint instead of its last
-    (null).
+    (null). checkpoint_must_save_by: DD:HH:MM:SS since the job started, by which the run has saved and stopped (null: no limit).
     """
 
     save_period: int = 0
@@ -166,6 +167,7 @@ class CheckpointingConfig:
     metric_name: str | None = None
     higher_is_better: bool = True
     pretrained_checkpoint: PretrainedConfig | None = None
+    checkpoint_must_save_by: str | None = None
 
 
 @dataclass
@@ -181,6 +183,11 @@ class SandboxConfig:
 
 @dataclass
 class LoggerConfig:
-    """`logger`: what is written besides `metrics.jsonl`, which always is."""
+    """`logger`: where metrics go besides `metrics.jsonl`, which is always written; the blocks as `stages.trackers` says."""
 
     tensorboard_enabled: bool = False
+    wandb_enabled: bool = False
+    mlflow_enabled: bool = False
+    tensorboard: dict[str, Any] = field(default_factory=dict)
+    wandb: dict[str, Any] = field(default_factory=dict)
+    mlflow: dict[str, Any] = field(default_factory=dict)

@@ -4,13 +4,15 @@ The loops take it as their only argument and import nothing of the pipeline abov
 stages, the manifest, scores. Whoever drives a loop (the runner, a test, a script) builds one.
 """
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nemo_cascade import heartbeat
 from nemo_cascade.engine.config import PolicyConfig
 from nemo_cascade.environments.endpoint import EndpointConfig
-from nemo_cascade.stages.board import Board
 from nemo_cascade.stages.config import (
     CheckpointingConfig,
     DataConfig,
@@ -22,8 +24,10 @@ from nemo_cascade.stages.config import (
     SandboxConfig,
     SFTConfig,
 )
+from nemo_cascade.stages.interruption import Interruption
 from nemo_cascade.stages.metrics import MetricsLog
 from nemo_cascade.stages.progress import Progress
+from nemo_cascade.stages.trackers import Trackers
 
 
 @dataclass(kw_only=True)
@@ -48,8 +52,8 @@ class StageRun:
 
     dir is the stage's own folder, parent the checkpoint it starts from (None: fresh weights), teachers the checkpoint
     that teaches each domain, judge the one that compares replies to preference rows, unless that is a model behind
-    judge_endpoint. validate scores a policy in memory, as `validation.score_policy` does, for loops with a val_period. Only
-    rank 0 writes metrics and shows progress; the others may call the same methods.
+    judge_endpoint. validate scores a policy in memory, as `validation.score_policy` does, for loops with a val_period.
+    interruption hears of requests to stop. Only rank 0 writes metrics and shows progress; the others may call the same methods.
     """
 
     name: str
@@ -62,26 +66,30 @@ class StageRun:
     judge_endpoint: EndpointConfig | None = None
     validate: Callable[..., dict[str, dict]] | None = None
     rank: int = 0
-    board: Board | None = field(default=None, init=False, repr=False)
+    interruption: Interruption = field(default_factory=Interruption)
+    trackers: Trackers = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.trackers = Trackers(self.dir, self.config.logger, dataclasses.asdict(self.config))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Appends one line to `metrics.jsonl` (and to TensorBoard's files); step counts optimizer steps of this stage from 1."""
+        """Appends one line to `metrics.jsonl` (and tells the trackers); step counts optimizer steps of this stage from 1."""
         if self.rank == 0:
             MetricsLog(self.dir / "metrics.jsonl").append(metrics, step)
-            if self.config.logger.tensorboard_enabled:
-                self.board = self.board or Board(self.dir / "tensorboard")
-                self.board.add(metrics, step)
+            self.trackers.add(metrics, step)
 
     def rewind(self, step: int) -> None:
         """Forgets the metrics of all steps after `step`, because a resumed stage will write them again."""
         if self.rank == 0:
             MetricsLog(self.dir / "metrics.jsonl").rewind(step)
-            if self.config.logger.tensorboard_enabled:
-                self.board = Board(self.dir / "tensorboard", first_step=step + 1)
+            self.trackers.rewind(step)
 
-    def progress(self, total: int, description: str, done: int = 0) -> Progress:
-        """A context manager whose `advance(**shown)` counts one of `total` steps; `done` of them are behind already."""
-        return Progress(total, description, done=done, silent=self.rank != 0)
+    @contextlib.contextmanager
+    def progress(self, total: int, description: str, done: int = 0) -> Iterator[Progress]:
+        """Around the loop: its `advance(**shown)` counts one of `total` steps; `done` of them are behind already."""
+        heartbeat.at("begin", step=done + 1)
+        with self.interruption.in_steps(), Progress(total, description, done=done, silent=self.rank != 0) as bar:
+            yield bar
 
     def should_save(self, step: int, max_num_steps: int) -> bool:
         """Whether a checkpoint is due after `step`: at the end, and every `checkpointing.save_period` steps."""

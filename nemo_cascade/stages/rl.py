@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from nemo_cascade import heartbeat
 from nemo_cascade.algorithms import (
     aggregated,
     group_advantages,
@@ -18,7 +19,6 @@ from nemo_cascade.algorithms import (
     policy_gradient_loss,
 )
 from nemo_cascade.data.sample import Sample
-from nemo_cascade.engine import checkpoint
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.types import Group
 from nemo_cascade.stages.config import LossConfig
@@ -28,6 +28,7 @@ from nemo_cascade.stages.judge import make_rewards
 from nemo_cascade.stages.prompts import PromptSource
 from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
 from nemo_cascade.stages.start import resume_or_begin
+from nemo_cascade.stages.step import finish_step
 from nemo_cascade.stages.usable import refuse_unusable_logprobs
 from nemo_cascade.stages.validations import Validations
 
@@ -64,8 +65,7 @@ def run(stage: StageRun) -> None:
             logged = train_metrics(metrics, time.perf_counter() - started)
             stage.log(logged | validations.after(step, policy), step)
             bar.advance(reward=metrics["reward"])
-            if stage.should_save(step, config.grpo.max_num_steps) or validations.saves(step):
-                checkpoint.save(policy, stage.dir, {"prompts": prompts.state_dict()}, **validations.retention)
+            finish_step(stage, policy, validations, {"prompts": prompts.state_dict()})
 
 
 def reward_samples(groups: list[Group], config) -> list[Sample]:
@@ -143,6 +143,7 @@ def add_teacher_logprobs(policy: Policy, samples: list[Sample], domains: list[st
 
 def add_logprobs(policy: Policy, samples: list[Sample], checkpoint_dir: Path, field: str) -> None:
     """Fills `field` of every sample, a value a token, with the log-probs of another checkpoint of the run."""
+    heartbeat.at(f"{field} of {checkpoint_dir.parent.name}")
     with policy.weights_of(checkpoint_dir / "policy"):
         for sample, logprobs in zip(samples, policy.logprobs(samples, trained_only=True)):
             sample.fields[field] = logprobs

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from nemo_cascade import heartbeat
 from nemo_cascade.algorithms import informative_groups, swe_group_mask
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine.policy import Policy
@@ -73,7 +74,9 @@ class Sampler:
         stored = self.store.load(name)
         if stored is None:
             seed = self.seed * 1_000_003 + step + (draw << 52)
+            heartbeat.at("rollouts")
             stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=seed)
+            heartbeat.at("rewards")
             self.rewards.fill(stored)
             where = f"stage {self.store.directory.parent.name}, step {step}"
             refuse_unusable_rollouts(stored, where, self.rewards.env.nemo_gym.servers)

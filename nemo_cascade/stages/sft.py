@@ -6,6 +6,7 @@ They are packed when the stage begins, or come packed from a folder that `nemo-c
 import time
 from itertools import accumulate
 
+from nemo_cascade import heartbeat
 from nemo_cascade.algorithms import negative_log_likelihood
 from nemo_cascade.data.chat import conversation_to_samples
 from nemo_cascade.data.loader import Loader, Mixture
@@ -13,12 +14,13 @@ from nemo_cascade.data.packed_dataset import PackedDataset
 from nemo_cascade.data.packing import pack
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.sample import Sample
-from nemo_cascade.engine import checkpoint, parallel
+from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.start import resume_or_begin
+from nemo_cascade.stages.step import finish_step
 from nemo_cascade.stages.validations import Validations
 
 
@@ -45,8 +47,7 @@ def run(stage: StageRun) -> None:
             logged = train_metrics(metrics, time.perf_counter() - started)
             stage.log(logged | validations.after(policy.step, policy), policy.step)
             bar.advance(loss=metrics["loss"])
-            if stage.should_save(policy.step, config.sft.max_num_steps) or validations.saves(policy.step):
-                checkpoint.save(policy, stage.dir, {"loader": loader.state_dict()}, **validations.retention)
+            finish_step(stage, policy, validations, {"loader": loader.state_dict()})
 
 
 def sft_loss(logprobs, pack):
@@ -85,6 +86,7 @@ def documents(domain: Domain, policy: Policy) -> list[Sample]:
     limit = policy.config.max_total_sequence_length
 
     def render(numbered: tuple[int, dict]) -> list[Sample]:
+        heartbeat.beat()
         number, row = numbered
         samples = conversation_to_samples(policy.tokenizer, row)
         for sample in samples:

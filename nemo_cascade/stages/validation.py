@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from nemo_cascade import heartbeat
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.stages.config import DataConfig
 from nemo_cascade.stages.context import StageRun
@@ -31,6 +32,7 @@ def score_policy(
 
     Sampled as the stage's config says, whatever the policy trains with.
     """
+    heartbeat.at("validation")
     prompts = [prompt for domain in domains.values() for prompt in render(domain, policy.tokenizer, policy.config)]
     engine = make_engine(policy)
     groups = sample_groups(policy, engine, prompts, num_samples, seed=seed, generation=stage.config.policy.generation)

@@ -145,7 +145,7 @@ def test_all_stages_run_in_order_and_are_done(first):
     runs = first
     assert runs.statuses() == [DONE] * len(ORDER)
     folders = [f"{number:02d}-{name}" for number, name in enumerate(ORDER, start=1)]
-    assert sorted(path.name for path in runs.run_dir.iterdir()) == [*folders, "cascade_manifest.json", "report"]
+    assert sorted(path.name for path in runs.run_dir.iterdir()) == [*folders, "cascade_manifest.json", "heartbeats", "report"]
     assert sorted(path.name for path in (runs.run_dir / "07-mopd").iterdir()) == [
         "config.yaml",
         "metrics.jsonl",
