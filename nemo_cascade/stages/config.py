@@ -166,6 +166,10 @@ class SandboxConfig:
 
 @dataclass
 class LoggerConfig:
-    """`logger`: what is written besides `metrics.jsonl`, which always is."""
+    """`logger`: what is written besides `metrics.jsonl`, which always is.
+
+    rollouts_per_step: of every RL step so many rollouts are kept as texts for `nemo-cascade report` (0: none).
+    """
 
     tensorboard_enabled: bool = False
+    rollouts_per_step: int = 8
