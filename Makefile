@@ -1,6 +1,7 @@
 # Everything on a machine that has python3 (3.11 or newer, with its venv module) and make:
 #   make demo       the whole tiny cascade on two processes        make smoke     the same with two steps a stage
 #   make test       the test suite without what takes minutes alone     make test-all  all of it
+#   make browser    a headless Chromium, in which the tests look at the report (part of test-all; without one they are skipped)
 #   make test-vllm  what talks to vLLM, which has an environment of its own (part of test-all)
 #   make test-compat  what depends on megatron-core, with its newest version, where there is a Python 3.12 (part of test-all)
 # Code rewards need bubblewrap, which is installed too where apt is at hand and the user may; else it is said what to do.
@@ -24,7 +25,7 @@ COMPAT_TESTS := tests/models --ignore=tests/models/test_te.py tests/rollout test
 
 VLLM := .venv-vllm
 
-.PHONY: demo smoke test test-all test-compat test-vllm install
+.PHONY: demo smoke test test-all test-compat test-vllm browser install
 
 demo: install
 	$(TORCHRUN) examples/cascade.py --config-name=tiny
@@ -35,7 +36,7 @@ smoke: install
 test: install
 	$(PYTEST) -m "not slow"
 
-test-all: install test-compat $(VLLM)/.installed
+test-all: install browser test-compat $(VLLM)/.installed
 	$(PYTEST)
 
 test-compat:
@@ -45,6 +46,13 @@ test-compat:
 
 test-vllm: install $(VLLM)/.installed
 	$(PYTEST) tests/environments/test_judge_on_vllm.py
+
+# Playwright's own download is tried last: it needs more of the network than pip and apt do.
+BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome
+browser: install
+	@command -v $(BROWSERS) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	apt-get install --yes --quiet --no-install-recommends chromium-headless-shell; } || \
+	$(BIN)/playwright install --only-shell chromium || echo "no Chromium here: the report is not looked at in one"
 
 install: $(VENV)/.installed
 

@@ -98,6 +98,7 @@ NOT_NEGATIVE = (
     "grpo.val_patience",
     "checkpointing.save_period",
     "checkpointing.keep_top_k",
+    "logger.rollouts_per_step",
 )
 POSITIVE = (
     "cluster.collective_timeout_minutes",

@@ -1,4 +1,5 @@
-"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `doctor`, `pack`, `gym-serve` and `sandbox-serve`.
+"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `report`, `doctor`, `pack`, `gym-serve` and
+`sandbox-serve`.
 
 A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a
 process group exists. Under torchrun only rank 0 speaks.
@@ -19,7 +20,7 @@ import typer
 from nemo_cascade.cascade import judge_checks
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
-from nemo_cascade.cascade.manifest import FILE, ManifestError
+from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
 from nemo_cascade.engine.memory import GPUS
 
 EXIT_DOES_NOT_FIT, EXIT_LACKS, EXIT_REFUSED = 1, 1, 2
@@ -149,12 +150,26 @@ def status(
 
     from nemo_cascade.cascade import live
 
-    if not (run_dir / FILE).is_file():
-        refuse([f"{run_dir}: no {FILE}; name the run directory of a cascade (cascade.run_dir)"])
+    manifest_of(run_dir)
     try:
         live.show(run_dir, Console(highlight=False), watch)
     except ManifestError as error:
         refuse([str(error)])
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="The run directory of a cascade")],
+    most_rollouts: Annotated[int, typer.Option(min=1, help="Of more kept rollouts, those of every so many-th step")] = 100_000,
+) -> None:
+    """Write RUN_DIR/report/index.html: everything about a run, also one that still goes on, on a page for any browser."""
+    from nemo_cascade.cascade import report_page
+
+    manifest_of(run_dir)
+    try:
+        print(f"written: {report_page.write(run_dir, most_rollouts)}")
+    except OSError as error:
+        refuse([f"{run_dir / 'report'}: {error.strerror or error}"])
 
 
 @app.command()
@@ -285,6 +300,16 @@ def sandbox_serve(
             server.serve_forever()
         except KeyboardInterrupt:
             pass
+
+
+def manifest_of(run_dir: Path) -> Manifest:
+    """The manifest of a run directory; ends the program when there is none or it is damaged."""
+    if not (run_dir / FILE).is_file():
+        refuse([f"{run_dir}: no {FILE}; name the run directory of a cascade (cascade.run_dir)"])
+    try:
+        return Manifest.load(run_dir)
+    except ManifestError as error:
+        refuse([str(error)])
 
 
 def load(

@@ -99,13 +99,12 @@ def markdown(manifest: Manifest) -> str:
 
 
 def write(run_dir: Path) -> list[Path]:
-    """Writes `report/scores.md` and the pictures there is something to show in; returns what it wrote."""
-    from nemo_cascade.cascade import pictures
+    """Writes `report/scores.md` and the page of the whole run, `report/index.html`; returns what it wrote."""
+    from nemo_cascade.cascade import report_page
 
     manifest = Manifest.load(Path(run_dir))
     folder = Path(run_dir) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "scores.md"
     table.write_text(markdown(manifest), encoding="utf-8")
-    drawn = (plot(manifest) for plot in (pictures.plot_scores, pictures.plot_rewards, pictures.plot_lengths_and_kl))
-    return [table, *(path for path in drawn if path is not None)]
+    return [table, report_page.write(Path(run_dir))]

@@ -183,7 +183,10 @@ class SandboxConfig:
 
 @dataclass
 class LoggerConfig:
-    """`logger`: where metrics go besides `metrics.jsonl`, which is always written; the blocks as `stages.trackers` says."""
+    """`logger`: where metrics go besides `metrics.jsonl`, which is always written; the blocks as `stages.trackers` says.
+
+    rollouts_per_step: of every RL step so many rollouts are kept as texts for `nemo-cascade report` (0: none).
+    """
 
     tensorboard_enabled: bool = False
     wandb_enabled: bool = False
@@ -191,3 +194,4 @@ class LoggerConfig:
     tensorboard: dict[str, Any] = field(default_factory=dict)
     wandb: dict[str, Any] = field(default_factory=dict)
     mlflow: dict[str, Any] = field(default_factory=dict)
+    rollouts_per_step: int = 8

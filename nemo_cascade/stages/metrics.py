@@ -47,6 +47,7 @@ class MetricsLog:
         write_atomically(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
-def train_metrics(metrics: dict[str, float], seconds: float) -> dict[str, float]:
-    """One step's metrics under NeMo RL's names: `train/...` and `timing/train/total_step_time` in seconds."""
-    return {f"train/{name}": value for name, value in metrics.items()} | {"timing/train/total_step_time": seconds}
+def train_metrics(metrics: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
+    """One step's metrics under NeMo RL's names: `train/...` and, from a stopwatch, `timing/train/...`."""
+    named = {f"train/{name}": value for name, value in metrics.items()}
+    return named | {f"timing/train/{part}": round(value, 4) for part, value in seconds.items()}

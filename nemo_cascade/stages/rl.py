@@ -5,7 +5,6 @@ the teacher's log-prob minus the student's, and rewards are only reported. A sta
 is held near where it began.
 """
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from nemo_cascade.stages.prompts import PromptSource
 from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
 from nemo_cascade.stages.start import resume_or_begin
 from nemo_cascade.stages.step import finish_step
+from nemo_cascade.stages.stopwatch import Stopwatch
+from nemo_cascade.stages.traces import Traces
 from nemo_cascade.stages.usable import refuse_unusable_logprobs
 from nemo_cascade.stages.validations import Validations
 
@@ -43,29 +44,35 @@ def run(stage: StageRun) -> None:
     distil = config.grpo.adv_estimator.name == "opd"
     engine = make_engine(policy)
     rewards = make_rewards(stage, policy, engine, alone=distil)
-    sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed)
+    watch, traces = Stopwatch(), Traces(stage, policy.tokenizer)
+    sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed, watch=watch)
     loss = make_loss(config.loss_fn, distil)
 
     validations = Validations(stage, config.grpo, done=policy.step)
     with stage.progress(config.grpo.max_num_steps, stage.name, done=policy.step) as bar:
         while policy.step < config.grpo.max_num_steps and not validations.stopped:
-            started = time.perf_counter()
+            watch.start()
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
             if distil:
                 samples = distillation_samples(groups)
                 add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers)
+                watch.lap("teacher_logprob_inference")
             else:
                 samples = reward_samples(groups, config.grpo)
-                if only_advantages_teach(config):
-                    samples = with_gradient(samples, config.loss_fn.token_level_loss)
+            traces.write(step, groups, samples)
+            if not distil and only_advantages_teach(config):
+                samples = with_gradient(samples, config.loss_fn.token_level_loss)
+            watch.lap("data_processing")
             if config.loss_fn.reference_policy_kl_penalty > 0:
                 add_logprobs(policy, samples, stage.parent, "reference_logprobs")
+                watch.lap("policy_and_reference_logprobs")
             metrics = policy.train_step(samples, loss) | seen
-            logged = train_metrics(metrics, time.perf_counter() - started)
+            watch.lap("policy_training")
+            logged = train_metrics(metrics, watch.read())
             stage.log(logged | validations.after(step, policy), step)
             bar.advance(reward=metrics["reward"])
-            finish_step(stage, policy, validations, {"prompts": prompts.state_dict()})
+            finish_step(stage, policy, validations, {"prompts": prompts.state_dict()}, watch)
 
 
 def reward_samples(groups: list[Group], config) -> list[Sample]:

@@ -17,6 +17,7 @@ from nemo_cascade.rollout.types import Group, Request, SamplingParams
 from nemo_cascade.stages.config import GRPOConfig
 from nemo_cascade.stages.prompts import Prompt, PromptSource
 from nemo_cascade.stages.rewards import Rewards
+from nemo_cascade.stages.stopwatch import Stopwatch
 from nemo_cascade.stages.usable import refuse_unusable_rollouts
 
 
@@ -34,9 +35,9 @@ def make_engine(policy: Policy) -> MegatronEngine:
 class Sampler:
     """Draws groups with the policy's current weights and has them rewarded."""
 
-    def __init__(self, policy: Policy, engine: MegatronEngine, rewards: Rewards, directory: Path, seed: int):
+    def __init__(self, policy: Policy, engine: MegatronEngine, rewards: Rewards, directory: Path, seed: int, watch: Stopwatch | None = None):
         self.policy, self.engine, self.rewards, self.seed = policy, engine, rewards, seed
-        self.store = RolloutStore(directory)
+        self.store, self.watch = RolloutStore(directory), watch or Stopwatch()
 
     def batch(self, step: int, prompts: PromptSource, config: GRPOConfig) -> tuple[list[Group], dict[str, float]]:
         """The groups of a step and its metrics over all that was sampled for it.
@@ -75,9 +76,12 @@ class Sampler:
         if stored is None:
             seed = self.seed * 1_000_003 + step + (draw << 52)
             heartbeat.at("rollouts")
+            self.watch.lap("data_processing")
             stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=seed)
             heartbeat.at("rewards")
+            self.watch.lap("generation")
             self.rewards.fill(stored)
+            self.watch.lap("reward_calculation")
             where = f"stage {self.store.directory.parent.name}, step {step}"
             refuse_unusable_rollouts(stored, where, self.rewards.env.nemo_gym.servers)
             self.store.save(name, stored)
@@ -144,6 +148,7 @@ def rollout_metrics(groups: list[Group]) -> dict[str, float]:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     metrics = {
         "reward": mean(r.reward for r in rollouts),
+        "num_replies": len(rollouts),
         "mean_gen_tokens_per_sample": mean(len(r.response) for r in rollouts),
         "truncation_rate": mean(r.finish_reason == "length" for r in rollouts),
         "informative_groups": mean(informative(group) for group in groups),

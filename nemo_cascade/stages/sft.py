@@ -3,7 +3,6 @@
 They are packed when the stage begins, or come packed from a folder that `nemo-cascade pack` wrote.
 """
 
-import time
 from itertools import accumulate
 
 from nemo_cascade import heartbeat
@@ -21,6 +20,7 @@ from nemo_cascade.stages.data import Domain, load_domains
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.start import resume_or_begin
 from nemo_cascade.stages.step import finish_step
+from nemo_cascade.stages.stopwatch import Stopwatch
 from nemo_cascade.stages.validations import Validations
 
 
@@ -34,20 +34,22 @@ def run(stage: StageRun) -> None:
     info = resume_or_begin(stage, policy)
     loader.load_state_dict(info["loader"]) if info else None
 
-    validations = Validations(stage, config.sft, done=policy.step)
+    validations, watch = Validations(stage, config.sft, done=policy.step), Stopwatch()
     with stage.progress(config.sft.max_num_steps, stage.name, done=policy.step) as bar:
         while policy.step < config.sft.max_num_steps and not validations.stopped:
-            started = time.perf_counter()
+            watch.start()
             chosen = [packs[index] for index in loader.next()]
             batch = [sample for pack in chosen for sample in pack]
             # What was packed to the last token beforehand stays so.
             plan = ranges([len(pack) for pack in chosen]) if packed else None
+            watch.lap("data_processing")
             metrics = policy.train_step(batch, sft_loss, as_sampled=False, plan=plan)
             metrics["tokens"] = sum(len(sample.tokens) - 1 for sample in batch)
-            logged = train_metrics(metrics, time.perf_counter() - started)
+            watch.lap("policy_training")
+            logged = train_metrics(metrics, watch.read())
             stage.log(logged | validations.after(policy.step, policy), policy.step)
             bar.advance(loss=metrics["loss"])
-            finish_step(stage, policy, validations, {"loader": loader.state_dict()})
+            finish_step(stage, policy, validations, {"loader": loader.state_dict()}, watch)
 
 
 def sft_loss(logprobs, pack):

@@ -8,6 +8,7 @@ rates that follow it.
 
 import json
 import math
+import time
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class Validations:
         due = self.loop.val_period > 0 and (step % self.loop.val_period == 0 or step == self.loop.max_num_steps)
         if not due:
             return {}
+        started = time.perf_counter()
         scores = self.stage.validate(policy)
         for domain, entry in scores.items():
             if not math.isfinite(entry["mean"]):
@@ -52,7 +54,8 @@ class Validations:
         if self.stage.rank == 0:
             write_atomically(self.stage.dir / FILE, json.dumps(self.history) + "\n")
         metrics = {f"validation/{domain}/reward": entry["mean"] for domain, entry in scores.items()}
-        return metrics | {"validation/reward": float(np.mean([entry["mean"] for entry in scores.values()]))}
+        metrics["validation/reward"] = float(np.mean([entry["mean"] for entry in scores.values()]))
+        return metrics | {"timing/validation/total_validation_time": time.perf_counter() - started}
 
     @property
     def stopped(self) -> bool:

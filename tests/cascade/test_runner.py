@@ -153,7 +153,7 @@ def test_all_stages_run_in_order_and_are_done(first):
         "validation.json",
     ]
     report = sorted(path.name for path in (runs.run_dir / "report").iterdir())
-    assert report == ["rewards.png", "scores.md", "scores.png"]
+    assert report == ["index.html", "scores.md"]
 
 
 def given(runs, folder) -> list:

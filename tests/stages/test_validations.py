@@ -49,6 +49,7 @@ def test_validation_is_due_every_period_and_at_the_end_and_is_logged(tmp_path):
     found = Validations(stage, SFTConfig(max_num_steps=7, val_period=3), done=0)
     metrics = [found.after(step, policy=step) for step in range(1, 8)]
     assert asked == [3, 6, 7] and [bool(m) for m in metrics] == [False, False, True, False, False, True, True]
+    assert metrics[2].pop("timing/validation/total_validation_time") >= 0
     assert metrics[2] == {"validation/math/reward": 0.25, "validation/mcqa/reward": 0.5, "validation/reward": 0.375}
 
 
