@@ -1,4 +1,4 @@
-"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `pack`, `gym-serve` and `sandbox-serve`.
+"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `teachers`, `pack`, `gym-serve` and `sandbox-serve`.
 
 A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a
 process group exists. Under torchrun only rank 0 speaks.
@@ -132,6 +132,25 @@ def status(run_dir: Annotated[Path, typer.Argument(help="The run directory of a 
     except ManifestError as error:
         refuse([str(error)])
     print_scores(manifest, Console())
+
+
+@app.command()
+def teachers(run_dir: Annotated[Path, typer.Argument(help="The run directory of a cascade")]) -> None:
+    """Show which checkpoint of a run is best in each domain, by how much, and what taught its students."""
+    from rich.console import Console
+
+    from nemo_cascade.cascade.gate import GateError
+    from nemo_cascade.cascade.teachers import registry
+
+    if not (run_dir / FILE).is_file():
+        refuse([f"{run_dir}: no {FILE}; name the run directory of a cascade (cascade.run_dir)"])
+    try:
+        tables = registry(Manifest.load(run_dir))
+    except (ManifestError, GateError) as error:
+        refuse([str(error)])
+    for table in tables:
+        # A table that is cut off to the width of a pipe would hide numbers.
+        Console(width=max(Console().width, Console(width=10_000).measure(table).maximum)).print(table)
 
 
 @app.command()
