@@ -1,10 +1,12 @@
 """The algorithms as pure tensor functions: torch in, torch out; no files, no process groups."""
 
 from nemo_cascade.algorithms.advantages import group_advantages, mopd_advantages
+from nemo_cascade.algorithms.divergence import reverse_kl
 from nemo_cascade.algorithms.filters import informative_groups, swe_group_mask
 from nemo_cascade.algorithms.genrm import comparison_pairs, genrm_rewards
 from nemo_cascade.algorithms.losses import (
     aggregated,
+    clipped_policy_gradient_loss,
     importance_weights,
     kl_penalty,
     negative_log_likelihood,
@@ -13,6 +15,7 @@ from nemo_cascade.algorithms.losses import (
 
 __all__ = [
     "aggregated",
+    "clipped_policy_gradient_loss",
     "comparison_pairs",
     "genrm_rewards",
     "group_advantages",
@@ -22,5 +25,6 @@ __all__ = [
     "mopd_advantages",
     "negative_log_likelihood",
     "policy_gradient_loss",
+    "reverse_kl",
     "swe_group_mask",
 ]

@@ -7,23 +7,37 @@ import torch
 
 
 def importance_weights(
-    train_logprobs: torch.Tensor, sampling_logprobs: torch.Tensor, mask: torch.Tensor, *, mode: str, low: float, high: float
+    train_logprobs: torch.Tensor,
+    sampling_logprobs: torch.Tensor,
+    mask: torch.Tensor,
+    segments: torch.Tensor | None = None,
+    *,
+    mode: str,
+    low: float,
+    high: float,
 ) -> torch.Tensor:
     """Correction for sampling with another engine than the one trained: w_t from r_t = pi_train / pi_sampling.
 
-    All [tokens] -> [tokens] without gradient. mode "none": 1. "tis": r_t clamped to [low, high]. "icepop": r_t inside
-    [low, high], else 0, so that the token drops out [Nemotron-Cascade 2, section 4.4: 0.5 and 2.0]. 0 where mask is 0.
+    All [tokens] -> [tokens] without gradient, 0 where mask is 0. mode "none": 1. "tis": r_t clamped to [low, high]. "icepop": r_t
+    inside [low, high], else 0, so that the token drops out [Nemotron-Cascade 2, section 4.4: 0.5 and 2.0]. "seq-mask-tis":
+    r_t where the geometric mean of its whole response's ratios lies in [low, high], else 0 [NeMo RL; a band such as 0.999
+    to 1.002]; needs `segments`, which tell a token's response. Raises ValueError for another mode.
     """
-    ratio = (train_logprobs - sampling_logprobs).detach().exp()
+    # What masked tokens have may be infinite, and would stay so in a mean.
+    log_ratio = (train_logprobs - sampling_logprobs).detach().masked_fill(mask <= 0, 0.0)
+    ratio = log_ratio.exp()
     if mode == "none":
         weights = torch.ones_like(ratio)
     elif mode == "tis":
         weights = ratio.clamp(low, high)
     elif mode == "icepop":
-        weights = torch.where((ratio >= low) & (ratio <= high), ratio, torch.zeros_like(ratio))
+        weights = ratio.masked_fill((ratio < low) | (ratio > high), 0.0)
+    elif mode == "seq-mask-tis":
+        mean = response_means(log_ratio, mask, segments).exp()
+        weights = ratio.masked_fill((mean < low) | (mean > high), 0.0)
     else:
-        raise ValueError(f"importance weight mode {mode!r} is not one of none, tis, icepop")
-    return torch.where(mask > 0, weights, torch.zeros_like(weights))
+        raise ValueError(f"importance weight mode {mode!r} is not one of none, tis, icepop, seq-mask-tis")
+    return weights.masked_fill(mask <= 0, 0.0)
 
 
 def policy_gradient_loss(
@@ -38,23 +52,61 @@ def policy_gradient_loss(
     """-sum_t w_t A_t log pi(y_t|s_t), strictly on-policy REINFORCE (the ratio is 1, its gradient is that of log pi).
 
     All [tokens]; `segments` tells a token's response. Returns (sum, count): with aggregate "token" the count is the number of
-    trained tokens [GRPO, Eq. 1]; with "sequence" each response is averaged over its own trained tokens and the count is
-    the number of responses [MOPD, section 4.4: 1/|V(y)|].
+    trained tokens [NeMo RL's token_level_loss]; with "sequence" each response is averaged over its own trained tokens and the
+    count is the number of responses [MOPD, section 4.4: 1/|V(y)|]; "group" is the same of prompts, whose numbers `segments`
+    then has and whose replies are all here [GRPO, Eq. 1, averaged over prompts; the paper does not say how these are].
     """
     return aggregated(-weights.detach() * advantages.detach() * logprobs, mask, segments, aggregate)
+
+
+def clipped_policy_gradient_loss(
+    logprobs: torch.Tensor,
+    previous_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    weights: torch.Tensor,
+    mask: torch.Tensor,
+    segments: torch.Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+    cispo: bool = False,
+    sequence_ratio: bool = False,
+    aggregate: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The policy gradient for several updates on one batch, by the names of NeMo RL's ClippedPGLossFn; (sum, count) as above.
+
+    previous_logprobs are those before the first of them. With r_t = exp(log pi - log pi_previous) and c_t = r_t clamped to
+    [1 - clip_low, 1 + clip_high] the loss is max(-A r, -A c) [PPO, Eq. 7]; with dual_clip > 1 at most -A dual_clip where
+    A < 0 [Ye et al. 2020, Eq. 5]; with cispo -A sg(c) log pi [MiniMax-M1, Eq. 4]. sequence_ratio: one r for a response, the
+    geometric mean of its tokens' [GSPO, Eq. 7], with the gradient through all of them. At r = 1 every form has the
+    gradient of `policy_gradient_loss`.
+    """
+    advantages = advantages.detach()
+    log_ratio = (logprobs - previous_logprobs.detach()).masked_fill(mask <= 0, 0.0)
+    ratio = (response_means(log_ratio, mask, segments) if sequence_ratio else log_ratio).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    if cispo:
+        per_token = -advantages * clipped.detach() * logprobs
+    else:
+        per_token = torch.maximum(-advantages * ratio, -advantages * clipped)
+        if dual_clip is not None:
+            bounded = torch.minimum(per_token, -advantages * dual_clip)
+            per_token = torch.where(advantages < 0, bounded, per_token)
+    return aggregated(weights.detach() * per_token, mask, segments, aggregate)
 
 
 def aggregated(
     per_token: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor, aggregate: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum, count) of a per-token loss [tokens] over trained tokens; what they mean is told at `policy_gradient_loss`."""
-    per_token = per_token * mask
+    per_token = per_token.masked_fill(mask <= 0, 0.0) * mask
     if aggregate == "token":
         return per_token.sum(), mask.sum()
-    if aggregate == "sequence":
+    if aggregate in ("sequence", "group"):
         tokens_of_response = response_lengths(mask, segments)
         return (per_token / tokens_of_response.clamp(min=1)).sum(), count_responses(mask, segments)
-    raise ValueError(f"loss aggregation {aggregate!r} is not one of token, sequence")
+    raise ValueError(f"loss aggregation {aggregate!r} is not one of token, sequence, group")
 
 
 def kl_penalty(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, kind: str) -> torch.Tensor:
@@ -79,6 +131,13 @@ def response_lengths(mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor
     _, index = segments.unique(return_inverse=True)
     totals = torch.zeros(int(index.max()) + 1, dtype=mask.dtype, device=mask.device).index_add_(0, index, mask)
     return torch.where(segments >= 0, totals[index], torch.zeros_like(mask))
+
+
+def response_means(values: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """[tokens]: the mean of `values` over the trained tokens of each token's own response, 0 where there is none."""
+    _, index = segments.unique(return_inverse=True)
+    totals = torch.zeros(int(index.max()) + 1, dtype=values.dtype, device=values.device).index_add(0, index, values * mask)
+    return totals[index] / response_lengths(mask, segments).clamp(min=1)
 
 
 def count_responses(mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cascade import environments
-from nemo_cascade.cascade import compute, judge_checks, layout
+from nemo_cascade.cascade import compute, judge_checks, layout, start_checks
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing, is_slip, join, nearest
 from nemo_cascade.data import demo
 from nemo_cascade.data.packing import document_multiple
@@ -46,7 +46,7 @@ CHOICES = {
     "grpo.adv_estimator.name": ("grpo", "opd"),
     "grpo.overlong_reward": ("zero", "keep"),
     "genrm.comparison_strategy": ("all_pairs", "circular"),
-    "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop"),
+    "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop", "seq-mask-tis"),
     # k1 has a gradient of mean 0, so as a loss it would hold nothing in place.
     "loss_fn.reference_policy_kl_type": ("k2", "k3"),
     "cluster.gpu": tuple(GPUS),
@@ -133,6 +133,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += teacher_path_problems(stage, source)
         problems += gate_problems(cascade, stage, source)
         problems += in_stage_validation_problems(cascade, stage, where)
+        problems += start_checks.pretrained_problems(stage, source, where)
         problems += data_problems(cascade, stage, source, where)
         problems += layout.problems(stage, where, world_size)
         problems += compute.problems(stage, where, swaps_weights(stage))
@@ -475,7 +476,7 @@ def importance_problems(stage: "StageConfig", where) -> Iterator[str]:
     if corrected and loss.truncated_importance_sampling_type is None:
         yield (
             f"{where('loss_fn.use_importance_sampling_correction')}: true has no effect without "
-            "truncated_importance_sampling_type; set it to tis or icepop"
+            "truncated_importance_sampling_type; set it to tis, icepop or seq-mask-tis"
         )
 
 

@@ -9,12 +9,14 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
 import typer
 
+from nemo_cascade.cascade import judge_checks
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
@@ -56,14 +58,8 @@ def run(
     quiet_logs()
     # Imported late: megatron-core takes seconds, and a typo should not have to wait for it.
     from nemo_cascade.cascade import runner
-    from nemo_cascade.cascade.gate import GateError
-    from nemo_cascade.data.rows import DataError
-    from nemo_cascade.sandbox import SandboxError
 
-    try:
-        runner.run(cascade, only=only, from_stage=from_stage)
-    except (runner.RunRefused, runner.RefusedElsewhere, ManifestError, DataError, SandboxError, GateError) as error:
-        refuse(str(error).splitlines())
+    started(lambda: runner.run(cascade, only=only, from_stage=from_stage))
 
 
 @app.command()
@@ -73,9 +69,30 @@ def check(
     config_dir: ConfigDir = None,
     config: ConfigFile = None,
     world_size: Annotated[Optional[int], typer.Option(help="Processes the layout must fit")] = None,
+    run: Annotated[
+        bool,
+        typer.Option(
+            "--run",
+            "--preflight",  # torchrun takes --run for an abbreviation of its own --run-path
+            help="Also a step of every stage, on these machines; under torchrun it is called --preflight",
+        ),
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask whether judges that are served can be reached")] = False,
 ) -> None:
-    """Load a config and print its stages, or all that is wrong with it (exit code 2)."""
+    """Load a config and print its stages, or all that is wrong with it (exit code 2); judges that are served are asked, too."""
+    if run:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
     cascade = load(config_name, config_dir, config, overrides, world_size)
+    if not offline:
+        absent = [*judge_checks.absent_judge(cascade), *judge_checks.absent_judges(cascade, cascade.order)]
+        if absent:
+            refuse(absent)
+    if run:
+        quiet_logs()
+        from nemo_cascade.cascade import preflight
+
+        started(lambda: preflight.run(cascade))
+        return
     for number, stage in enumerate(cascade.stages.values(), start=1):
         domains = ", ".join(stage.data.train)
         print(f"{number}  {stage.name}: {stage.kind} on {domains}, from {stage.start}, {stage.max_num_steps} steps")
@@ -279,6 +296,19 @@ def load(
         return load_config(compose_config(name, overrides or (), directory), world_size, planning)
     except ConfigErrors as errors:
         refuse(errors.problems)
+
+
+def started(action: Callable[[], object]) -> None:
+    """Runs what trains; a refusal ends the program with its lines, anything else with its traceback."""
+    from nemo_cascade.cascade import runner
+    from nemo_cascade.cascade.gate import GateError
+    from nemo_cascade.data.rows import DataError
+    from nemo_cascade.sandbox import SandboxError
+
+    try:
+        action()
+    except (runner.RunRefused, runner.RefusedElsewhere, ManifestError, DataError, SandboxError, GateError) as error:
+        refuse(str(error).splitlines())
 
 
 def quiet_logs() -> None:

@@ -193,8 +193,9 @@ class StageConfig(LoopConfig):
     @property
     def start(self) -> str:
         """What the stage starts from, in words."""
-        folder = is_hf_folder(self.policy.model_name)
-        return self.parent or (f"the weights of {self.policy.model_name}" if folder else "fresh weights")
+        given, folder = self.checkpointing.pretrained_checkpoint, is_hf_folder(self.policy.model_name)
+        weights = given.path if given is not None else self.policy.model_name if folder else None
+        return self.parent or (f"the weights of {weights}" if weights else "fresh weights")
 
     @property
     def distils(self) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nemo_cascade import environments
 from nemo_cascade.cascade.strict import did_you_mean, is_missing
+from nemo_cascade.environments.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import CascadeConfig, JudgeConfig, StageConfig
@@ -73,3 +74,24 @@ def judges_problems(stage: "StageConfig", where) -> Iterator[str]:
             known = environments.asking()
             yield f"{key}: no environment of that name asks a judge about single replies{did_you_mean(name, known)}"
         yield from endpoint_problems(key, endpoint)
+
+
+def absent_judges(cascade: "CascadeConfig", names: list[str]) -> Iterator[str]:
+    """Lines on the models behind endpoints that these stages ask about single replies, and that cannot be asked now."""
+    asked = {
+        (endpoint.base_url, endpoint.model, endpoint.api_key_env): (environment, endpoint)
+        for name in names
+        for environment, endpoint in cascade.stages[name].env.judges.items()
+    }
+    for environment, endpoint in asked.values():
+        said = Endpoint(endpoint).trouble()
+        if said:
+            yield f"env.judges.{environment}: {said}"
+
+
+def absent_judge(cascade: "CascadeConfig") -> Iterator[str]:
+    """The same of the model that compares replies."""
+    endpoint = cascade.judge.endpoint if cascade.judge is not None else None
+    said = Endpoint(endpoint).trouble() if endpoint is not None else None
+    if said:
+        yield f"cascade.judge.endpoint: {said}"

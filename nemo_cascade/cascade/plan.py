@@ -24,15 +24,16 @@ from nemo_cascade.cascade.strict import did_you_mean, flatten
 from nemo_cascade.data.files import write_atomically
 
 CONFIG_FILE = "config.yaml"
+PRETRAINED = "checkpointing.pretrained_checkpoint"
 
 # Where a judge is and how it is reached. Which model it is decides what a stage computes.
 ENDPOINT = ("base_url", "api_key_env", "concurrency", "timeout", "tries")
 JUDGE_OF_REPLIES = re.compile(rf"env\.judges\.[^.]+\.({'|'.join(ENDPOINT)})")
 
 # Keys that may change under a started stage: they alter where and how it computes or saves, not what it computes. A gate
-# judges a stage afterwards, from its scores. Which of its checkpoints a stage hands on is no such matter, though its keys are
-# among these.
-DECISIVE = ("checkpointing.metric_name", "checkpointing.higher_is_better")
+# judges a stage afterwards, from its scores. Which of its checkpoints a stage hands on, and with which weights the first ones
+# begin, are no such matter, though the keys are among these.
+DECISIVE = ("checkpointing.metric_name", "checkpointing.higher_is_better", PRETRAINED)
 HARMLESS = (
     "checkpointing.",
     "logger.",
@@ -80,7 +81,7 @@ def make_plan(
     concerned = [name for name in cascade.order if name not in repeated]
     if only is not None:
         concerned = [only, *dependencies(cascade.stages[only])]
-    _check_unchanged(cascade, manifest, concerned)
+    check_unchanged(cascade, manifest, concerned)
     if only is not None:
         _check_dependencies_done(cascade, manifest, only)
     leftovers = [name for name in concerned if manifest.stages[name].status == PENDING]
@@ -143,7 +144,12 @@ def changed_keys(cascade: CascadeConfig, manifest: Manifest, name: str) -> list[
 
 
 def _decisive(document: dict) -> dict:
-    return {key: value for key, value in flatten(document).items() if key in DECISIVE or not _harmless(key)}
+    has_parent = document["cascade"]["parent"] is not None
+    return {
+        key: value
+        for key, value in flatten(document).items()
+        if not (has_parent and key.startswith(PRETRAINED)) and (key.startswith(DECISIVE) or not _harmless(key))
+    }
 
 
 def _harmless(key: str) -> bool:
@@ -165,7 +171,7 @@ def _check_names(cascade: CascadeConfig, only: str | None, from_stage: str | Non
             raise RunRefused(f"{option}: unknown stage {name}{did_you_mean(name, cascade.order)}")
 
 
-def _check_unchanged(cascade: CascadeConfig, manifest: Manifest, names: list[str]) -> None:
+def check_unchanged(cascade: CascadeConfig, manifest: Manifest, names: list[str]) -> None:
     """Started stages have the config they were started with, finished ones still have their checkpoint."""
     problems = []
     for name in names:

@@ -17,7 +17,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from nemo_cascade import sandbox
-from nemo_cascade.cascade import agreement, gate, provenance, readiness, report, teachers
+from nemo_cascade.cascade import agreement, gate, judge_checks, provenance, readiness, report, teachers
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, Manifest, StageRecord
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, dependencies, make_plan, write_stage_config
@@ -28,7 +28,7 @@ from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.tokenizer import fingerprint, load_tokenizer
 from nemo_cascade.engine import checkpoint, parallel
 from nemo_cascade.engine.policy import model_override_names
-from nemo_cascade.environments.endpoint import Endpoint, EndpointError
+from nemo_cascade.environments.endpoint import EndpointError
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.data import Domain, load_domains
 from nemo_cascade.stages.prompts import render
@@ -285,14 +285,9 @@ def refuse_poor_judge(cascade: CascadeConfig, stage: StageConfig, manifest: Mani
 
 def refuse_absent_judges(cascade: CascadeConfig, names: list[str]) -> None:
     """Raises RunRefused, a line each, for models that judge single replies of these stages and cannot be asked."""
-    asked = {
-        (endpoint.base_url, endpoint.model, endpoint.api_key_env): (environment, endpoint)
-        for name in names
-        for environment, endpoint in cascade.stages[name].env.judges.items()
-    }
-    trouble = [(environment, Endpoint(endpoint).trouble()) for environment, endpoint in asked.values()]
-    if any(said for _, said in trouble):
-        raise RunRefused("\n".join(f"env.judges.{environment}: {said}" for environment, said in trouble if said))
+    absent = list(judge_checks.absent_judges(cascade, names))
+    if absent:
+        raise RunRefused("\n".join(absent))
 
 
 def agreement_of_endpoint(cascade: CascadeConfig) -> str | None:

@@ -13,6 +13,7 @@ from nemo_cascade.engine import cpu
 cpu.install()
 
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 import torch.distributed.checkpoint as dcp  # noqa: E402
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config  # noqa: E402
 from megatron.core.dist_checkpointing.mapping import ShardedObject  # noqa: E402
@@ -127,6 +128,16 @@ def megatron_to_hf(
                 yield from hf_tensors([(name, torch.cat(parts) if len(parts) > 1 else parts[0])], preset)
 
     write_hf(tensors(), preset, target, shard_bytes=shard_bytes)
+
+
+def refuse_unless_fitting(source: Path, model) -> None:
+    """Raises ValueError naming the tensors by which a distributed checkpoint differs from a model at any layout."""
+    expected: dict[str, tuple[int, ...]] = {}
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, {part.key: tuple(part.global_shape) for _, _, part in stored_parts(model)})
+    for shapes in everyone:
+        expected |= shapes
+    refuse_unless_equal(Path(source), expected, CheckpointReader(source).shapes())
 
 
 class CheckpointReader(dcp.DefaultLoadPlanner):

@@ -33,7 +33,7 @@ from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
 from nemo_cascade.engine import parallel  # noqa: E402
 from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs  # noqa: E402
 from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_settings  # noqa: E402
-from nemo_cascade.engine.convert import read_hf  # noqa: E402
+from nemo_cascade.engine.convert import read_hf, refuse_unless_fitting  # noqa: E402
 from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
 from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optimizer_state, restore_state  # noqa: E402
@@ -203,6 +203,16 @@ class Policy:
 
     # ------------------------------------------------------------------ weights in and out
 
+    def load_weights(self, folder: Path) -> None:
+        """Reads the weights of a distributed checkpoint, whoever saved it and at whatever layout.
+
+        Raises ValueError naming every tensor that is missing, extra or of another shape.
+        """
+        refuse_unless_fitting(folder, self.model)
+        self._copy_in(self._read_shards(folder))
+        if self._training:
+            self.optimizer.reload_model_params()
+
     def load_hf(self, folder: Path) -> None:
         """Reads the weights of a Hugging Face folder, each rank its part. Raises ValueError naming every tensor that does not fit."""
         read_hf(self.model, folder, self.preset)
@@ -343,8 +353,11 @@ class Policy:
 
     def _read_weights(self, directory: Path) -> dict[str, torch.Tensor]:
         """Local shards of a checkpoint's weights in fresh tensors; the model is not touched."""
+        return self._read_shards(Path(directory) / "weights")
+
+    def _read_shards(self, folder: Path) -> dict[str, torch.Tensor]:
         target = empty_like(sharded_state_dict(self.model))
-        loaded = dist_checkpointing.load(target, str(Path(directory) / "weights"))
+        loaded = dist_checkpointing.load(target, str(folder))
         return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
 
     def _read_teacher(self, place: Path) -> dict[str, torch.Tensor]:

@@ -124,7 +124,8 @@ class EnvConfig:
 class LossConfig:
     """`loss_fn`: token mean (`token_level_loss`) or per-response mean, the train / sampling mismatch correction, and the KL term.
 
-    truncated_importance_sampling_type: null (no correction), "tis" (clamped) or "icepop" (dropped outside the band).
+    truncated_importance_sampling_type: null (no correction), "tis" (clamped), "icepop" (dropped outside the band) or
+    "seq-mask-tis" (whole replies dropped by their geometric mean).
     reference_policy_kl_penalty: coefficient of the KL to where the stage began (0: none); its type "k2" or "k3".
     """
 
@@ -135,6 +136,19 @@ class LossConfig:
     truncated_importance_sampling_ratio: float = 2.0
     reference_policy_kl_penalty: float = 0.0
     reference_policy_kl_type: str = "k3"
+
+
+@dataclass
+class PretrainedConfig:
+    """`checkpointing.pretrained_checkpoint`: weights that somebody else trained, which a stage without a parent begins with.
+
+    path: a Hugging Face folder, a distributed checkpoint of megatron-core, or a folder that leads to one (a step_N of NeMo RL or
+    of a run; what Megatron-LM and Bridge save to). format: hf or megatron (null: what is found there). The network is
+    that of policy.model_name, and the tokenizer policy.tokenizer's.
+    """
+
+    path: str = "???"
+    format: str | None = None
 
 
 @dataclass
@@ -151,6 +165,7 @@ class CheckpointingConfig:
     keep_top_k: int = 1
     metric_name: str | None = None
     higher_is_better: bool = True
+    pretrained_checkpoint: PretrainedConfig | None = None
 
 
 @dataclass

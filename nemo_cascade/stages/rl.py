@@ -28,6 +28,7 @@ from nemo_cascade.stages.judge import make_rewards
 from nemo_cascade.stages.prompts import PromptSource
 from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
 from nemo_cascade.stages.start import resume_or_begin
+from nemo_cascade.stages.usable import refuse_unusable_logprobs
 from nemo_cascade.stages.validations import Validations
 
 
@@ -145,6 +146,7 @@ def add_logprobs(policy: Policy, samples: list[Sample], checkpoint_dir: Path, fi
     with policy.weights_of(checkpoint.weights_folder(checkpoint_dir)):
         for sample, logprobs in zip(samples, policy.logprobs(samples, trained_only=True)):
             sample.fields[field] = logprobs
+    refuse_unusable_logprobs(samples, field, checkpoint_dir)
 
 
 def make_loss(config: LossConfig, distil: bool):
@@ -160,7 +162,7 @@ def make_loss(config: LossConfig, distil: bool):
         else:
             advantages = pack.fields["advantages"]
         sampled = pack.fields["sampling_logprobs"]
-        weights = importance_weights(current, sampled, mask, mode=mode, low=low, high=high)
+        weights = importance_weights(current, sampled, mask, pack.segments, mode=mode, low=low, high=high)
         total, count = policy_gradient_loss(logprobs, advantages, weights, mask, pack.segments, aggregate=aggregate)
         metrics = {}
         if config.reference_policy_kl_penalty > 0:

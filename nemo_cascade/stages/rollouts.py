@@ -16,6 +16,7 @@ from nemo_cascade.rollout.types import Group, Request, SamplingParams
 from nemo_cascade.stages.config import GRPOConfig
 from nemo_cascade.stages.prompts import Prompt, PromptSource
 from nemo_cascade.stages.rewards import Rewards
+from nemo_cascade.stages.usable import refuse_unusable_rollouts
 
 
 def make_engine(policy: Policy) -> MegatronEngine:
@@ -65,7 +66,8 @@ class Sampler:
     def groups(self, step: int, prompts: list[Prompt], group_size: int, draw: int = 0) -> list[Group]:
         """The groups of a step's draw, replayed from disk when they are there.
 
-        Raises DataError when what is there answers other prompts, because rows changed under a running stage.
+        Raises DataError when what is there answers other prompts, because rows changed under a running stage, and, before it
+        is stored, for what nothing can be trained on.
         """
         name = f"{step}" if draw == 0 else f"{step}_{draw}"
         stored = self.store.load(name)
@@ -73,6 +75,8 @@ class Sampler:
             seed = self.seed * 1_000_003 + step + (draw << 52)
             stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=seed)
             self.rewards.fill(stored)
+            where = f"stage {self.store.directory.parent.name}, step {step}"
+            refuse_unusable_rollouts(stored, where, self.rewards.env.nemo_gym.servers)
             self.store.save(name, stored)
         elif [group.rollouts[0].prompt_id for group in stored] != [prompt.id for prompt in prompts]:
             raise DataError(

@@ -1,12 +1,13 @@
-"""How every stage begins: from its own newest checkpoint, else from its parent's weights; the first ones from a Hugging
-Face folder where the model is one, else from a fresh initialisation.
+"""How every stage begins: from its own newest checkpoint, else from its parent's weights; the first ones from the pretrained
+checkpoint or the Hugging Face folder that the config names, else from a fresh initialisation.
 """
 
 from pathlib import Path
 
-from nemo_cascade.engine import checkpoint
+from nemo_cascade.engine import checkpoint, pretrained
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.models.presets import is_hf_folder
+from nemo_cascade.stages.config import PretrainedConfig
 from nemo_cascade.stages.context import StageRun
 
 
@@ -17,9 +18,17 @@ def resume_or_begin(stage: StageRun, policy: Policy) -> dict | None:
         info = checkpoint.load(policy, newest)
     else:
         info = None
-        if stage.parent is not None:
-            policy.load(stage.parent / "policy", optimizer=False)
-        elif is_hf_folder(policy.config.model_name):
-            policy.load_hf(Path(policy.config.model_name))
+        begin(policy, stage.parent, stage.config.checkpointing.pretrained_checkpoint)
     stage.rewind(policy.step)
     return info
+
+
+def begin(policy: Policy, parent: Path | None, given: PretrainedConfig | None) -> None:
+    """The weights of a stage that has not begun; fresh ones are in `policy` already."""
+    if parent is not None:
+        policy.load(parent / "policy", optimizer=False)
+    elif given is not None:
+        form, folder = pretrained.find(Path(given.path), given.format)
+        policy.load_hf(folder) if form == pretrained.HF else policy.load_weights(folder)
+    elif is_hf_folder(policy.config.model_name):
+        policy.load_hf(Path(policy.config.model_name))

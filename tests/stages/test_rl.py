@@ -10,7 +10,7 @@ from nemo_cascade.engine.batch import build_pack
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rollouts
-from nemo_cascade.stages.config import GRPOConfig, LossConfig
+from nemo_cascade.stages.config import EnvConfig, GRPOConfig, LossConfig
 from nemo_cascade.stages.rl import distillation_samples, make_loss, only_advantages_teach, reward_samples, with_gradient
 from nemo_cascade.stages.prompts import Prompt
 from nemo_cascade.stages.rollouts import Sampler, make_requests, rollout_metrics
@@ -160,6 +160,8 @@ def test_every_draw_has_noise_of_its_own_and_is_replayed_with_its_rewards_from_i
         return [group([None, None]) for _ in prompts]
 
     class TeachesAtTheSecondDraw:
+        env = EnvConfig()
+
         def fill(self, groups):
             rewarded.append(len(groups))
             for g in groups:
