@@ -20,9 +20,9 @@ from nemo_cascade.data.packing import document_multiple
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.stages.config import SandboxConfig
 from nemo_cascade.data.tokenizer import find_tokenizer
+from nemo_cascade.engine import pretrained
 from nemo_cascade.engine.memory import GPUS
 from nemo_cascade.models import fp8
-from nemo_cascade.models.presets import is_hf_folder
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, Source, StageConfig
@@ -296,6 +296,8 @@ def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "So
         if (teacher.stage is None) == (teacher.path is None):
             yield f"{key}.{domain}: name a stage (or {AUTO}) or a path, and not both"
             continue
+        if teacher.path is None and teacher.tokenizer is not None:
+            yield f"{key}.{domain}.tokenizer: a stage of this run has the run's own; remove it"
         if teacher.path is not None:
             continue
         if teacher.stage == AUTO:
@@ -312,16 +314,15 @@ def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "So
 
 
 def teacher_path_problems(stage: "StageConfig", source: "Source") -> Iterator[str]:
-    """A teacher from outside of the run is a Hugging Face folder or a checkpoint of this package."""
+    """A teacher from outside of the run has weights, and its tokenizer is where it is said to be."""
     for domain, teacher in stage.teachers.items():
-        if teacher.path is None or is_missing(teacher.path):
-            continue
-        path = Path(teacher.path)
-        if not is_hf_folder(teacher.path) and not ((path / "training_info.json").is_file() and (path / "policy").is_dir()):
-            yield (
-                f"{source.own(stage.name, 'teachers')}.{domain}.path: {path} is neither a Hugging Face folder (with config.json) "
-                "nor a checkpoint (a step_N with policy/ and training_info.json)"
-            )
+        key = f"{source.own(stage.name, 'teachers')}.{domain}"
+        for name, find in (("path", lambda path: pretrained.find(Path(path))), ("tokenizer", find_tokenizer)):
+            value = getattr(teacher, name)
+            try:
+                find(value) if value is not None and not is_missing(value) else None
+            except ValueError as error:
+                yield f"{key}.{name}: {error}"
 
 
 def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:

@@ -119,11 +119,13 @@ class JudgeConfig:
 @dataclass
 class Teacher:
     """`teachers.<domain>`: the stage whose checkpoint teaches, or `auto`: the best in the domain when the student begins; or
-    path, a Hugging Face folder or a checkpoint (`step_N`) of another run. anchor says that it may be where the student starts.
+    path, weights from outside of this run as `checkpointing.pretrained_checkpoint` has them, with tokenizer, a folder, where nothing
+    beside them tells it. anchor says that it may be where the student starts.
     """
 
     stage: str | None = None
     path: str | None = None
+    tokenizer: str | None = None
     anchor: bool = False
 
     @property

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from nemo_cascade.cascade import teachers
 from nemo_cascade.cascade.checks import AUTO
 from nemo_cascade.cascade.gate import GateError
-from nemo_cascade.cascade.manifest import FILE, PENDING, Manifest
+from nemo_cascade.cascade.manifest import FILE, PENDING, Manifest, StageRecord
 from nemo_cascade.cascade.plan import RunRefused
 from nemo_cascade.data.tokenizer import fingerprint, load_tokenizer
+from nemo_cascade.engine import pretrained
 from nemo_cascade.models.presets import get_preset, is_hf_folder
 
 if TYPE_CHECKING:
@@ -25,13 +26,20 @@ Chain = list[tuple[str, str | None]]
 
 
 def of_outside(manifest: Manifest, stage: "StageConfig") -> dict[str, str]:
-    """path -> hash of the weights of what a stage's record names outside of the run, and of the folder that the student starts
-    from if there is something to compare it with; called on all ranks. Raises RunRefused."""
+    """path -> hash of the weights of what a stage's record names outside of the run, and of what the student starts from if that
+    is outside too; called on all ranks. Raises RunRefused."""
     record = manifest.stages[stage.name]
     paths = sorted(set(record.teachers.values()) - set(manifest.stages))
-    if paths and record.parent is None and is_hf_folder(stage.policy.model_name):
-        paths.append(stage.policy.model_name)
-    return {path: weights_of_path(stage, path) for path in dict.fromkeys(paths)}
+    start = start_outside(stage) if record.parent is None else None
+    return {path: weights_of_path(stage, path) for path in dict.fromkeys(paths + ([start] if paths and start else []))}
+
+
+def start_outside(stage: "StageConfig") -> str | None:
+    """Where the weights lie that a stage without a parent starts from; None where they are fresh ones."""
+    given = stage.checkpointing.pretrained_checkpoint
+    if given is not None:
+        return given.path
+    return stage.policy.model_name if is_hf_folder(stage.policy.model_name) else None
 
 
 def of_teachers(manifest: Manifest, stage: "StageConfig", outside: dict[str, str]) -> dict[str, dict]:
@@ -42,7 +50,7 @@ def of_teachers(manifest: Manifest, stage: "StageConfig", outside: dict[str, str
     """
     record, facts, problems = manifest.stages[stage.name], {}, []
     in_run = record.parent is not None
-    start_hash = manifest.stages[record.parent].checkpoint_hash if in_run else outside.get(stage.policy.model_name)
+    start_hash = manifest.stages[record.parent].checkpoint_hash if in_run else outside.get(start_outside(stage))
     for domain, name in record.teachers.items():
         own, teacher = manifest.stages.get(name), stage.teachers[domain]
         weights = own.checkpoint_hash if own is not None else outside[name]
@@ -56,7 +64,7 @@ def of_teachers(manifest: Manifest, stage: "StageConfig", outside: dict[str, str
             "warning": None,
             "weights_hash": weights,
             # All stages of a run have one tokenizer; what no older version kept is that.
-            **((own.fingerprint or record.fingerprint if own is not None else fingerprint_of_path(name)) or {}),
+            **((own.fingerprint or record.fingerprint if own is not None else fingerprint_of_path(name, teacher.tokenizer)) or {}),
             "chain": chain(manifest, name) if own is not None else chain_of_path(name),
         }
         try:
@@ -82,8 +90,8 @@ def problems_of(domain: str, facts: dict, may_anchor: bool, record, before: dict
     for part, remedy in (("tokenizer", "tokens of one are not those of the other"), ("template", "they see other prompts")):
         if student and part not in facts:
             found.append(
-                f"teachers.{domain}: nothing tells the {part} of {name}; put tokenizer.json, tokenizer_config.json and "
-                "chat_template.jinja beside its weights, or name a checkpoint in its run directory"
+                f"teachers.{domain}: nothing tells the {part} of {name}; name its folder with teachers.{domain}.tokenizer, or put "
+                "tokenizer.json, tokenizer_config.json and chat_template.jinja beside the weights"
             )
         elif student and facts[part] != student[part]:
             found.append(
@@ -133,17 +141,18 @@ def weights_of_path(stage: "StageConfig", path: str) -> str:
 
     policy = Policy(stage.policy, seed=0)
     try:
-        if not is_hf_folder(path):
-            policy.load(Path(path) / "policy", optimizer=False)
+        form, folder = pretrained.find(Path(path))
+        if form == pretrained.MEGATRON:
+            policy.load_weights(folder)
         else:
-            refuse_other_network(policy.preset, path)
-            policy.load_hf(Path(path))
+            refuse_other_network(policy.preset, str(folder))
+            policy.load_hf(folder)
     except Exception as error:  # noqa: BLE001 - every reader has errors of its own
         raise RunRefused(f"stage {stage.name}: the teacher {path} cannot be read: {type(error).__name__}: {error}") from error
     found = policy.weights_hash()
     del policy
     gc.collect()  # two models at once would double the memory
-    if not is_hf_folder(path) and found != checkpoint.read_info(Path(path))["weights_hash"]:
+    if (Path(path) / "training_info.json").is_file() and found != checkpoint.read_info(Path(path)).get("weights_hash", found):
         raise RunRefused(f"stage {stage.name}: the weights of the teacher {path} are not those that were written there")
     return found
 
@@ -157,29 +166,30 @@ def refuse_other_network(preset, path: str) -> None:
         raise ValueError(f"another network: {'; '.join(other)}")
 
 
-def fingerprint_of_path(path: str) -> dict | None:
-    """The hashes of a teacher's tokenizer and template: of the files in a Hugging Face folder, or as the checkpoint's own run keeps
-    them; None where there are none."""
-    if is_hf_folder(path):
-        try:
-            return fingerprint(load_tokenizer(path))
-        except (ValueError, OSError):
-            return None
-    return next((record.fingerprint for record in _record_of(path)), None)
+def fingerprint_of_path(path: str, tokenizer: str | None = None) -> dict | None:
+    """The hashes of a teacher's tokenizer and template: of the folder that is named for them, as the checkpoint's own run keeps
+    them, or of the files beside the weights; None where there are none."""
+    if tokenizer is None and (record := _record_of(path)) is not None:
+        return record.fingerprint
+    try:
+        return fingerprint(load_tokenizer(tokenizer or path))
+    except (ValueError, OSError):
+        return None
 
 
 def chain_of_path(path: str) -> Chain:
-    """The parents of a checkpoint of another run, in it; of a folder, itself."""
-    for record in _record_of(path):
-        manifest = Manifest.load(Path(path).resolve().parents[1])
-        return chain(manifest, next(name for name, other in manifest.stages.items() if other.directory == record.directory))
-    return [(path, None)]
+    """The parents of a checkpoint of another run, in it; else the path alone."""
+    record = _record_of(path)
+    if record is None:
+        return [(path, None)]
+    manifest = Manifest.load(Path(path).resolve().parents[1])
+    return chain(manifest, next(name for name, other in manifest.stages.items() if other.directory == record.directory))
 
 
-def _record_of(path: str) -> list:
-    """The record of the stage whose checkpoint this is, none or one."""
+def _record_of(path: str) -> StageRecord | None:
+    """The record, in its own run, of the stage whose checkpoint (step_N) this is."""
     step = Path(path).resolve()
-    if not (step.parents[1] / FILE).is_file():
-        return []
+    if len(step.parents) < 2 or not (step.parents[1] / FILE).is_file():
+        return None
     records = Manifest.load(step.parents[1]).stages.values()
-    return [record for record in records if record.directory == step.parent.name]
+    return next((record for record in records if record.directory == step.parent.name), None)

@@ -7,6 +7,7 @@ known-good and known-bad examples earn what they should. Left out: rows that a j
 
 import math
 import os
+import time
 from collections.abc import Iterable
 
 from nemo_cascade import environments
@@ -17,14 +18,18 @@ from nemo_cascade.environments.gym import GymClient, GymError
 from nemo_cascade.environments.response import END_OF_THOUGHT
 from nemo_cascade.stages.config import EnvConfig
 from nemo_cascade.stages.data import Domain
+from nemo_cascade.stages.prompts import thinking
 from nemo_cascade.stages.rewards import response_pair, verifiers
 
-# After the thought, if there is one: an answer that no verifier should choke on.
-WRONG, SILENT = f"{END_OF_THOUGHT}I do not know.", ""
-# So many rows of a file also get an empty reply and the right one; and of rows whose verifier is a server, only they get any.
+# An answer that no verifier should choke on.
+WRONG = "I do not know."
+# So many rows of a file also get an empty reply and the right one; and of rows whose verifier runs programs or is a server, only
+# so many get any.
 SAMPLE = 8
-# Rows of a file that are tried, spread over all of it: of verifiers that wait for the sandbox, and of others.
-MOST_IN_SANDBOX, MOST = 64, 20_000
+# Rows of a file that are tried where that is only computing; if there are more, some that are spread over all of it.
+MOST = 20_000
+# Seconds after which examples that need the sandbox, whose host may change, are tried again before a stage.
+FRESH = 600
 # What a slow machine may do to any reply.
 SLOW = "took longer"
 SHOWN = 5
@@ -43,7 +48,7 @@ def dry_pass(domain: Domain, env: EnvConfig, on_bad_row: str = "stop") -> list[s
     for name, rows in by_name.items():
         if name not in served and not hasattr(environments.get(name), "verify"):
             continue
-        most = SAMPLE if name in served else MOST_IN_SANDBOX if environments.in_threads(name) else MOST
+        most = SAMPLE if name in served or environments.in_threads(name) else MOST
         tried = rows[:: math.ceil(len(rows) / most)]
         if len(tried) < len(rows):
             notes.append(f"{domain.path}: {len(tried)} of {len(rows)} rows of {name} were tried, spread over the file")
@@ -65,8 +70,9 @@ def trouble_of(tried: list[tuple[int, dict, bool]], env: EnvConfig) -> list[str 
         name = environment_of(row)
         # What the environment cannot decide itself, a judge may: then a right reply earns nothing yet.
         right = environments.reference(row) if in_sample and name not in {*env.nemo_gym.servers, *env.judges} else None
-        replies = {"wrong": WRONG, "silent": SILENT if in_sample else None, "right": right and END_OF_THOUGHT + right}
-        asked += [(place, name, kind, response_pair(row, text)) for kind, text in replies.items() if text is not None]
+        thought = END_OF_THOUGHT if thinking(row) else ""
+        replies = {"wrong": thought + WRONG} | ({"silent": ""} if in_sample else {}) | ({"right": thought + right} if right else {})
+        asked += [(place, name, kind, response_pair(row, text)) for kind, text in replies.items()]
     verdicts = verdicts_of([(name, pair) for _, name, _, pair in asked], env)
     found: list[str | None] = [None] * len(tried)
     earned: dict[int, dict[str, float]] = {}
@@ -106,22 +112,24 @@ def verdicts_of(asked: list[tuple[str, tuple[dict, dict]]], env: EnvConfig) -> l
     return verdicts
 
 
-# Environments whose examples were good in this process; what waits for the sandbox is tried before every stage.
-_good: set[str] = set()
+# When the examples of each environment were last found good in this process.
+_good: dict[str, float] = {}
 
 
 def refuse_broken(stage: str, names: Iterable[str]) -> None:
     """Raises RunRefused on every rank, a line each, for examples of these environments that do not earn what they should.
 
     Called on all ranks; the first process of each node tries them, because a node may have another sandbox than the others.
+    What was good in this process still is, but for the sandbox.
     """
     wrong = []
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        for name in sorted(set(names) - _good):
-            told = environments.self_test(name)
+        for name in sorted(set(names)):
+            fresh = name in _good and (not environments.in_threads(name) or time.monotonic() - _good[name] < FRESH)
+            told = [] if fresh else environments.self_test(name)
             wrong += told
-            if not told and not environments.in_threads(name):
-                _good.add(name)
+            if not told and not fresh:
+                _good[name] = time.monotonic()
     found = parallel.union(wrong)
     if found:
         lines = "\n".join(f"stage {stage}: {said}" for said in found)

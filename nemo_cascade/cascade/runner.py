@@ -338,13 +338,14 @@ def check_model_overrides(cascade: CascadeConfig) -> None:
                 )
 
 
-def check_rows(cascade: CascadeConfig, to_run: Collection[str]) -> tuple[dict[str, set[str]], list[str]]:
+def check_rows(cascade: CascadeConfig, to_run: Collection[str] | None = None) -> tuple[dict[str, set[str]], list[str]]:
     """Reads every row of every stage and renders every prompt, so that a bad one stops the run before its first step; rows of
-    the stages to run are verified once (`readiness.dry_pass`). Returns stage -> its rows' environments, and notes for the user.
+    the stages to run (None: of all) are verified once (`readiness.dry_pass`).
 
-    Called on all ranks, which share the work.
+    Returns stage -> environments of its rows, and notes for the user. Called on all ranks, which share the work.
     Demonstrations are tokenized when their stage begins, because that takes as long as reading them again.
     """
+    to_run = cascade.order if to_run is None else to_run
     seen, tried, notes = set(), {}, []
     known: dict[str, set[str]] = {name: set() for name in cascade.stages}
     for name, stage in cascade.stages.items():

@@ -13,7 +13,6 @@ from pathlib import Path
 from nemo_cascade.data.files import sync_directory, sync_tree
 from nemo_cascade.engine import parallel, probe
 from nemo_cascade.engine.policy import Policy
-from nemo_cascade.models.presets import is_hf_folder
 
 
 def save(policy: Policy, stage_dir: Path, info: dict, keep: int = 1, protect: Collection[int] = ()) -> Path:
@@ -56,11 +55,6 @@ def load(policy: Policy, checkpoint: Path) -> dict:
 def read_info(checkpoint: Path) -> dict:
     """training_info.json of a checkpoint."""
     return json.loads((Path(checkpoint) / "training_info.json").read_text())
-
-
-def weights_folder(teacher: Path) -> Path:
-    """Where the weights of a checkpoint are; a Hugging Face folder has them itself."""
-    return Path(teacher) if is_hf_folder(str(teacher)) else Path(teacher) / "policy"
 
 
 def latest(stage_dir: Path) -> Path | None:

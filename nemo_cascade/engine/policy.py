@@ -30,7 +30,7 @@ from megatron.core.transformer import TransformerConfig  # noqa: E402
 from nemo_cascade.data.packing import document_multiple  # noqa: E402
 from nemo_cascade.data.sample import Sample  # noqa: E402
 from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
-from nemo_cascade.engine import parallel  # noqa: E402
+from nemo_cascade.engine import parallel, pretrained  # noqa: E402
 from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs  # noqa: E402
 from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_settings  # noqa: E402
 from nemo_cascade.engine.convert import read_hf, refuse_unless_fitting  # noqa: E402
@@ -40,7 +40,7 @@ from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optim
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.hf_folder import write_hf  # noqa: E402
-from nemo_cascade.models.presets import get_preset, is_hf_folder  # noqa: E402
+from nemo_cascade.models.presets import get_preset  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
 from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
 
@@ -118,9 +118,10 @@ class Policy:
         """Log-probabilities of each sample's tokens, entry t that of token t (entry 0 is 0), on every rank.
 
         trained_only: of those that the sample's loss_mask has, which is faster; the others mean nothing then.
-        They are those of the distribution `policy.generation` samples from, with as_sampled=False of the plain softmax. A token outside the nucleus of these
-        weights, as one that a student drew may be for its teacher or reference, has probability 0 there, and no loss
-        could use -inf; it counts as the nucleus's last member instead: log p(y) - log(p(nucleus) + p(y)).
+        They are those of the distribution `policy.generation` samples from, or, with as_sampled=False, of the plain softmax.
+        A token outside the nucleus of these weights, as one that a student drew may be for its teacher or reference, has
+        probability 0 there, and no loss could use -inf; it counts as the nucleus's last member instead:
+        log p(y) - log(p(nucleus) + p(y)).
         """
         packs = self._packs(samples)
         self.model.eval()
@@ -362,9 +363,10 @@ class Policy:
 
     def _read_teacher(self, place: Path) -> dict[str, torch.Tensor]:
         """This rank's weights of a checkpoint or of a Hugging Face folder in host memory. The latter pass through the model."""
-        if not is_hf_folder(str(place)):
-            return {name: tensor.cpu() for name, tensor in self._read_weights(place).items()}
-        read_hf(self.model, place, self.preset)
+        form, folder = pretrained.find(place)
+        if form == pretrained.MEGATRON:
+            return {name: tensor.cpu() for name, tensor in self._read_shards(folder).items()}
+        read_hf(self.model, folder, self.preset)
         return {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
 
     def _save_part(self, state: dict, directory: Path) -> None:

@@ -51,6 +51,12 @@ def trapped(tmp_path, monkeypatch):
     readiness.verifiers.cache_clear()
     environments._third_party.cache_clear()
     environments.get.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_tried_before():
+    readiness._good.clear()
+    yield
     readiness._good.clear()
 
 
@@ -121,9 +127,10 @@ def test_an_environment_whose_examples_earn_something_else_is_refused_before_the
         refuse_broken("math_rl", [trapped])
 
 
-def test_examples_are_tried_once_in_a_process_but_those_that_need_the_sandbox_before_every_stage(trapped, monkeypatch):
-    tried = []
+def test_examples_are_tried_once_in_a_process_but_again_after_a_while_where_they_need_the_sandbox(trapped, monkeypatch):
+    tried, now = [], [0.0]
     monkeypatch.setattr(environments, "self_test", lambda name: tried.append(name) or [])
-    for _ in range(2):
+    monkeypatch.setattr(readiness.time, "monotonic", lambda: now[0])
+    for now[0] in (1000.0, 1010.0, 1000.0 + readiness.FRESH):
         refuse_broken("stage", [trapped, "code_gen"])
     assert sorted(tried) == ["code_gen", "code_gen", trapped]

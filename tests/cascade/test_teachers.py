@@ -2,16 +2,18 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
 
-from nemo_cascade.cascade import provenance, teachers
+from nemo_cascade.cascade import cli, provenance, teachers
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import ConfigErrors, StageConfig, Teacher, load_config
 from nemo_cascade.cascade.gate import GateError
 from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest
 from nemo_cascade.cascade.plan import RunRefused
+from tests.helpers import run_distributed
 
 KEYS = {"tokenizer": "t" * 64, "template": "c" * 64}
 # stage -> right answers among 100 prompts of math; the first so many.
@@ -169,6 +171,115 @@ def test_the_registry_shows_every_score_the_best_and_what_taught(tmp_path):
         assert part.removeprefix("| ") in text, part
 
 
+def test_the_command_shows_a_runs_teachers_and_says_what_is_no_run(tmp_path, capsys):
+    manifest = manifest_of(tmp_path)
+    manifest.stages["mopd"].teacher_facts = facts_of(manifest, stage_of(math=dict(stage="auto")))
+    manifest.save()
+    cli.teachers(tmp_path)
+    shown = capsys.readouterr().out
+    assert "*0.900" in shown and "hash of if_r" in shown
+    with pytest.raises(SystemExit):
+        cli.teachers(tmp_path / "nowhere")
+    assert "no cascade_manifest.json" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------- from outside of the run
+
+
+def write_outside(folder) -> str:
+    """hf/ with a tokenizer and step_3 of the same weights in a run of its own; their hash."""
+    from nemo_cascade.data.tokenizer import fingerprint, load_tokenizer
+    from nemo_cascade.engine import checkpoint
+    from nemo_cascade.models.hf_folder import write_hf
+    from tests.models.test_hf import build, stirred
+
+    policy = stirred(build("micro"))
+    write_hf(policy.hf_weights(), policy.preset, folder / "hf")
+    policy.tokenizer.save_pretrained(folder / "hf")
+    run = Manifest(folder / "run")
+    record = run.add("math_rl")
+    record.fingerprint, record.checkpoint_hash = fingerprint(load_tokenizer("tiny")), policy.weights_hash()
+    run.save()
+    step = run.directory("math_rl") / "step_3"
+    policy.save(step / "policy", optimizer=False)
+    (step / "training_info.json").write_text(json.dumps({"step": 3, "weights_hash": record.checkpoint_hash}))
+    return record.checkpoint_hash
+
+
+def outside_facts(folder, paths) -> dict:
+    """facts_of with these folders as the teachers of domains."""
+    from nemo_cascade.data.tokenizer import fingerprint, load_tokenizer
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.engine.config import MegatronConfig
+
+    parallel.init(MegatronConfig())
+    manifest = manifest_of(folder / "mine")
+    stage = stage_of(**{name: {"path": str(path), **more} for name, (path, more) in paths.items()})
+    stage.policy.model_name = "micro"
+    record = manifest.stages["mopd"]
+    record.fingerprint, record.teachers = fingerprint(load_tokenizer("tiny")), teachers.resolve(manifest, stage)
+    return provenance.of_teachers(manifest, stage, provenance.of_outside(manifest, stage))
+
+
+def outside_refused(*arguments) -> str:
+    with pytest.raises(RunRefused) as refused:
+        outside_facts(*arguments)
+    return str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outside")
+    (folder / "hash").write_text(run_distributed(write_outside, 1, folder)[0])
+    return folder
+
+
+def test_folders_and_checkpoints_of_other_runs_teach_by_the_hash_of_their_weights(outside, tmp_path):
+    paths = {"math": (outside / "hf", {}), "mcqa": (outside / "run" / "01-math_rl" / "step_3", {})}
+    (facts,) = run_distributed(outside_facts, 1, tmp_path, paths)
+    expected = (outside / "hash").read_text()
+    assert {entry["weights_hash"] for entry in facts.values()} == {expected} and not facts["math"]["anchor"]
+    assert facts["mcqa"]["chain"] == [("math_rl", expected)] and facts["math"]["margin"] is None
+    assert facts["math"]["tokenizer"] == facts["mcqa"]["tokenizer"]
+
+
+def test_folders_of_another_network_or_without_a_tokenizer_or_with_another_template_are_refused(outside, tmp_path):
+    bare, other, said = (shutil.copytree(outside / "hf", tmp_path / name) for name in ("bare", "other", "said"))
+    for file in bare.glob("*token*"):
+        file.unlink()
+    (said / "chat_template.jinja").write_text((said / "chat_template.jinja").read_text() + "!")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"routed_scaling_factor": 1.0}))
+    (told,) = run_distributed(outside_refused, 1, tmp_path, {"math": (bare, {}), "mcqa": (said, {})})
+    assert f"teachers.math: nothing tells the tokenizer of {bare}; name its folder with teachers.math.tokenizer" in told
+    assert f"teachers.mcqa: the template of {said} has the hash" in told and len(told.splitlines()) == 3
+    (facts,) = run_distributed(outside_facts, 1, tmp_path / "2", {"math": (bare, {"tokenizer": "tiny"})})
+    assert facts["math"]["template"]
+    (told,) = run_distributed(outside_refused, 1, tmp_path / "3", {"math": (other, {})})
+    assert f"the teacher {other} cannot be read: ValueError: another network: moe_router_topk_scaling_factor 1.0, not 2.5" in told
+
+
+def logprobs_by(folder, places) -> list:
+    """What each place's weights say in the buffers of a policy with weights of its own."""
+    from nemo_cascade.stages.rl import add_logprobs
+    from tests.engine.cases import random_samples
+    from tests.models.test_hf import build
+
+    policy = build("micro")
+    samples, before, said = random_samples(policy.preset.vocab_size), policy.weights_hash(), []
+    for place in places:
+        add_logprobs(policy, samples, place, "teacher_logprobs")
+        said.append([sample.fields["teacher_logprobs"] for sample in samples])
+    assert policy.weights_hash() == before
+    return said
+
+
+def test_a_folder_teaches_what_a_checkpoint_of_its_weights_does(outside, tmp_path):
+    places = [outside / "hf", outside / "run" / "01-math_rl" / "step_3"]
+    (said,) = run_distributed(logprobs_by, 1, tmp_path, places)
+    assert said[0] == said[1]
+
+
 # -------------------------------------------------------------------------------- in a config
 
 
@@ -187,7 +298,7 @@ def test_auto_is_short_for_the_best_stage():
     [
         (["cascade.stages.mopd.teachers.math={anchor: true}"], "teachers.math: name a stage (or auto) or a path"),
         (["cascade.stages.mopd.teachers.math={stage: sft, path: /tmp}"], "teachers.math: name a stage (or auto) or a path, and not both"),
-        (["cascade.stages.mopd.teachers.math={path: /nowhere}"], "teachers.math.path: /nowhere is neither a Hugging Face folder"),
+        (["cascade.stages.mopd.teachers.math={path: /nowhere}"], "teachers.math.path: no folder /nowhere"),
         (["cascade.stages.mopd.teachers.math=auto", "~data.validation.math"], "teachers.math: auto needs scores, and nothing scores math"),
     ],
 )
