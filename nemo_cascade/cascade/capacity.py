@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_cascade.cascade import layout as legality
+from nemo_cascade.cascade.checks import AUTO
 from nemo_cascade.cascade.config import CascadeConfig, StageConfig
 from nemo_cascade.engine import memory
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, recompute_settings
@@ -182,7 +183,9 @@ def work_of(cascade: CascadeConfig, stage: StageConfig, world_size: int) -> Work
     if stage.kind == "sft":
         data_parallel = world_size // (_model_ranks(cfg) * cfg.context_parallel_size)
         return dataclasses.replace(work, microbatches=math.ceil(policy.train_global_batch_size / data_parallel))
-    others = judges | {teacher.stage for teacher in stage.teachers.values()}
+    # Which is the best of a domain is not known yet: another one in each, at most.
+    named = {domain: teacher.name if teacher.stage != AUTO else f"{AUTO} {domain}" for domain, teacher in stage.teachers.items()}
+    others = judges | set(named.values())
     others |= {stage.parent} if stage.loss_fn.reference_policy_kl_penalty > 0 else set()
     rollouts = stage.grpo.num_prompts_per_step * stage.grpo.num_generations_per_prompt
     sequences = _decoded_at_once(policy, rollouts, world_size)

@@ -20,12 +20,15 @@ from nemo_cascade.data.packing import document_multiple
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.stages.config import SandboxConfig
 from nemo_cascade.data.tokenizer import find_tokenizer
+from nemo_cascade.engine import pretrained
 from nemo_cascade.engine.memory import GPUS
 from nemo_cascade.models import fp8
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, Source, StageConfig
 
+# The stage that `teachers.<domain>` names where the best is to be found when the student begins.
+AUTO = "auto"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 CHOICES = {
@@ -130,6 +133,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)
+        problems += teacher_path_problems(stage, source)
         problems += gate_problems(cascade, stage, source)
         problems += in_stage_validation_problems(cascade, stage, where)
         problems += start_checks.pretrained_problems(stage, source, where)
@@ -184,6 +188,8 @@ def order_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
     for name in sorted({name for name in cascade.order if cascade.order.count(name) > 1}):
         yield f"cascade.order: {name} is listed more than once; give the second one a name and a stage of its own"
     for name, stage in source.overrides.items():
+        if name == AUTO:
+            yield f"cascade.stages.{name}: {AUTO} stands for the best teacher; give the stage another name"
         if not NAME.fullmatch(str(name)):
             yield f"cascade.stages.{name}: a stage name becomes a folder; use letters, digits, _ and - only"
         if "kind" not in stage and name not in cascade.order:
@@ -201,6 +207,8 @@ def cascade_problems(cascade: "CascadeConfig") -> Iterator[str]:
     yield from sampling_problems(cascade)
     if cascade.run_dir == "" or Path(cascade.run_dir).is_file():
         yield f"cascade.run_dir: {cascade.run_dir!r} is not a folder; name a folder (it is made when missing)"
+    if cascade.handover.max_logprob_error < 0:
+        yield f"cascade.handover.max_logprob_error: must be >= 0, got {cascade.handover.max_logprob_error}"
     if cascade.demo_data is not None:
         yield from demo_data_problems(cascade.demo_data)
 
@@ -287,7 +295,19 @@ def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "So
     for domain, teacher in stage.teachers.items():
         if domain not in domains:
             yield f"{key}.{domain}: not a domain of this stage's data.train{did_you_mean(domain, domains)}"
-        if is_missing(teacher.stage):
+        if is_missing(teacher.stage) or is_missing(teacher.path):
+            continue
+        if (teacher.stage is None) == (teacher.path is None):
+            yield f"{key}.{domain}: name a stage (or {AUTO}) or a path, and not both"
+            continue
+        if teacher.path is None and teacher.tokenizer is not None:
+            yield f"{key}.{domain}.tokenizer: a stage of this run has the run's own; remove it"
+        if teacher.path is not None:
+            continue
+        if teacher.stage == AUTO:
+            scored = list(cascade.scored(stage.name)) if cascade.validation.num_prompts > 0 else []
+            if domain not in scored:
+                yield f"{key}.{domain}: {AUTO} needs scores, and nothing scores {domain}{did_you_mean(domain, scored)}"
             continue
         yield from _earlier(cascade, stage, teacher.stage, f"{key}.{domain}", "a teacher")
         if teacher.stage == stage.parent and not teacher.anchor:
@@ -295,6 +315,18 @@ def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "So
                 f"{key}.{domain}: {teacher.stage} is where the student starts, so it has nothing to teach; name "
                 f"another stage, or write {{stage: {teacher.stage}, anchor: true}} to hold the student in place"
             )
+
+
+def teacher_path_problems(stage: "StageConfig", source: "Source") -> Iterator[str]:
+    """A teacher from outside of the run has weights, and its tokenizer is where it is said to be."""
+    for domain, teacher in stage.teachers.items():
+        key = f"{source.own(stage.name, 'teachers')}.{domain}"
+        for name, find in (("path", lambda path: pretrained.find(Path(path))), ("tokenizer", find_tokenizer)):
+            value = getattr(teacher, name)
+            try:
+                find(value) if value is not None and not is_missing(value) else None
+            except ValueError as error:
+                yield f"{key}.{name}: {error}"
 
 
 def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:

@@ -1,5 +1,5 @@
-"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `report`, `doctor`, `pack`, `gym-serve` and
-`sandbox-serve`.
+"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `report`, `teachers`, `doctor`, `pack`,
+`gym-serve` and `sandbox-serve`.
 
 A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a
 process group exists. Under torchrun only rank 0 speaks.
@@ -191,6 +191,23 @@ def doctor(
     findings = doctor.examine(cascade)
     doctor.show(findings, Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200))
     raise SystemExit(EXIT_LACKS if any(finding.missing for finding in findings) else 0)
+
+
+@app.command()
+def teachers(run_dir: Annotated[Path, typer.Argument(help="The run directory of a cascade")]) -> None:
+    """Show which checkpoint of a run is best in each domain, by how much, and what taught its students."""
+    from rich.console import Console
+
+    from nemo_cascade.cascade.gate import GateError
+    from nemo_cascade.cascade.teachers import registry
+
+    try:
+        tables = registry(manifest_of(run_dir))
+    except GateError as error:
+        refuse([str(error)])
+    for table in tables:
+        # A table that is cut off to the width of a pipe would hide numbers.
+        Console(width=max(Console().width, Console(width=10_000).measure(table).maximum)).print(table)
 
 
 @app.command()

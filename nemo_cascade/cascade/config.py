@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_cascade.cascade import checks
+from nemo_cascade.cascade.checks import AUTO
 from nemo_cascade.cascade.strict import (
     ConfigErrors,
     clean,
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigErrors",
     "DemoDataConfig",
     "GateConfig",
+    "HandoverConfig",
     "JudgeConfig",
     "StageConfig",
     "Teacher",
@@ -90,6 +92,18 @@ class ValidationConfig:
 
 
 @dataclass
+class HandoverConfig:
+    """`cascade.handover`: what is asked of a stage's checkpoint, read again, before anything goes on from it.
+
+    max_logprob_error: the largest difference of a log-prob from that in memory before the save. On a CPU there is none; kernels
+    of a GPU that add in any order need some. hf: whether it is also written as a Hugging Face folder and read from there.
+    """
+
+    max_logprob_error: float = 0.0
+    hf: bool = True
+
+
+@dataclass
 class JudgeConfig:
     """`cascade.judge`: what compares replies to preference rows. Either a stage, whose checkpoint does for every stage after
     it, or a model behind an endpoint.
@@ -106,10 +120,20 @@ class JudgeConfig:
 
 @dataclass
 class Teacher:
-    """`teachers.<domain>`: the stage whose checkpoint teaches; anchor says that it may be where the student starts."""
+    """`teachers.<domain>`: the stage whose checkpoint teaches, or `auto`: the best in the domain when the student begins; or
+    path, weights from outside of this run as `checkpointing.pretrained_checkpoint` has them, with tokenizer, a folder, where nothing
+    beside them tells it. anchor says that it may be where the student starts.
+    """
 
-    stage: str = "???"
+    stage: str | None = None
+    path: str | None = None
+    tokenizer: str | None = None
     anchor: bool = False
+
+    @property
+    def name(self) -> str:
+        """The stage or the folder, as the config says it."""
+        return self.path or self.stage or ""
 
 
 @dataclass
@@ -192,6 +216,7 @@ class CascadeConfig:
     order: list[str] = field(default_factory=list)
     demo_data: DemoDataConfig | None = None
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    handover: HandoverConfig = field(default_factory=HandoverConfig)
     judge: JudgeConfig | None = None
     stages: dict[str, StageConfig] = field(default_factory=dict)
 
@@ -325,8 +350,13 @@ def _raw_stages(raw: dict) -> dict:
 
 
 def _spell_out_teachers(raw: dict) -> None:
-    """`math: math_rl` is short for `math: {stage: math_rl}`."""
+    """`math: math_rl` is short for `math: {stage: math_rl}`; `teachers: auto` is so for all domains, of which those where nothing
+    is better than the student's start get it as an anchor."""
     for stage in _raw_stages(raw).values():
+        if stage.get("teachers") == AUTO:
+            data = merge(raw.get("data") or {}, stage.get("data") or {})
+            domains = data.get("train") if isinstance(data, dict) else None
+            stage["teachers"] = {domain: {"stage": AUTO, "anchor": True} for domain in domains or {}}
         if isinstance(stage.get("teachers"), dict):
             stage["teachers"] = {
                 domain: {"stage": teacher} if isinstance(teacher, str) else teacher

@@ -24,8 +24,10 @@ class ManifestError(ValueError):
 class StageRecord:
     """One stage. Paths are relative to the run directory; seconds are those of the attempt that finished.
 
-    scores: domain -> {"mean": average reward in [0, 1], "n": prompts}. teachers: domain -> stage. parent: where it really
-    started, which after a rollback is not the parent its config names. gate: the verdict of `gate.judge`.
+    scores: domain -> {"mean": average reward in [0, 1], "n": prompts}. teachers: domain -> stage, or folder outside of the run;
+    teacher_facts: domain -> what `provenance.of_teachers` found. fingerprint: hashes of its tokenizer and template. parent: where it really
+    started, which after a rollback is not the parent its config names. gate: the verdict of `gate.judge`. handover: what
+    `handover.check` found.
     """
 
     directory: str
@@ -34,11 +36,14 @@ class StageRecord:
     parent: str | None = None
     teacher_only: bool = False
     teachers: dict[str, str] = field(default_factory=dict)
+    teacher_facts: dict[str, dict] = field(default_factory=dict)
+    fingerprint: dict[str, str] | None = None
     checkpoint: str | None = None
     checkpoint_hash: str | None = None
     scores: dict[str, dict] = field(default_factory=dict)
     seconds: float | None = None
     gate: dict | None = None
+    handover: dict | None = None
 
     @property
     def rolled_back(self) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from nemo_cascade.cascade import layout
+from nemo_cascade.cascade.checks import AUTO
 from nemo_cascade.cascade.config import BLOCKS, CascadeConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, FILE, PENDING, Manifest
 from nemo_cascade.cascade.strict import did_you_mean, flatten
@@ -96,10 +97,11 @@ def make_plan(
 
 
 def dependencies(stage: StageConfig) -> list[str]:
-    """The stages whose checkpoints a stage reads."""
+    """The stages whose checkpoints a stage reads, but for the teachers that it will look for among those that are done."""
     parents = [stage.parent] if stage.parent is not None else []
     judges = [stage.judge] if stage.judge is not None else []
-    return list(dict.fromkeys([*parents, *(teacher.stage for teacher in stage.teachers.values()), *judges]))
+    taught = [teacher.stage for teacher in stage.teachers.values() if teacher.stage not in (None, AUTO)]
+    return list(dict.fromkeys([*parents, *taught, *judges]))
 
 
 def dependents(cascade: CascadeConfig, name: str) -> list[str]:

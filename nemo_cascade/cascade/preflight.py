@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_cascade.cascade import runner
-from nemo_cascade.cascade.config import CascadeConfig, StageConfig
+from nemo_cascade.cascade.checks import AUTO
+from nemo_cascade.cascade.config import CascadeConfig, StageConfig, Teacher
 from nemo_cascade.cascade.manifest import PENDING, Manifest
 from nemo_cascade.cascade.plan import RunRefused, check_unchanged
 from nemo_cascade.data.sample import Sample
@@ -33,7 +34,6 @@ from nemo_cascade.engine import checkpoint, parallel
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.engine import generate_global
 from nemo_cascade.rollout.types import Request, SamplingParams
-from nemo_cascade.stages import validation
 from nemo_cascade.stages.config import LoggerConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.rl import add_logprobs, make_loss, rollout_sample
@@ -143,7 +143,7 @@ def of_stage(
         dir=folder / stage.name,
         seed=runner.stage_seed(cascade.seed, stage.name),
         parent=written[stage.parent] if stage.parent is not None else None,
-        teachers={domain: written[teacher.stage] for domain, teacher in stage.teachers.items()},
+        teachers={domain: stand_in(teacher, written) for domain, teacher in stage.teachers.items()},
         judge=written[stage.judge] if stage.judge is not None else None,
         judge_endpoint=stage.judge_endpoint,
         rank=parallel.rank(),
@@ -183,12 +183,19 @@ def of_stage(
     if domains:
         yield "validation", None
         few = {domain: entry.first(PROMPTS) for domain, entry in domains.items()}
-        validation.score(runner.as_scored(cascade, stage_run), final, few, 1)
+        runner.default_score(cascade)(runner.as_scored(cascade, stage_run), final, few, 1)
 
     size = runner.on_rank_0(lambda: sum(file.stat().st_size for file in final.rglob("*") if file.is_file()))
     yield "ok", Outcome(
         stage.name, step_seconds, len(samples[0].tokens), longest_seconds, size, of_all_ranks(most_memory()), mismatch
     )
+
+
+def stand_in(teacher: Teacher, written: dict[str, Path]) -> Path:
+    """What teaches here: the checkpoint of a stage, or, where the best is to be found, the last that was written."""
+    if teacher.path is not None:
+        return Path(teacher.path)
+    return written[teacher.stage] if teacher.stage != AUTO else list(written.values())[-1]
 
 
 def longest(policy: Policy, stage: StageConfig) -> list[Sample]:

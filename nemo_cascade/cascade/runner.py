@@ -10,14 +10,14 @@ import gc
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 
 from nemo_cascade import heartbeat, sandbox
-from nemo_cascade.cascade import agreement, gate, judge_checks, operation, report
+from nemo_cascade.cascade import agreement, gate, judge_checks, operation, provenance, readiness, report, teachers
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, Manifest, StageRecord
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, dependencies, make_plan, write_stage_config
@@ -25,7 +25,7 @@ from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.data import demo
 from nemo_cascade.data.files import write_atomically
 from nemo_cascade.data.rows import DataError, environment_of
-from nemo_cascade.data.tokenizer import load_tokenizer
+from nemo_cascade.data.tokenizer import fingerprint, load_tokenizer
 from nemo_cascade.engine import checkpoint, parallel
 from nemo_cascade.engine.policy import model_override_names
 from nemo_cascade.environments.endpoint import EndpointError
@@ -60,20 +60,22 @@ def run(
     parallel.init(first.policy.megatron_cfg, seed=cascade.seed, timeout=2 * first.cluster.collective_timeout_minutes)
     try:
         manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage, redo))
-        check_rows(cascade)
+        known, noted = check_rows(cascade, plan.run)
         on_rank_0(lambda: refuse_absent_judges(cascade, plan.run))
         agreed = on_rank_0(lambda: agreement_of_endpoint(cascade)) if plan.run else None
     except Exception:
         # Raised on every rank alike, so that every rank can leave and none is left behind with a traceback.
         parallel.shutdown()
         raise
-    tell(console, *plan.notes, *([agreed] if agreed else []))
+    tell(console, *plan.notes, *noted, *([agreed] if agreed else []))
     loops = loops if loops is not None else default_loops()
-    score = score if score is not None else default_score()
+    score = score if score is not None else default_score(cascade)
     with operation.attended(cascade) as interruption:
         for name in plan.run:
             stage = cascade.stages[name]
             tell(console, headline(cascade, stage, manifest))
+            sandbox.use(stage.sandbox.url)
+            readiness.refuse_broken(name, known[name])
             run_stage(cascade, stage, manifest, loops[stage.kind], score, interruption)
             tell(console, f"{name} is done in {manifest.stages[name].seconds:.0f} s{scores_text(manifest, name)}")
             tell(console, *gate.lines(name, manifest.stages[name].gate, stage.gate))
@@ -116,14 +118,14 @@ def run_stage(
     record = manifest.stages[stage.name]
     directory = manifest.directory(stage.name)
     record.parent = start_of(stage, manifest)
-    # An anchor holds the student where it starts, and after a rollback that is not the stage the config names.
-    teachers = {
-        domain: record.parent if teacher.anchor and teacher.stage == stage.parent else teacher.stage
-        for domain, teacher in stage.teachers.items()
-    }
-    record.status, record.config_hash = RUNNING, config_hash(cascade, stage)
-    record.teacher_only, record.teachers = stage.teacher_only, teachers
+    record.fingerprint = on_rank_0(lambda: fingerprint(load_tokenizer(stage.policy.tokenizer.name)))
+    record.teachers = on_rank_0(lambda: teachers.resolve(manifest, stage))
     refuse_own_start(stage, record)
+    outside = provenance.of_outside(manifest, stage)
+    record.teacher_facts = on_rank_0(lambda: provenance.of_teachers(manifest, stage, outside))
+    tell(Console(highlight=False, soft_wrap=True), *teachers.lines(record.teacher_facts))
+    record.status, record.config_hash = RUNNING, config_hash(cascade, stage)
+    record.teacher_only = stage.teacher_only
     refuse_poor_judge(cascade, stage, manifest)
     sandbox.use(stage.sandbox.url)
     if parallel.rank() == 0:
@@ -137,7 +139,10 @@ def run_stage(
         dir=directory,
         seed=stage_seed(cascade.seed, stage.name),
         parent=manifest.checkpoint(record.parent) if record.parent is not None else None,
-        teachers={domain: manifest.checkpoint(teacher) for domain, teacher in teachers.items()},
+        teachers={
+            domain: manifest.checkpoint(teacher) if teacher in manifest.stages else Path(teacher)
+            for domain, teacher in record.teachers.items()
+        },
         judge=manifest.checkpoint(stage.judge) if stage.judge is not None else None,
         judge_endpoint=stage.judge_endpoint,
         rank=parallel.rank(),
@@ -151,8 +156,9 @@ def run_stage(
     final = directory / f"step_{Validations(stage_run, stage.loop, done=stage.max_num_steps).final_step}"
     if not final.is_dir():
         raise RuntimeError(f"stage {stage.name} came to its end without writing {final}")
-    heartbeat.at("scoring", step=0)
+    heartbeat.at("reading its checkpoint again, scoring", step=0)
     scores = score_stage(cascade, stage_run, final, score)
+    record.handover = on_rank_0(lambda: read_handover(directory))
     record.checkpoint = str(final.relative_to(manifest.run_dir))
     record.checkpoint_hash = checkpoint.read_info(final)["weights_hash"]
     record.scores = {domain: {"mean": entry["mean"], "n": entry["n"]} for domain, entry in scores.items()}
@@ -166,13 +172,17 @@ def run_stage(
         operation.tell_trackers(cascade, stage_run, record)
 
 
+def read_handover(directory: Path) -> dict | None:
+    """What the hand-over check of a stage found; None of a stage that went without it, as those of stand-ins for the loops."""
+    path = directory / "handover.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def score_stage(cascade: CascadeConfig, stage_run: StageRun, final: Path, score: Score) -> dict[str, dict]:
     """Validation of a stage's last checkpoint; `validation.json` in its folder keeps the score of every prompt."""
     domains = validation_domains(cascade, stage_run.name)
-    if not domains:
-        return {}
     scores = score(as_scored(cascade, stage_run), final, domains, cascade.validation.num_samples)
-    if parallel.rank() == 0:
+    if domains and parallel.rank() == 0:
         write_atomically(stage_run.dir / "validation.json", json.dumps(scores) + "\n")
     return scores
 
@@ -342,17 +352,21 @@ def check_model_overrides(cascade: CascadeConfig) -> None:
                 )
 
 
-def check_rows(cascade: CascadeConfig) -> None:
-    """Reads every row of every stage and renders every prompt, so that a bad one stops the run before its first step.
+def check_rows(cascade: CascadeConfig, to_run: Collection[str] | None = None) -> tuple[dict[str, set[str]], list[str]]:
+    """Reads every row of every stage and renders every prompt, so that a bad one stops the run before its first step; rows of
+    the stages to run (None: of all) are verified once (`readiness.dry_pass`).
 
-    Called on all ranks, which share the work.
+    Returns stage -> environments of its rows, and notes for the user. Called on all ranks, which share the work.
     Demonstrations are tokenized when their stage begins, because that takes as long as reading them again.
     """
-    seen = set()
+    to_run = cascade.order if to_run is None else to_run
+    seen, tried, notes = set(), {}, []
+    known: dict[str, set[str]] = {name: set() for name in cascade.stages}
     for name, stage in cascade.stages.items():
         sandbox.use(stage.sandbox.url)
+        servers = str(stage.env.nemo_gym.servers)
         # How long a prompt may be is the stage's own.
-        rules = (stage.policy.max_total_sequence_length, stage.policy.generation.max_new_tokens)
+        rules = (stage.policy.max_total_sequence_length, stage.policy.generation.max_new_tokens, servers, name in to_run)
         for split, kind in (("train", stage.kind), ("validation", "rl")):
             files = stage.data.train if split == "train" else cascade.scored(name)
             if split == "train" and stage.data.packed_folder:
@@ -364,7 +378,13 @@ def check_rows(cascade: CascadeConfig) -> None:
                 for domain in domains.values():
                     render(domain, tokenizer, stage.policy)
                     refuse_unjudged(stage, domain)
+                    if name in to_run and (domain.path, servers) not in tried:
+                        notes += readiness.dry_pass(domain, stage.env, stage.data.on_bad_row)
+                        tried[domain.path, servers] = {environment_of(row) for row in domain.rows}
+                for file in files.values():
+                    known[name] |= tried.get((Path(file.data_path), servers), set()) - set(stage.env.nemo_gym.servers)
             seen |= {(file.data_path, kind, rules) for file in files.values()}
+    return known, notes
 
 
 def refuse_unjudged(stage: StageConfig, domain: Domain) -> None:
@@ -412,7 +432,7 @@ def headline(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest) -> 
     parent = start_of(stage, manifest)
     start = f"from {parent or stage.start}"
     start += f" ({stage.parent} was rolled back)" if parent != stage.parent else ""
-    teachers = [f"{domain} by {teacher.stage}" for domain, teacher in stage.teachers.items()]
+    teachers = [f"{domain} by {teacher.name}" for domain, teacher in stage.teachers.items()]
     taught = f", taught {', '.join(teachers)}" if teachers else ""
     place = f"stage {cascade.order.index(stage.name) + 1}/{len(cascade.order)}  {stage.name}"
     return f"{place}: {stage.kind} on {', '.join(stage.data.train)}, {start}{taught}, {stage.max_num_steps} steps"
@@ -431,8 +451,13 @@ def default_loops() -> Mapping[str, Loop]:
     return {"sft": sft.run, "rl": rl.run}
 
 
-def default_score() -> Score:
-    """Validation by the embedded engine."""
+def default_score(cascade: CascadeConfig) -> Score:
+    """The hand-over check, and validation by the embedded engine of the policy that passed it."""
+    from nemo_cascade.cascade import handover
     from nemo_cascade.stages import validation
 
-    return validation.score
+    def score(stage_run: StageRun, final: Path, domains: dict[str, Domain], num_samples: int) -> dict[str, dict]:
+        policy = handover.reload(stage_run, final, cascade.handover)
+        return validation.score_policy(stage_run, policy, domains, num_samples) if domains else {}
+
+    return score

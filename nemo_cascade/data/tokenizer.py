@@ -4,6 +4,7 @@ The shipped `tiny` is a byte-level BPE over the demo domains' texts; `python -m 
 the same bytes. A real model brings its own tokenizer and chat template.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,17 @@ def load_tokenizer(name: str):
     if not tokenizer.chat_template:
         raise ValueError(f"{folder}: no chat template; put chat_template.jinja beside tokenizer.json")
     return tokenizer
+
+
+def fingerprint(tokenizer) -> dict[str, str]:
+    """{"tokenizer", "template": sha256 of what makes tokens of a text, and of what makes a text of messages}.
+
+    What a tokenizer was last used with (truncation, padding) and which program wrote its file do not count.
+    """
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    counting = {key: parts.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")}
+    texts = {"tokenizer": json.dumps(counting, sort_keys=True), "template": str(tokenizer.chat_template)}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 832, phrases: Sequence[str] = ()):

@@ -1,6 +1,6 @@
 """Checkpoints of a stage: written to `tmp_step_N`, the weights verified against memory, renamed to `step_N`.
 
-Layout (NeMo RL's): `step_N/{training_info.json, policy/weights, policy/optimizer}`. A kill at any moment leaves either the
+Layout (NeMo RL's): `step_N/{training_info.json, probe.json, policy/weights, policy/optimizer}`. A kill at any moment leaves either the
 old set of complete checkpoints or the new one; what begins with tmp_ is never read and is removed by the next save.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nemo_cascade import heartbeat
 from nemo_cascade.data.files import sync_directory, sync_tree
-from nemo_cascade.engine import parallel
+from nemo_cascade.engine import parallel, probe
 from nemo_cascade.engine.policy import Policy
 
 
@@ -34,8 +34,9 @@ def save(policy: Policy, stage_dir: Path, info: dict, keep: int = 1, protect: Co
     policy.save(temporary / "policy")
     if not policy.matches(temporary / "policy"):
         raise RuntimeError(f"{temporary}: the written weights differ from those in memory; the disk or its cache is at fault")
-    digest = policy.weights_hash()
+    digest, known = policy.weights_hash(), probe.take(policy)
     if parallel.rank() == 0:
+        probe.write(known, temporary)
         (temporary / "training_info.json").write_text(json.dumps({"step": policy.step, "weights_hash": digest, **info}))
         sync_tree(temporary)
         shutil.rmtree(final, ignore_errors=True)

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from nemo_cascade.data.files import new_folder  # noqa: E402
 from nemo_cascade.engine.gather import sharded_state_dict, stored_parts, whole_shapes  # noqa: E402
 from nemo_cascade.models.config import ModelConfig  # noqa: E402
-from nemo_cascade.models.hf import from_hf, hf_names, hf_tensors, to_hf  # noqa: E402
+from nemo_cascade.models.hf import from_hf, hf_names, hf_tensors  # noqa: E402
 from nemo_cascade.models.hf_folder import SHARD_BYTES, HFReader, refuse_unless_equal, write_hf  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402

@@ -72,6 +72,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def world_size() -> int:
+    """How many processes there are (1 in a plain process)."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def broadcast(value):
     """Rank 0's `value` on every rank (any picklable object)."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -129,6 +134,26 @@ def object_from_last_stage(value):
     box = [value]
     dist.broadcast_object_list(box, parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
     return box[0]
+
+
+def raise_anywhere(error: Exception | None) -> None:
+    """Raises, on every rank, the error of the lowest rank that has one; all ranks call this."""
+    for raised in gathered(error):
+        if raised is not None:
+            raise raised
+
+
+def union(names: list[str]) -> list[str]:
+    """The names that any rank has, sorted, on every rank."""
+    return sorted({name for mine in gathered(names) for name in mine})
+
+
+def gathered(value) -> list:
+    """Every rank's `value` (any picklable object), by rank, on every rank."""
+    everyone = [value] * world_size()
+    if len(everyone) > 1:
+        dist.all_gather_object(everyone, value)
+    return everyone
 
 
 def barrier() -> None:

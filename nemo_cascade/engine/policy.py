@@ -31,7 +31,7 @@ from megatron.core.transformer import TransformerConfig  # noqa: E402
 from nemo_cascade.data.packing import document_multiple  # noqa: E402
 from nemo_cascade.data.sample import Sample  # noqa: E402
 from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
-from nemo_cascade.engine import parallel  # noqa: E402
+from nemo_cascade.engine import parallel, pretrained  # noqa: E402
 from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs  # noqa: E402
 from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_settings  # noqa: E402
 from nemo_cascade.engine.convert import read_hf, refuse_unless_fitting  # noqa: E402
@@ -40,6 +40,7 @@ from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_d
 from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optimizer_state, restore_state  # noqa: E402
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
+from nemo_cascade.models.hf_folder import write_hf  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
 from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
@@ -112,13 +113,16 @@ class Policy:
     # ------------------------------------------------------------------ the four verbs
 
     @torch.no_grad()
-    def logprobs(self, samples: list[Sample], *, trained_only: bool = False) -> list[list[float]]:
+    def logprobs(
+        self, samples: list[Sample], *, trained_only: bool = False, as_sampled: bool = True
+    ) -> list[list[float]]:
         """Log-probabilities of each sample's tokens, entry t that of token t (entry 0 is 0), on every rank.
 
         trained_only: of those that the sample's loss_mask has, which is faster; the others mean nothing then.
-        They are those of the distribution `policy.generation` samples from. A token outside the nucleus of these
-        weights, as one that a student drew may be for its teacher or reference, has probability 0 there, and no loss
-        could use -inf; it counts as the nucleus's last member instead: log p(y) - log(p(nucleus) + p(y)).
+        They are those of the distribution `policy.generation` samples from, or, with as_sampled=False, of the plain softmax.
+        A token outside the nucleus of these weights, as one that a student drew may be for its teacher or reference, has
+        probability 0 there, and no loss could use -inf; it counts as the nucleus's last member instead:
+        log p(y) - log(p(nucleus) + p(y)).
         """
         packs = self._packs(samples)
         self.model.eval()
@@ -126,7 +130,7 @@ class Policy:
         def collect(logprobs, _pack):
             return logprobs.sum(), torch.ones((), dtype=torch.int), {"logprobs": logprobs}
 
-        results = self._run(packs, collect, forward_only=True, trained_only=trained_only)
+        results = self._run(packs, collect, forward_only=True, as_sampled=as_sampled, trained_only=trained_only)
         if parallel_state.is_pipeline_last_stage():
             flat = scatter_logprobs(packs, [result["logprobs"] for result in results], samples)
         else:
@@ -228,17 +232,17 @@ class Policy:
 
     @contextlib.contextmanager
     def weights_of(self, checkpoint: Path):
-        """The weights of another checkpoint in this policy's own buffers; the student comes back bit-equal at the end.
+        """The weights of another checkpoint, or of a Hugging Face folder, in this policy's own buffers; the student comes back
+        bit-equal at the end.
 
         Only the weights and persistent buffers (the router's expert bias) are swapped: the optimizer must not step inside.
         A checkpoint is read once and then waits in host memory.
         """
-        if checkpoint not in self._teachers:
-            self._teachers[checkpoint] = {name: t.cpu() for name, t in self._read_weights(checkpoint).items()}
-        teacher = self._teachers[checkpoint]
         student = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
-        self._copy_in(teacher)
         try:
+            if checkpoint not in self._teachers:
+                self._teachers[checkpoint] = self._read_teacher(checkpoint)
+            self._copy_in(self._teachers[checkpoint])
             yield self
         finally:
             self._copy_in(student)
@@ -253,6 +257,29 @@ class Policy:
         answer = torch.tensor(int(same), device=self.device)
         dist.all_reduce(answer, op=dist.ReduceOp.MIN)
         return bool(answer)
+
+    def changed_by_hf(self, folder: Path) -> list[str]:
+        """Writes the weights as a Hugging Face folder and reads them from there; the names of tensors that are not bit-equal then.
+
+        On every rank, which all call this, the names of all. What was read stays in the model. Raises ValueError naming tensors
+        that the folder lacks, OSError where it cannot be written.
+        """
+        before = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+        weights, error = self.hf_weights(), None
+        try:
+            write_hf(weights, self.preset, folder, write=dist.get_rank() == 0)
+        except OSError as raised:
+            error = raised
+            for _ in weights:  # the other ranks still gather
+                pass
+        parallel.raise_anywhere(error)
+        with torch.no_grad():
+            for tensor in self._tensors().values():
+                # What is not read must not look as if it had been.
+                tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+        self.load_hf(folder)
+        changed = [name for name, tensor in self._tensors().items() if not torch.equal(tensor, before[name])]
+        return parallel.union(changed)
 
     # ------------------------------------------------------------------ how it is done
 
@@ -335,6 +362,14 @@ class Policy:
         target = empty_like(sharded_state_dict(self.model))
         loaded = dist_checkpointing.load(target, str(folder))
         return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
+
+    def _read_teacher(self, place: Path) -> dict[str, torch.Tensor]:
+        """This rank's weights of a checkpoint or of a Hugging Face folder in host memory. The latter pass through the model."""
+        form, folder = pretrained.find(place)
+        if form == pretrained.MEGATRON:
+            return {name: tensor.cpu() for name, tensor in self._read_shards(folder).items()}
+        read_hf(self.model, folder, self.preset)
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
 
     def _save_part(self, state: dict, directory: Path) -> None:
         if dist.get_rank() == 0:

@@ -9,6 +9,7 @@ object. What an environment says of itself, all but the first of which may be mi
     EXAMPLES     [(row, reply, reward), ...], good and bad replies; `self_test` looks whether they earn that
     REWARD_RANGE (least, most); (0, 1) if not given. A reply that cannot be verified earns the least
     least(row)   the least for a reply to this row, where that is more
+    reference(row) -> a reply that is right, where the row tells one, or None
     TIME_LIMIT   seconds after which a reply counts as one that cannot be verified; 10 if not given
     warm_up()    what is better done once in a worker than with the first reply, as slow imports
     IN_THREADS   True where a reply waits for programs in the sandbox, which has its own limits: no worker is needed
@@ -49,7 +50,7 @@ OURS = (
 GROUP = "nemo_cascade.environments"
 
 __all__ = ["AGENT_SUFFIX", "answer_of", "environment_of", "get", "in_threads", "names", "repaired", "response_of", "reward_range"]
-__all__ += ["asking", "least", "needs_judge", "row_problem", "self_test", "time_limit", "verifying"]
+__all__ += ["asking", "least", "needs_judge", "reference", "row_problem", "self_test", "time_limit", "verifying"]
 
 
 def names() -> list[str]:
@@ -117,21 +118,28 @@ def repaired(row: dict) -> dict:
     return repair(row) if repair is not None else row
 
 
+def reference(row: dict) -> str | None:
+    """A right reply to the row, without a thought, if the row tells one."""
+    own = getattr(get(environment_of(row)), "reference", None)
+    return own(row) if own is not None else None
+
+
 def self_test(name: str) -> list[str]:
     """What is wrong with an environment, one line each: an example that does not earn what it should, or can earn more."""
     environment = get(name)
     least, most = reward_range(name)
     wrong = []
     for number, (row, reply, expected) in enumerate(getattr(environment, "EXAMPLES", [])):
+        place = f"{name}, example {number} ({reply[:60]!r} to {str(row)[:120]})"
         try:
             reward = environment.verify(row, response_of(reply, thinking=False))["reward"]
         except Exception as error:
-            wrong.append(f"{name}, example {number}: {type(error).__name__}: {error}")
+            wrong.append(f"{place}: {type(error).__name__}: {error}")
             continue
         if reward != expected:
-            wrong.append(f"{name}, example {number}: earns {reward:g} instead of {expected:g}")
+            wrong.append(f"{place}: earns {reward:g} instead of {expected:g}")
         if not least <= reward <= most:
-            wrong.append(f"{name}, example {number}: {reward:g} is outside of its range, {least:g} to {most:g}")
+            wrong.append(f"{place}: {reward:g} is outside of its range, {least:g} to {most:g}")
     return wrong
 
 

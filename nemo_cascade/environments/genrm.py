@@ -6,6 +6,8 @@ optionally, `grading_mode`: "agreement" (default) earns 1 when the judge prefers
 (section 3.3, with both weights 1), each pair in either order.
 """
 
+import json
+
 from nemo_cascade.environments.genrm_compare import FIELDS, Comparison, parse
 from nemo_cascade.environments.response import answer_of
 
@@ -37,6 +39,11 @@ def problem(row: dict) -> str | None:
     if row.get("grading_mode", "agreement") not in ("agreement", "distance"):
         return f"grading_mode is agreement or distance, not {row['grading_mode']!r}"
     return None if decided else "expected_scores prefers neither reply, so no judge could agree with it"
+
+
+def reference(row: dict) -> str:
+    """The expected scores, as a judge gives them."""
+    return json.dumps(row["expected_scores"])
 
 
 def verify(row: dict, response: dict) -> dict:

@@ -61,6 +61,15 @@ def problem(row: dict) -> str | None:
     return None if isinstance(expected, str) and normalised(expected) else "no expected_answer (a text)"
 
 
+def reference(row: dict) -> str:
+    """What was to be found or repeated."""
+    if row.get("random_string_to_prepend") is not None:
+        return row["random_string_to_prepend"] + row["expected_answer"].removeprefix(row["random_string_to_prepend"])
+    if row.get("outputs") is not None:
+        return row["outputs"][0] if row.get("subset") in ANY_OF else ", ".join(row["outputs"])
+    return f"\\boxed{{{row['expected_answer']}}}"
+
+
 def verify(row: dict, response: dict) -> dict:
     """{"reward", ...}: "share" and "wrong" (a number), "prefix_matched" and "seq_match_ratio", or "extracted_answer"."""
     answer = answer_of(response)

@@ -89,6 +89,11 @@ def warm_up() -> None:
     by_math_verify("\\frac{1}{2}", "\\boxed{\\frac{2}{4}}")
 
 
+def reference(row: dict) -> str:
+    """The expected answer in a box."""
+    return f"\\boxed{{{bare(row['expected_answer'])}}}"
+
+
 def bare(expected) -> str:
     """An expected answer without the signs of mathematics around it."""
     text = str(expected).strip()

@@ -74,6 +74,14 @@ def problem(row: dict) -> str | None:
     return None
 
 
+def reference(row: dict) -> str | None:
+    """The expected letter, as the row's mode reads it; a row's own patterns may read another way."""
+    if _patterns(row):
+        return None
+    letter = row["expected_answer"].strip().upper()
+    return f"\\boxed{{{letter}}}" if "boxed" in _mode(row) else f"Answer: {letter}"
+
+
 def verify(row: dict, response: dict) -> dict:
     """{"reward": 1.0 or 0.0, "expected_answer": letter, "extracted_answer": letter or None}."""
     text, expected = answer_of(response), row["expected_answer"].strip().upper()

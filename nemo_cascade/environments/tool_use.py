@@ -61,6 +61,14 @@ def problem(row: dict) -> str | None:
     return "expected_calls change nothing, so that silence would be right" if state == row["initial_state"] else None
 
 
+def reference(row: dict) -> str | None:
+    """The expected calls, unless one has a text in it that the model's protocol cannot say."""
+    try:
+        return "\n".join(map(render_tool_call, row["expected_calls"]))
+    except ValueError:
+        return None
+
+
 def verify(row: dict, response: dict) -> dict:
     """{"reward": 1.0 or 0.0, "results": [what came of each readable call]}. An unreadable one earns 0."""
     reply = parse_reply(answer_of(response), tools_of(row))

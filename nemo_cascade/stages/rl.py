@@ -149,9 +149,9 @@ def add_teacher_logprobs(policy: Policy, samples: list[Sample], domains: list[st
 
 
 def add_logprobs(policy: Policy, samples: list[Sample], checkpoint_dir: Path, field: str) -> None:
-    """Fills `field` of every sample, a value a token, with the log-probs of another checkpoint of the run."""
+    """Fills `field` of every sample, a value a token, with the log-probs of another checkpoint, or of a Hugging Face folder."""
     heartbeat.at(f"{field} of {checkpoint_dir.parent.name}")
-    with policy.weights_of(checkpoint_dir / "policy"):
+    with policy.weights_of(checkpoint_dir):
         for sample, logprobs in zip(samples, policy.logprobs(samples, trained_only=True)):
             sample.fields[field] = logprobs
     refuse_unusable_logprobs(samples, field, checkpoint_dir)

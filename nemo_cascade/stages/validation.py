@@ -1,11 +1,9 @@
 """Scores of a checkpoint: average reward on fixed validation prompts with fixed noise, so that two checkpoints are paired."""
 
 import hashlib
-from pathlib import Path
 
 from nemo_cascade import heartbeat
 from nemo_cascade.engine.policy import Policy
-from nemo_cascade.stages.config import DataConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.judge import make_rewards
 from nemo_cascade.stages.prompts import render
@@ -16,13 +14,6 @@ from nemo_cascade.stages.rollouts import make_engine, mean, sample_groups
 VALIDATION_SEED = 20_260_319
 # Inside a stage another, so that a checkpoint which is chosen for its luck in sampling does not keep it when it is scored.
 IN_STAGE_SEED = VALIDATION_SEED + 1
-
-
-def score(stage: StageRun, checkpoint: Path, domains: dict[str, Domain], num_samples: int) -> dict[str, dict]:
-    """The scores of the weights at `checkpoint`, as `score_policy`."""
-    policy = Policy(stage.config.policy, seed=stage.seed)
-    policy.load(checkpoint / "policy", optimizer=False)
-    return score_policy(stage, policy, domains, num_samples)
 
 
 def score_policy(

@@ -86,7 +86,7 @@ def test_a_self_test_tells_of_a_verifier_that_is_not_what_it_says(plugin, monkey
     monkeypatch.setattr(module, "EXAMPLES", [({}, "fine", 0.0), ({}, "raise", 1.0)])
     monkeypatch.setattr(module, "REWARD_RANGE", (-1.0, 0.5))
     assert environments.self_test(plugin) == [
-        "obedient, example 0: earns 1 instead of 0",
-        "obedient, example 0: 1 is outside of its range, -1 to 0.5",
-        "obedient, example 1: ValueError: what is this?",
+        "obedient, example 0 ('fine' to {}): earns 1 instead of 0",
+        "obedient, example 0 ('fine' to {}): 1 is outside of its range, -1 to 0.5",
+        "obedient, example 1 ('raise' to {}): ValueError: what is this?",
     ]

@@ -21,7 +21,8 @@ from nemo_cascade.environments.swe_repair.patches import Files
 from nemo_cascade.environments.swe_repair.repository import files_of
 from nemo_cascade.environments.swe_repair.similarity import changed, similarity
 
-__all__ = ["EXAMPLES", "IN_THREADS", "REWARD_RANGE", "judged", "needs_judge", "problem", "question", "usable", "verify"]
+__all__ = ["EXAMPLES", "IN_THREADS", "REWARD_RANGE", "judged", "needs_judge", "problem", "question", "reference", "usable"]
+__all__ += ["verify"]
 
 # What a reply can earn by any mode; `least` has what one earns that cannot be verified.
 REWARD_RANGE = (-1.0, 1.0)
@@ -95,6 +96,12 @@ def problem(row: dict) -> str | None:
     if after is None:
         return "golden_patch is no patch that applies to the files"
     return None if changed(before, after) else "golden_patch changes nothing"
+
+
+def reference(row: dict) -> str | None:
+    """The golden patch, of a row that has one."""
+    golden = row.get("golden_patch")
+    return golden if isinstance(golden, str) and golden.strip() else None
 
 
 def verify(row: dict, response: dict) -> dict:
