@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,12 +19,9 @@ from nemo_cascade.cascade.config import load_config
 ROOT = Path(__file__).parents[2]
 
 
-def config(tmp_path, *overrides: str, name: str = "smoke"):
-    return load_config(compose_config(name, [f"cascade.run_dir={tmp_path}", *overrides]), planning=True)
-
-
-def stages(tmp_path, *overrides: str):
-    return list(config(tmp_path, *overrides).stages.values())
+@cache
+def stages(*overrides: str, name: str = "smoke"):
+    return list(load_config(compose_config(name, list(overrides)), planning=True).stages.values())
 
 
 def test_the_command_shows_what_is_here_and_is_content_with_the_demo(tmp_path):
@@ -46,18 +44,18 @@ def test_a_wrong_config_is_refused_and_so_are_overrides_of_none(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs")
-def test_a_config_for_gpus_misses_them_on_a_machine_without(tmp_path):
-    assert doctor.gpus(stages(tmp_path)).missing is None
-    found = doctor.gpus(list(config(tmp_path, name="node").stages.values()))
+def test_a_config_for_gpus_misses_them_on_a_machine_without():
+    assert doctor.gpus(stages()).missing is None
+    found = doctor.gpus(stages(name="node"))
     assert found.missing.startswith("cluster.gpus_per_node=8, 0 can be seen") and found.found == "none"
 
 
 @pytest.mark.skipif(doctor.import_trouble("transformer_engine.pytorch") is None, reason="Transformer Engine is here")
-def test_transformer_engine_is_missing_only_where_a_key_needs_it(tmp_path):
-    assert doctor.transformer_engine(stages(tmp_path)).missing is None
+def test_transformer_engine_is_missing_only_where_a_key_needs_it():
+    assert doctor.transformer_engine(stages()).missing is None
     key = "+cascade.stages.sft.policy.megatron_cfg.optimizer"
     offload = [f"{key}.{name}=true" for name in ("optimizer_cpu_offload", "use_distributed_optimizer")]
-    found = doctor.transformer_engine(stages(tmp_path, *offload))
+    found = doctor.transformer_engine(stages(*offload))
     assert found.found == "not installed" and found.missing.startswith("needed by sft (optimizer_cpu_offload); pip install")
 
 
@@ -73,15 +71,15 @@ def test_a_module_that_does_not_load_is_told_from_one_that_is_absent(tmp_path, m
     assert found.found == "fused_weight_gradient_mlp_cuda loads, no amp_C" and found.used.startswith("gradients are added to where")
 
 
-def test_the_sandbox_runs_a_program_and_is_missing_where_it_cannot(tmp_path):
-    needing = stages(tmp_path, "cascade.order=[sft,code_rl]")
+def test_the_sandbox_runs_a_program_and_is_missing_where_it_cannot():
+    needing = stages("cascade.order=[sft,code_rl]")
     if shutil.which("bwrap"):
         found = doctor.programs(needing)
         assert found.missing is None and "a program ran with Python" in found.found and "code_gen" in found.used
     broken = {"side_effect": sandbox.SandboxUnavailable("model-written code cannot be isolated: bubblewrap is not installed")}
     with patch.object(sandbox.Sandbox, "run", **broken):
         assert doctor.programs(needing).missing.startswith("code_gen, swe_repair: here: model-written code cannot be isolated")
-        plain = stages(tmp_path, "cascade.order=[sft]", "~data.validation.code_gen", "~data.validation.swe_repair")
+        plain = stages("cascade.order=[sft]", "~data.validation.code_gen", "~data.validation.swe_repair")
         assert doctor.programs(plain).missing is None
 
 
@@ -89,23 +87,23 @@ def test_what_verifies_a_domain_is_told_by_its_file_before_its_name(tmp_path):
     row = {"agent_ref": {"name": "code_gen_simple_agent"}}
     (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
     own = f"cascade.stages.math_rl.data.train.math.data_path={tmp_path / 'own.jsonl'}"
-    (stage,) = [stage for stage in stages(tmp_path, own) if stage.name == "math_rl"]
+    (stage,) = [stage for stage in stages(own) if stage.name == "math_rl"]
     assert "code_gen" in set(doctor.environments_of(stage))
 
 
-def test_an_enabled_tracker_that_is_not_installed_is_missing(tmp_path):
+def test_an_enabled_tracker_that_is_not_installed_is_missing():
     with patch.object(doctor, "import_trouble", lambda module: "not installed"):
-        asked = doctor.tracker("wandb", stages(tmp_path, "+logger.wandb_enabled=true"))
+        asked = doctor.tracker("wandb", stages("+logger.wandb_enabled=true"))
         assert asked.missing == "logger.wandb_enabled=true; pip install wandb"
-        assert doctor.tracker("wandb", stages(tmp_path)).missing is None
+        assert doctor.tracker("wandb", stages()).missing is None
 
 
-def test_nodes_that_cannot_be_reached_are_told(tmp_path, monkeypatch):
-    several = stages(tmp_path, "++cluster.num_nodes=2")
+def test_nodes_that_cannot_be_reached_are_told(monkeypatch):
+    several = stages("++cluster.num_nodes=2")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     with patch("socket.gethostbyname", lambda host: "127.0.0.1"):
         assert "other nodes cannot reach" in doctor.network(several).missing
-        assert doctor.network(stages(tmp_path)).missing is None
+        assert doctor.network(stages()).missing is None
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no_such0")
     assert "GLOO_SOCKET_IFNAME=no_such0: no such interface" in doctor.network([]).missing
 
@@ -113,8 +111,8 @@ def test_nodes_that_cannot_be_reached_are_told(tmp_path, monkeypatch):
 def test_small_shared_memory_is_missing_only_between_gpus(tmp_path):
     usage = shutil.disk_usage(tmp_path)._replace(total=64 * 2**20)
     with patch("shutil.disk_usage", lambda path: usage):
-        assert doctor.shared_memory(stages(tmp_path)).missing is None
-        several = list(config(tmp_path, name="node").stages.values())
+        assert doctor.shared_memory(stages()).missing is None
+        several = stages(name="node")
         assert "too few for NCCL; docker run --shm-size" in doctor.shared_memory(several).missing
 
 

@@ -49,12 +49,8 @@ def test_a_stage_and_its_dependents_run_again_and_the_others_stay(finished):
 def test_a_killed_redo_goes_on_by_the_same_command_and_then_means_another_one(finished):
     assert finished.killed_in("rlhf", redo="math_rl") == ["math_rl", "mopd", "rlhf"]
     assert finished(redo="math_rl") == ["rlhf", "long_context_rl", "code_rl", "swe_rl"]
-    assert finished(redo="code_rl") == ["code_rl", "swe_rl"]
-
-
-def test_a_redo_that_was_killed_is_no_from_stage(finished):
     finished.killed_in("swe_rl", redo="code_rl")
-    assert finished(from_stage="code_rl") == ["code_rl", "swe_rl"]
+    assert finished(from_stage="code_rl") == ["code_rl", "swe_rl"], "another command"
 
 
 def test_a_redone_stage_may_have_another_config_and_the_independent_may_not(finished):

@@ -14,7 +14,7 @@ from nemo_cascade.stages.interruption import FILE, Interrupted, Interruption, se
 from tests.helpers import run_distributed
 
 ROOT = Path(__file__).parents[2]
-STEPS = 5
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,13 @@ def rows(tmp_path_factory):
     made = DOMAINS["math"].rows(24, "train", level="demo")
     path.write_text("".join(json.dumps(DOMAINS["math"].demonstration(row, n)) + "\n" for n, row in enumerate(made)))
     return path
+
+
+@pytest.fixture(scope="module")
+def unbroken(rows, tmp_path_factory):
+    """The same stage in one go: its folder and what `trained` says of it on both ranks."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, run_distributed(trained, 2, folder, rows)
 
 
 def trained(folder, rows, signalled=None, step=0, limit=None):
@@ -69,29 +76,27 @@ def trained(folder, rows, signalled=None, step=0, limit=None):
     return why, checkpoint.steps(folder), checkpoint.read_info(newest)["weights_hash"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_rank_stops_all_after_the_step_and_the_stage_goes_on_bit_identically(rank, rows, tmp_path):
-    unbroken = run_distributed(trained, 2, tmp_path / "unbroken", rows)
-    assert [(why, steps) for why, steps, _ in unbroken] == [(None, [STEPS])] * 2
-    left = run_distributed(trained, 2, tmp_path / "broken", rows, rank, 3)
-    told = "SIGUSR1: saved step 3 of stage sft; the same command goes on from there"
-    assert [(why, steps) for why, steps, _ in left] == [(told, [3])] * 2
-    assert run_distributed(trained, 2, tmp_path / "broken", rows) == unbroken
-    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("unbroken", "broken")]
+def test_a_signal_to_one_rank_stops_all_after_the_step_and_the_stage_goes_on_bit_identically(unbroken, rows, tmp_path):
+    folder, whole = unbroken
+    assert [(why, steps) for why, steps, _ in whole] == [(None, [STEPS])] * 2
+    left = run_distributed(trained, 2, tmp_path, rows, 1, 2)
+    told = "SIGUSR1: saved step 2 of stage sft; the same command goes on from there"
+    assert [(why, steps) for why, steps, _ in left] == [(told, [2])] * 2
+    assert run_distributed(trained, 2, tmp_path, rows) == whole
+    lines = [(run / "metrics.jsonl").read_text().splitlines() for run in (folder, tmp_path)]
     losses = [[(entry["step"], entry["train/loss"]) for entry in map(json.loads, run)] for run in lines]
     assert losses[0] == losses[1] and len(losses[0]) == STEPS
 
 
-def test_a_stage_leaves_in_time_for_its_checkpoint_and_makes_a_step_each_time(rows, tmp_path, monkeypatch):
+def test_a_stage_leaves_in_time_for_its_checkpoint_and_makes_a_step_each_time(unbroken, rows, tmp_path):
     """The limit is past from the beginning, so every step is the last one for which there is time."""
     limit, reached = "00:00:00:01", []
     for _ in range(STEPS - 1):
-        (why, steps, _), _ = run_distributed(late, 2, tmp_path / "run", rows, limit)
+        (why, steps, _), _ = run_distributed(late, 2, tmp_path, rows, limit)
         assert why.startswith(f"checkpointing.checkpoint_must_save_by={limit}: saved step ")
         reached += steps
-    assert reached == [1, 2, 3, 4]
-    last = run_distributed(late, 2, tmp_path / "run", rows, None)
-    assert last == run_distributed(trained, 2, tmp_path / "unbroken", rows)
+    assert reached == [1, 2, 3]
+    assert run_distributed(late, 2, tmp_path, rows, None) == unbroken[1]
 
 
 def late(folder, rows, limit):
