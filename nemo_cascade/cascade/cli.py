@@ -58,12 +58,19 @@ def run(
     from nemo_cascade.cascade import runner
     from nemo_cascade.cascade.gate import GateError
     from nemo_cascade.data.rows import DataError
+    from nemo_cascade.engine import disk
+    from nemo_cascade.engine.seal import Damaged
     from nemo_cascade.sandbox import SandboxError
 
+    refusals = (runner.RunRefused, runner.RefusedElsewhere, ManifestError, DataError, SandboxError, GateError)
     try:
         runner.run(cascade, only=only, from_stage=from_stage)
-    except (runner.RunRefused, runner.RefusedElsewhere, ManifestError, DataError, SandboxError, GateError) as error:
+    except (*refusals, disk.DiskError, Damaged) as error:
         refuse(str(error).splitlines())
+    except OSError as error:
+        if error.errno not in disk.FAULTS:
+            raise
+        refuse([disk.failed(error)])
 
 
 @app.command()

@@ -17,7 +17,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from nemo_cascade import sandbox
-from nemo_cascade.cascade import agreement, gate, report
+from nemo_cascade.cascade import agreement, data_files, gate, report, state
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, Manifest, StageRecord
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, dependencies, make_plan, write_stage_config
@@ -26,7 +26,7 @@ from nemo_cascade.data import demo
 from nemo_cascade.data.files import write_atomically
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.tokenizer import load_tokenizer
-from nemo_cascade.engine import checkpoint, parallel
+from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import model_override_names
 from nemo_cascade.environments.endpoint import Endpoint, EndpointError
 from nemo_cascade.stages.context import StageRun
@@ -55,7 +55,10 @@ def run(
     console = Console(highlight=False, soft_wrap=True)
     parallel.init(next(iter(cascade.stages.values())).policy.megatron_cfg, seed=cascade.seed)
     try:
+        state.refuse_unwritable([Path(cascade.run_dir)])
         manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage))
+        state.refuse_unwritable([manifest.directory(name) for name in plan.run])
+        state.refuse_damaged(manifest, state.read_by(cascade, manifest, plan.run))
         check_rows(cascade)
         on_rank_0(lambda: refuse_absent_judges(cascade, plan.run))
         agreed = on_rank_0(lambda: agreement_of_endpoint(cascade)) if plan.run else None
@@ -94,8 +97,11 @@ def begin(cascade: CascadeConfig, only: str | None, from_stage: str | None) -> t
     plan = make_plan(cascade, manifest, only, from_stage)
     judge_again(cascade, manifest)
     refuse_stopped(cascade, manifest, [name for name in concerned(cascade, only) if name != only])
-    if cascade.demo_data is not None:
-        write_demo_rows(cascade.demo_data)
+    state.remove_stale(manifest.run_dir)
+    if cascade.demo_data is not None and write_demo_rows(cascade.demo_data):
+        changed = data_files.problems(manifest, cascade.order)
+        if changed:
+            raise RunRefused("\n".join(changed))
     return manifest, plan
 
 
@@ -110,10 +116,13 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
         domain: record.parent if teacher.anchor and teacher.stage == stage.parent else teacher.stage
         for domain, teacher in stage.teachers.items()
     }
+    if record.status == PENDING:
+        record.data = on_rank_0(lambda: data_files.hashes(cascade, stage.name))
     record.status, record.config_hash = RUNNING, config_hash(cascade, stage)
     record.teacher_only, record.teachers = stage.teacher_only, teachers
     refuse_own_start(stage, record)
     refuse_poor_judge(cascade, stage, manifest)
+    state.refuse_damaged(manifest, state.read_by(cascade, manifest, [stage.name]))
     sandbox.use(stage.sandbox.url)
     if parallel.rank() == 0:
         manifest.save()
@@ -139,9 +148,10 @@ def run_stage(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, lo
     final = directory / f"step_{Validations(stage_run, stage.loop, done=stage.max_num_steps).final_step}"
     if not final.is_dir():
         raise RuntimeError(f"stage {stage.name} came to its end without writing {final}")
+    info = state.verified(final, stage.name)
     scores = score_stage(cascade, stage_run, final, score)
     record.checkpoint = str(final.relative_to(manifest.run_dir))
-    record.checkpoint_hash = checkpoint.read_info(final)["weights_hash"]
+    record.checkpoint_hash = info["weights_hash"]
     record.scores = {domain: {"mean": entry["mean"], "n": entry["n"]} for domain, entry in scores.items()}
     record.seconds = parallel.broadcast(round(time.monotonic() - started, 1))
     record.status = DONE
@@ -312,11 +322,11 @@ def stage_seed(seed: int, name: str) -> int:
 # -------------------------------------------------------------------------------- before the first stage
 
 
-def write_demo_rows(settings: DemoDataConfig) -> None:
-    """The procedural rows, unless they are there already with these settings."""
+def write_demo_rows(settings: DemoDataConfig) -> bool:
+    """The procedural rows, unless they are there already with these settings; whether it wrote them."""
     asked = dataclasses.asdict(settings)
     try:
-        demo.ensure(Path(asked.pop("path")), **asked)
+        return demo.ensure(Path(asked.pop("path")), **asked)
     except ValueError as error:
         raise RunRefused(f"cascade.demo_data: {error}") from error
 
