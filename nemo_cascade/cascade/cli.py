@@ -349,16 +349,23 @@ def load(
 
 
 def started(action: Callable[[], object]) -> None:
-    """Runs what trains; a refusal ends the program with its lines, anything else with its traceback."""
+    """Runs what trains; a refusal, or what a disk did, ends the program with its lines, anything else with its traceback."""
     from nemo_cascade.cascade import runner
     from nemo_cascade.cascade.gate import GateError
     from nemo_cascade.data.rows import DataError
+    from nemo_cascade.engine import disk
+    from nemo_cascade.engine.seal import Damaged
     from nemo_cascade.sandbox import SandboxError
 
+    refusals = (runner.RunRefused, runner.RefusedElsewhere, ManifestError, DataError, SandboxError, GateError)
     try:
         action()
-    except (runner.RunRefused, runner.RefusedElsewhere, ManifestError, DataError, SandboxError, GateError) as error:
+    except (*refusals, disk.DiskError, Damaged) as error:
         refuse(str(error).splitlines())
+    except OSError as error:
+        if error.errno not in disk.FAULTS:
+            raise
+        refuse([disk.failed(error)])
 
 
 def quiet_logs() -> None:

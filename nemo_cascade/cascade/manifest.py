@@ -1,7 +1,9 @@
 """`cascade_manifest.json`: what each stage of a run directory has come to; the only thing stages share.
 
 Written to a temporary file, synced and renamed, so that a kill at any moment leaves either the old manifest or the new
-one. Holds no configuration (that is each stage's config.yaml) and decides nothing (that is the runner's).
+one. A digest over its content tells when it was edited or damaged; it is refused then, because which checkpoint came from which
+is known nowhere else. For the same reason the one before the last change is kept beside it: a run that goes on from that one only
+repeats its last transition. Holds no configuration (that is each stage's config.yaml) and decides nothing (that is the runner's).
 """
 
 import dataclasses
@@ -10,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_cascade.data.files import write_atomically
+from nemo_cascade.data.hashes import json_hash
 
 FILE = "cascade_manifest.json"
-FORMAT = 1
+BACKUP = f"{FILE}.bak"
+FORMAT = 2
 PENDING, RUNNING, DONE = "pending", "running", "done"
 
 
@@ -27,7 +31,7 @@ class StageRecord:
     scores: domain -> {"mean": average reward in [0, 1], "n": prompts}. teachers: domain -> stage, or folder outside of the run;
     teacher_facts: domain -> what `provenance.of_teachers` found. fingerprint: hashes of its tokenizer and template. parent: where it really
     started, which after a rollback is not the parent its config names. gate: the verdict of `gate.judge`. handover: what
-    `handover.check` found.
+    `handover.check` found. data: the files of rows that it trains and is scored on -> their sha256 when it began.
     """
 
     directory: str
@@ -44,6 +48,7 @@ class StageRecord:
     seconds: float | None = None
     gate: dict | None = None
     handover: dict | None = None
+    data: dict[str, str] = field(default_factory=dict)
 
     @property
     def rolled_back(self) -> bool:
@@ -73,24 +78,32 @@ class Manifest:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["format"] != FORMAT:
                 raise ManifestError(
-                    f"{path}: format {document['format']}, this version reads {FORMAT}; use another run_dir"
+                    f"{path}: format {document['format']}, this version reads {FORMAT}; finish this run with the version that "
+                    "began it, or use another run_dir"
                 )
+            if document.pop("digest") != json_hash(document):
+                raise ManifestError(f"{path}: edited or damaged since it was written (its digest does not fit); {_remedy(path)}")
             stages = {name: StageRecord(**record) for name, record in document["stages"].items()}
             return cls(Path(run_dir), stages, document["redo"])
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ManifestError(
-                f"{path}: not a manifest ({type(error).__name__}: {error}); put back a copy or use another run_dir"
+                f"{path}: not a manifest ({type(error).__name__}: {error}); {_remedy(path)}"
             ) from error
 
     def save(self) -> None:
-        """Replaces the file atomically."""
+        """Replaces the file atomically, if anything changed; what it was stays as its backup."""
         document = {
             "format": FORMAT,
             "redo": self.redo,
             "stages": {name: dataclasses.asdict(record) for name, record in self.stages.items()},
         }
+        text = json.dumps({"digest": json_hash(document), **document}, indent=2) + "\n"
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, json.dumps(document, indent=2) + "\n")
+        before = self.path.read_text(encoding="utf-8") if self.path.exists() else None
+        if before is not None and before != text:
+            write_atomically(self.run_dir / BACKUP, before)
+        if before != text:
+            write_atomically(self.path, text)
 
     def add(self, name: str) -> StageRecord:
         """The record of a stage, made when the manifest does not know it yet; its folder is `<NN-name>`, NN from 01."""
@@ -116,3 +129,10 @@ class Manifest:
     def reset(self, name: str) -> None:
         """Back to a stage that was never started; its folder keeps its name."""
         self.stages[name] = StageRecord(directory=self.stages[name].directory)
+
+
+def _remedy(path: Path) -> str:
+    return (
+        f"undo the edit, or put the manifest before its last change back (mv {path.with_name(BACKUP)} {path}), which repeats at most "
+        "the last stage's end; what a stage computed is changed by its config and --from-stage, never here"
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from nemo_cascade.cascade import layout
+from nemo_cascade.cascade import data_files, layout
 from nemo_cascade.cascade.checks import AUTO
 from nemo_cascade.cascade.config import BLOCKS, CascadeConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, FILE, PENDING, Manifest
@@ -187,8 +187,8 @@ def _check_names(cascade: CascadeConfig, options: dict[str, str | None]) -> None
 
 
 def check_unchanged(cascade: CascadeConfig, manifest: Manifest, names: list[str]) -> None:
-    """Started stages have the config they were started with, finished ones still have their checkpoint."""
-    problems = []
+    """Started stages have the config and the rows they were started with, finished ones still have their checkpoint."""
+    problems = data_files.problems(manifest, names)
     for name in names:
         record = manifest.stages[name]
         changes = changed_keys(cascade, manifest, name)

@@ -17,7 +17,18 @@ from typing import TypeVar
 from rich.console import Console
 
 from nemo_cascade import heartbeat, sandbox
-from nemo_cascade.cascade import agreement, gate, judge_checks, operation, provenance, readiness, report, teachers
+from nemo_cascade.cascade import (
+    agreement,
+    data_files,
+    gate,
+    judge_checks,
+    operation,
+    provenance,
+    readiness,
+    report,
+    state,
+    teachers,
+)
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
 from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, Manifest, StageRecord
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, dependencies, make_plan, write_stage_config
@@ -26,7 +37,7 @@ from nemo_cascade.data import demo
 from nemo_cascade.data.files import write_atomically
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.tokenizer import fingerprint, load_tokenizer
-from nemo_cascade.engine import checkpoint, parallel
+from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import model_override_names
 from nemo_cascade.environments.endpoint import EndpointError
 from nemo_cascade.stages.context import StageRun
@@ -59,7 +70,10 @@ def run(
     first = next(iter(cascade.stages.values()))
     parallel.init(first.policy.megatron_cfg, seed=cascade.seed, timeout=2 * first.cluster.collective_timeout_minutes)
     try:
+        state.refuse_unwritable([Path(cascade.run_dir)])
         manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage, redo))
+        state.refuse_unwritable([manifest.directory(name) for name in plan.run])
+        state.refuse_damaged(manifest, state.read_by(cascade, manifest, plan.run))
         known, noted = check_rows(cascade, plan.run)
         on_rank_0(lambda: refuse_absent_judges(cascade, plan.run))
         agreed = on_rank_0(lambda: agreement_of_endpoint(cascade)) if plan.run else None
@@ -103,8 +117,11 @@ def begin(
     plan = make_plan(cascade, manifest, only, from_stage, redo)
     judge_again(cascade, manifest)
     refuse_stopped(cascade, manifest, [name for name in concerned(cascade, only) if name != only])
-    if cascade.demo_data is not None:
-        write_demo_rows(cascade.demo_data)
+    state.remove_stale(manifest.run_dir)
+    if cascade.demo_data is not None and write_demo_rows(cascade.demo_data):
+        changed = data_files.problems(manifest, cascade.order)
+        if changed:
+            raise RunRefused("\n".join(changed))
     return manifest, plan
 
 
@@ -120,6 +137,8 @@ def run_stage(
     record.parent = start_of(stage, manifest)
     record.fingerprint = on_rank_0(lambda: fingerprint(load_tokenizer(stage.policy.tokenizer.name)))
     record.teachers = on_rank_0(lambda: teachers.resolve(manifest, stage))
+    if record.status == PENDING:
+        record.data = on_rank_0(lambda: data_files.hashes(cascade, stage.name))
     refuse_own_start(stage, record)
     outside = provenance.of_outside(manifest, stage)
     record.teacher_facts = on_rank_0(lambda: provenance.of_teachers(manifest, stage, outside))
@@ -127,6 +146,7 @@ def run_stage(
     record.status, record.config_hash = RUNNING, config_hash(cascade, stage)
     record.teacher_only = stage.teacher_only
     refuse_poor_judge(cascade, stage, manifest)
+    state.refuse_damaged(manifest, state.read_by(cascade, manifest, [stage.name]))
     sandbox.use(stage.sandbox.url)
     if parallel.rank() == 0:
         manifest.save()
@@ -157,10 +177,11 @@ def run_stage(
     if not final.is_dir():
         raise RuntimeError(f"stage {stage.name} came to its end without writing {final}")
     heartbeat.at("reading its checkpoint again, scoring", step=0)
+    info = state.verified(final, stage.name)
     scores = score_stage(cascade, stage_run, final, score)
     record.handover = on_rank_0(lambda: read_handover(directory))
     record.checkpoint = str(final.relative_to(manifest.run_dir))
-    record.checkpoint_hash = checkpoint.read_info(final)["weights_hash"]
+    record.checkpoint_hash = info["weights_hash"]
     record.scores = {domain: {"mean": entry["mean"], "n": entry["n"]} for domain, entry in scores.items()}
     record.seconds = parallel.broadcast(round(time.monotonic() - started, 1))
     record.status = DONE
@@ -331,11 +352,11 @@ def stage_seed(seed: int, name: str) -> int:
 # -------------------------------------------------------------------------------- before the first stage
 
 
-def write_demo_rows(settings: DemoDataConfig) -> None:
-    """The procedural rows, unless they are there already with these settings."""
+def write_demo_rows(settings: DemoDataConfig) -> bool:
+    """The procedural rows, unless they are there already with these settings; whether it wrote them."""
     asked = dataclasses.asdict(settings)
     try:
-        demo.ensure(Path(asked.pop("path")), **asked)
+        return demo.ensure(Path(asked.pop("path")), **asked)
     except ValueError as error:
         raise RunRefused(f"cascade.demo_data: {error}") from error
 

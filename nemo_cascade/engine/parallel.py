@@ -79,7 +79,7 @@ def world_size() -> int:
 
 def broadcast(value):
     """Rank 0's `value` on every rank (any picklable object)."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -105,7 +105,7 @@ def share_out(function, items: list) -> list:
 
     An error on one rank is raised on all of them, that of the lowest rank first, so that none waits for another.
     """
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    world = world_size()
     try:
         share = function(items[rank() :: world]), None
     except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for ever
@@ -117,6 +117,11 @@ def share_out(function, items: list) -> list:
         if error is not None:
             raise error
     return [shares[number % world][0][number // world] for number in range(len(items))]
+
+
+def on_rank_0(action):
+    """action() of rank 0, on every rank, none of which goes on before; an error there is raised on all of them."""
+    return share_out(lambda once: [action() for _ in once], [None])[0]
 
 
 def broadcast_from_last_stage(tensor: torch.Tensor) -> None:

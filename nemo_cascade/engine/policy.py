@@ -19,6 +19,7 @@ cpu.install()
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
+from megatron.core.dist_checkpointing.mapping import is_main_replica  # noqa: E402
 from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
 from megatron.core.distributed import (  # noqa: E402
     DistributedDataParallel,
@@ -36,7 +37,7 @@ from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logp
 from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_settings  # noqa: E402
 from nemo_cascade.engine.convert import read_hf, refuse_unless_fitting  # noqa: E402
 from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
-from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, weights_hash  # noqa: E402
+from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, stored_parts, weights_hash  # noqa: E402
 from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optimizer_state, restore_state  # noqa: E402
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
@@ -249,6 +250,16 @@ class Policy:
             changed = [name for name, tensor in self._tensors().items() if not torch.equal(tensor, student[name])]
             if changed:
                 raise RuntimeError(f"the student came back changed from {checkpoint}: {', '.join(changed[:5])}")
+
+    def checkpoint_bytes(self) -> int:
+        """About what `save` writes on all ranks together, told from the shapes of the weights; the same on every rank."""
+        mine = [part for _, _, part in stored_parts(self.model) if is_main_replica(part.replica_id)]
+        masters = self.config.megatron_cfg.optimizer.use_distributed_optimizer or self.config.precision != "float32"
+        of_optimizer = (12 if masters else 8) if self._training else 0
+        count = sum(part.data.numel() * (part.data.element_size() + of_optimizer) for part in mine)
+        total = torch.tensor(count, dtype=torch.int64, device=self.device)
+        dist.all_reduce(total)
+        return int(total)
 
     def matches(self, directory: Path) -> bool:
         """Whether the weights written below `directory` are bit-equal to those in memory, on every rank."""

@@ -12,8 +12,12 @@ from nemo_cascade.stages.context import StageRun
 
 
 def resume_or_begin(stage: StageRun, policy: Policy) -> dict | None:
-    """Puts weights (and, when resuming, optimizer and schedule) into `policy`; returns what the checkpoint remembers, if any."""
-    newest = checkpoint.latest(stage.dir)
+    """Puts weights (and, when resuming, optimizer and schedule) into `policy`; returns what the checkpoint remembers, if any.
+
+    Raises DiskError where its first checkpoint would not fit, and Surplus as `checkpoint.latest_whole`.
+    """
+    checkpoint.refuse_without_space(policy, stage.dir)
+    newest = checkpoint.latest_whole(stage.dir)
     if newest is not None:
         info = checkpoint.load(policy, newest)
     else:

@@ -44,7 +44,7 @@ def test_stage_folders_are_numbered_and_keep_their_number(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "redo": null, "stages": {"a": {"x": 1}}}', '{"format": 99}'],
+    ["", "{", "[]", "{}", '{"format": 2}', '{"format": 2, "redo": null, "stages": {"a": {"x": 1}}}', '{"format": 1}'],
 )
 def test_a_broken_manifest_is_named(tmp_path, text):
     (tmp_path / FILE).write_text(text)

@@ -18,7 +18,7 @@ from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, Manifest
 from nemo_cascade.cascade.runner import RunRefused, run, stage_seed
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.rows import DataError
-from nemo_cascade.engine import parallel
+from nemo_cascade.engine import parallel, seal
 
 
 class Killed(BaseException):
@@ -49,9 +49,11 @@ class Loops:
             f"judged by {hash_of(stage.judge)}",
         ]
         final = stage.dir / f"step_{steps}"
-        final.mkdir()
         digest = hashlib.sha256(repr(given).encode()).hexdigest()
-        (final / "training_info.json").write_text(json.dumps({"step": steps, "weights_hash": digest, "given": given}))
+        for part in ("weights", "optimizer"):
+            (final / "policy" / part).mkdir(parents=True)
+            (final / "policy" / part / "__0_0.distcp").write_text(digest)
+        seal.seal(final, {"step": steps, "weights_hash": digest, "given": given})
 
 
 def hash_of(checkpoint: Path | None) -> str | None:
@@ -145,7 +147,8 @@ def test_all_stages_run_in_order_and_are_done(first):
     runs = first
     assert runs.statuses() == [DONE] * len(ORDER)
     folders = [f"{number:02d}-{name}" for number, name in enumerate(ORDER, start=1)]
-    assert sorted(path.name for path in runs.run_dir.iterdir()) == [*folders, "cascade_manifest.json", "heartbeats", "report"]
+    expected = [*folders, "cascade_manifest.json", "cascade_manifest.json.bak", "heartbeats", "report"]
+    assert sorted(path.name for path in runs.run_dir.iterdir()) == expected
     assert sorted(path.name for path in (runs.run_dir / "07-mopd").iterdir()) == [
         "config.yaml",
         "metrics.jsonl",
@@ -426,8 +429,7 @@ def test_a_stage_can_be_added_to_a_finished_run(finished):
 
 
 def test_a_lost_checkpoint_of_a_finished_stage_is_named(finished):
-    (finished.run_dir / "03-if_rl" / "step_2" / "training_info.json").unlink()
-    (finished.run_dir / "03-if_rl" / "step_2").rmdir()
+    shutil.rmtree(finished.run_dir / "03-if_rl" / "step_2")
     with pytest.raises(RunRefused, match="stage if_rl is finished but its checkpoint .*03-if_rl/step_2 is gone"):
         finished()
 
