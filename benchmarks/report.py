@@ -50,8 +50,9 @@ def make_run(folder: Path, rollouts: int, steps: int | None = None, texts: dict[
     """
     draw, texts = random.Random(0), texts or {domain: conversations(domain) for domain in SCORED}
     sampling = [name for name, stage in STAGES.items() if name != "sft"]
-    steps = steps or max(1, rollouts // (PER_STEP * len(sampling)))
-    per_step = max(1, rollouts // (steps * len(sampling)))
+    # The last one stops after two thirds of its steps.
+    steps = steps or max(1, math.ceil(rollouts / (PER_STEP * (len(sampling) - 1 / 3))))
+    per_step = max(1, round(rollouts / (steps * (len(sampling) - 1 / 3))))
     manifest, levels = Manifest(folder), {}
     now = time.time() - 30_000
     for name, (parent, trained, change, teachers, side) in STAGES.items():

@@ -11,7 +11,7 @@ TOTAL = "total_step_time"
 
 
 class Stopwatch:
-    """`start`, then a `lap` after each part, then `read`. A lap is all the time since the one before: parts add up to the whole."""
+    """`start`, then a `lap` after each part, then `read`. A lap is the time since the one before, so parts add up."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         """clock: seconds from anywhere."""

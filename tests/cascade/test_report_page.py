@@ -26,7 +26,7 @@ REPLY = ["<think>", "\n", "three", "\n", "</think>", "\n", "It is 3", "<|im_end|
 @pytest.fixture
 def run(tmp_path) -> Path:
     """Six stages: tool_rl rolled back, math_rl only teaches, multi_domain_rl in the middle; 12 steps, 8 replies each."""
-    made.make_run(tmp_path / "run", 12 * 40, steps=12, texts={domain: [(PROMPT, REPLY)] for domain in made.SCORED})
+    made.make_run(tmp_path / "run", 450, steps=12, texts={domain: [(PROMPT, REPLY)] for domain in made.SCORED})
     return tmp_path / "run"
 
 
@@ -49,6 +49,16 @@ def test_the_page_has_every_stage_with_state_start_teachers_and_hashes(run):
     assert "tool_rl rolled back" in text and "math_rl done only teaches" in text and "step 9 of 12" in text
     assert "from if_rl, taught by if_rl, math_rl" in text
     assert record.checkpoint_hash in text and record.config_hash in text and "model_name: tiny" in text
+
+
+def test_whatever_else_the_manifest_has_of_a_stage_is_there_too(run):
+    stage = read_run(run).stages["mopd"]
+    stage.record.handover = {"reloaded": {"largest difference": 0.0}, "notes": []}
+    assert views.facts(stage) == {
+        "config_hash": stage.record.config_hash,
+        "checkpoint_hash": stage.record.checkpoint_hash,
+        "handover.reloaded.largest difference": "0.0",
+    }
 
 
 def test_scores_have_their_change_and_its_interval(run):

@@ -29,7 +29,7 @@ def browser():
 def page_file(tmp_path_factory) -> Path:
     """A run of 12 steps whose first math reply is hostile, most of whose rollouts stand beside the page."""
     folder = tmp_path_factory.mktemp("made") / "run"
-    made.make_run(folder, 12 * 40, steps=12, texts={domain: [(PROMPT, REPLY)] for domain in made.SCORED})
+    made.make_run(folder, 450, steps=12, texts={domain: [(PROMPT, REPLY)] for domain in made.SCORED})
     trace = folder / "03-math_rl" / "traces" / "step_1.jsonl"
     first, *others = trace.read_text().splitlines()
     values = {"prompt": ATTACK, "pieces": [ATTACK], "logprobs": [-9.0], "reward": 7.5, "row": {ATTACK: ATTACK}}

@@ -68,7 +68,7 @@ def rendered(run: Run, kept: rollouts.Rollouts) -> str:
         actions=views.VERDICTS,
         teachers=views.teacher_rows(run),
         spent={name: views.spent(stage, scores.get(name, {})) for name, stage in run.stages.items()},
-        hashes={name: views.hashes(stage) for name, stage in run.stages.items()},
+        facts={name: views.facts(stage) for name, stage in run.stages.items()},
         kept=kept,
         data=Markup(rollouts.safe_json(data)),
         inline=[Markup(page) for page in kept.inline],

@@ -1,6 +1,6 @@
 """What a run directory holds, read so that nothing of it has to be whole: a run may go on meanwhile, or it was killed anywhere.
 
-A file that is missing is empty; what cannot be read is left out and said (`problems`). Only a manifest that is damaged is refused.
+A file that is missing is empty; what cannot be read is left out and said (`problems`). Only a damaged manifest is refused.
 """
 
 import json

@@ -9,6 +9,7 @@ from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest
 from nemo_cascade.cascade.report_page.curves import TOTAL, seconds_by_part
 from nemo_cascade.cascade.report_page.run_files import Run, StageFiles, setting
 from nemo_cascade.cascade.report import domains
+from nemo_cascade.cascade.strict import flatten
 from nemo_cascade.stages import paired
 
 RULES = {
@@ -22,6 +23,8 @@ VERDICTS = {
     gate.STOP: "stopped the run",
     gate.ROLLBACK: "rolled back",
 }
+
+SHOWN_ELSEWHERE = ("directory", "status", "parent", "teacher_only", "teachers", "checkpoint", "scores", "seconds", "gate")
 
 
 @dataclass
@@ -161,7 +164,7 @@ def spent(stage: StageFiles, scores: dict[str, Score]) -> dict:
     }
 
 
-def hashes(stage: StageFiles) -> dict[str, str]:
-    """Every hash that the manifest has of a stage."""
-    values = vars(stage.record)
-    return {key.replace("_", " "): str(value) for key, value in values.items() if "hash" in key and value}
+def facts(stage: StageFiles) -> dict[str, str]:
+    """What else the manifest has of a stage, as "dotted key" -> text: its hashes, and whatever checks have left there."""
+    record = {key: value for key, value in vars(stage.record).items() if key not in SHOWN_ELSEWHERE}
+    return {key: str(value) for key, value in flatten(record).items() if value not in (None, {}, [])}
