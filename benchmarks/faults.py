@@ -15,33 +15,35 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
-from nemo_cascade.cascade.manifest import DONE, RUNNING, Manifest
+from nemo_cascade.cascade.manifest import DONE, Manifest
 from nemo_cascade.engine import checkpoint, seal
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 2
 # A checkpoint after every step, two kept: much is written and removed.
 OFTEN = ("checkpointing.save_period=1", "checkpointing.keep_top_k=2")
-SAVING, STARTING = "saving", "starting"
+SAVING, STARTING, TRAINING = "saving", "starting", "training"
 # Only so that a run that hangs ends.
 TIMEOUT = 3600
 
 
 @dataclass
 class Moment:
-    """When to kill: so long after the stage was seen to run, to save, or after the start; and whether every process at once."""
+    """When to kill: so long after a start; or after the stage of that number, or a later one, was seen to begin or go on, or to save
+    then; and whether every process at once."""
 
-    stage: str
+    number: int
     place: str
     delay: float
     everyone: bool
@@ -49,7 +51,8 @@ class Moment:
 
 @dataclass
 class Kill:
-    """What a kill met: the moment, the life it was dealt in, the seconds since that start, the stage's steps so far, what was wrong."""
+    """What a kill met. life: the number of the run. seconds: since its last start. statuses: of its stages. writing: whether a
+    checkpoint was being written or removed. wrong: what did not hold, in words."""
 
     moment: Moment
     life: int
@@ -72,18 +75,17 @@ def main() -> None:
     raise SystemExit(int(bool(wrong)))
 
 
-def survive(out: Path, kills: int, seed: int, per_life: int, overrides: list[str] = ()) -> list[str]:
+def survive(out: Path, kills: int, seed: int, per_life: int, overrides: Sequence[str] = ()) -> list[str]:
     """Everything that did not hold, in words. `faults.json` in `out` has every kill."""
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     whole = out / "undisturbed"
     wrong = [] if start(whole, overrides).wait(TIMEOUT) == 0 else [f"{whole}: ended in error; see {log_of(whole)}"]
-    stages = list(Manifest.load(whole).stages)
     expected = hashes(whole)
     rng, dealt, lives = random.Random(seed), [], 0
     while len(dealt) < kills and not wrong:
         run_dir = out / f"killed_{(lives := lives + 1)}"
-        moments = draw(rng, stages, min(per_life, kills - len(dealt)))
+        moments = draw(rng, len(expected), min(per_life, kills - len(dealt)))
         for kill in live(run_dir, moments, lives, rng, overrides):
             dealt.append(kill)
             wrong += kill.wrong
@@ -94,59 +96,59 @@ def survive(out: Path, kills: int, seed: int, per_life: int, overrides: list[str
     return wrong
 
 
-def draw(rng: random.Random, stages: list[str], count: int) -> list[Moment]:
-    """Moments all over one run's life, in the order of its stages."""
+def draw(rng: random.Random, stages: int, count: int) -> list[Moment]:
+    """Moments all over the life of a run of so many stages, in their order."""
     moments = []
-    for number in sorted(rng.randrange(len(stages)) for _ in range(count)):
-        place = rng.choices((SAVING, STARTING, RUNNING), weights=(4, 1, 5))[0]
+    for number in sorted(rng.randint(1, stages) for _ in range(count)):
+        place = rng.choices((SAVING, STARTING, TRAINING), weights=(4, 1, 5))[0]
         # A write takes some tenths of a second, the start and a stage some seconds.
-        longest = {SAVING: 0.4, STARTING: 12.0, RUNNING: 5.0}[place]
-        moments.append(Moment(stages[number], place, rng.uniform(0, longest), rng.random() < 0.5))
+        longest = {SAVING: 0.4, STARTING: 12.0, TRAINING: 5.0}[place]
+        moments.append(Moment(number, place, rng.uniform(0, longest), rng.random() < 0.5))
     return moments
 
 
-def live(run_dir: Path, moments: list[Moment], life: int, rng: random.Random, overrides: list[str]) -> Iterator[Kill]:
+def live(run_dir: Path, moments: list[Moment], life: int, rng: random.Random, overrides: Sequence[str]) -> Iterator[Kill]:
     """One run from its beginning to its end, killed at the moments that come before it."""
-    process, started = start(run_dir, overrides), time.monotonic()
+    said, process, started = length_of_log(run_dir), start(run_dir, overrides), time.monotonic()
     for moment in moments:
-        if not wait_for(run_dir, process, moment):
+        if not wait_for(run_dir, process, moment, said):
             break
         writing = any(run_dir.glob("*/tmp_*step_*"))
         kill(process, everyone=moment.everyone, rng=rng)
         statuses = [record.status for record in Manifest.load(run_dir).stages.values()]
         yield Kill(moment, life, time.monotonic() - started, statuses, writing, damage(run_dir))
-        process, started = start(run_dir, overrides), time.monotonic()
+        said, process, started = length_of_log(run_dir), start(run_dir, overrides), time.monotonic()
     if process.wait(TIMEOUT) != 0:
         raise SystemExit(f"{run_dir}: ended in error; see {log_of(run_dir)}")
 
 
-def wait_for(run_dir: Path, process: subprocess.Popen, moment: Moment) -> bool:
-    """Waits until the moment has come; False when the run ended before."""
+def wait_for(run_dir: Path, process: subprocess.Popen, moment: Moment, said: int) -> bool:
+    """Waits until the moment has come; False when the run ended before. said: bytes of the log before its last start."""
     deadline, seen = time.monotonic() + TIMEOUT, None
     while time.monotonic() < deadline:
         if process.poll() is not None:
             return False
-        seen = time.monotonic() if seen is None and has_come(run_dir, moment) else seen
+        seen = time.monotonic() if seen is None and has_come(run_dir, moment, said) else seen
         if seen is not None and time.monotonic() - seen >= moment.delay:
             return True
         time.sleep(0.01)
     raise SystemExit(f"{run_dir}: nothing came to an end in {TIMEOUT} s; see {log_of(run_dir)}")
 
 
-def has_come(run_dir: Path, moment: Moment) -> bool:
-    """Whether what a moment's delay counts from is seen: a start at once, its stage (or one after it), a save of such a stage."""
+def has_come(run_dir: Path, moment: Moment, said: int) -> bool:
+    """Whether what the moment's delay counts from is seen."""
     if moment.place == STARTING:
         return True
-    record = Manifest.load(run_dir).stages.get(moment.stage)
-    if record is None or record.status not in (RUNNING, DONE):
-        return False
-    return moment.place == RUNNING or any(run_dir.glob("*/tmp_*step_*"))
+    # The manifest would name the stage that runs also while it is still starting again.
+    begun = re.findall(rb"^stage (\d+)/", log_of(run_dir).read_bytes()[said:], re.MULTILINE)
+    there = any(int(number) >= moment.number for number in begun)
+    return there and (moment.place == TRAINING or any(run_dir.glob("*/tmp_*step_*")))
 
 
 def kill(process: subprocess.Popen, everyone: bool, rng: random.Random) -> None:
     """SIGKILL for one rank or for all processes of a run; returns when none of them is left."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    ranks = [child for child in family[0].children() if "cascade.py" in " ".join(child.cmdline())]
+    ranks = family[0].children()  # torchrun has no others
     for member in family if everyone or not ranks else [rng.choice(ranks)]:
         try:
             member.send_signal(signal.SIGKILL)
@@ -192,12 +194,12 @@ def told(kill: Kill) -> str:
     """One line on a kill."""
     whom = "all processes" if kill.moment.everyone else "one rank"
     met = "while writing a checkpoint" if kill.writing else f"{kill.statuses.count(DONE)} stages done"
-    return f"{whom}, {kill.moment.place} at {kill.moment.stage}, {kill.seconds:.1f} s after the start, {met}: " + (
+    return f"{whom}, {kill.moment.place} at stage {kill.moment.number}, {kill.seconds:.1f} s after the start, {met}: " + (
         "; ".join(kill.wrong) or "whole"
     )
 
 
-def start(run_dir: Path, overrides: list[str]) -> subprocess.Popen:
+def start(run_dir: Path, overrides: Sequence[str]) -> subprocess.Popen:
     """The run's command, the same every time."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={PROCESSES}", "--rdzv-backend=c10d"),
@@ -208,6 +210,11 @@ def start(run_dir: Path, overrides: list[str]) -> subprocess.Popen:
         return subprocess.Popen(
             command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
+
+
+def length_of_log(run_dir: Path) -> int:
+    """Bytes of what was printed so far."""
+    return log_of(run_dir).stat().st_size if log_of(run_dir).exists() else 0
 
 
 def log_of(run_dir: Path) -> Path:
