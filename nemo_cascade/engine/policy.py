@@ -28,6 +28,7 @@ from megatron.core.distributed import (  # noqa: E402
 )
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.transformer import TransformerConfig  # noqa: E402
+from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from nemo_cascade.data.packing import document_multiple  # noqa: E402
 from nemo_cascade.data.sample import Sample  # noqa: E402
@@ -366,12 +367,17 @@ class Policy:
             tensor.copy_(tensors[name])
 
     def _read_weights(self, directory: Path) -> dict[str, torch.Tensor]:
-        """Local shards of a checkpoint's weights in fresh tensors; the model is not touched."""
+        """Local shards of a checkpoint's weights in fresh tensors; the model is not touched. Raises OSError for a damaged one."""
         return self._read_shards(Path(directory) / "weights")
 
     def _read_shards(self, folder: Path) -> dict[str, torch.Tensor]:
         target = empty_like(sharded_state_dict(self.model))
-        loaded = dist_checkpointing.load(target, str(folder))
+        try:
+            loaded = dist_checkpointing.load(target, str(folder))
+        except CheckpointException as damaged:
+            # No Exception but a BaseException, which nobody expects of a file that is cut or gone.
+            rank, (error, _) = next(iter(damaged.failures.items()))
+            raise OSError(f"{folder}, on rank {rank}: {type(error).__name__}: {error}") from damaged
         return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
 
     def _read_teacher(self, place: Path) -> dict[str, torch.Tensor]:
