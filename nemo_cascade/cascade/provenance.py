@@ -119,7 +119,8 @@ def warning(domain: str, facts: dict, known: teachers.Margin | None) -> str | No
     told = f"the teacher {facts['teacher']} of {domain}, {known} beside the student's start {facts['start']},"
     if known.mean < 0:
         return f"{told} is worse than it"
-    return f"{told} may be no better than it: noise gains as much with a chance of {known.chance:.2g}" if known.chance > teachers.LEVEL else None
+    by_noise = f"{told} may be no better than it: noise gains as much with a chance of {known.chance:.2g}"
+    return by_noise if known.chance > teachers.LEVEL else None
 
 
 def chain(manifest: Manifest, name: str) -> Chain:

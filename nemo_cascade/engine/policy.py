@@ -271,7 +271,7 @@ class Policy:
         return bool(answer)
 
     def changed_by_hf(self, folder: Path) -> list[str]:
-        """Writes the weights as a Hugging Face folder and reads them from there; the names of tensors that are not bit-equal then.
+        """Writes the weights as a Hugging Face folder and reads them from it; names of the tensors that are not bit-equal then.
 
         On every rank, which all call this, the names of all. What was read stays in the model. Raises ValueError naming tensors
         that the folder lacks, OSError where it cannot be written.
@@ -367,7 +367,7 @@ class Policy:
             tensor.copy_(tensors[name])
 
     def _read_weights(self, directory: Path) -> dict[str, torch.Tensor]:
-        """Local shards of a checkpoint's weights in fresh tensors; the model is not touched. Raises OSError for a damaged one."""
+        """Local shards of a checkpoint's weights in fresh tensors; the model is not touched. Raises OSError if it is damaged."""
         return self._read_shards(Path(directory) / "weights")
 
     def _read_shards(self, folder: Path) -> dict[str, torch.Tensor]:
