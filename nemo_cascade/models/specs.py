@@ -64,6 +64,7 @@ from nemo_cascade.models.stack import Mixer, Stack  # noqa: E402
 from nemo_cascade.models.te import (  # noqa: E402
     Attention,
     fill_blocks,
+    group_products,
     keep_in_bf16,
     require_fp8,
     require_recompute,
@@ -206,6 +207,7 @@ def build_model(
         post_process=parallel_state.is_pipeline_last_stage(),
     )
     keep_in_bf16(model, in_bf16)
+    group_products(model)
     if config.fp8:
         fill_blocks(model, config.fp8_recipe)
     return model
