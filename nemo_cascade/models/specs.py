@@ -207,7 +207,8 @@ def build_model(
         post_process=parallel_state.is_pipeline_last_stage(),
     )
     keep_in_bf16(model, in_bf16)
-    group_products(model)
     if config.fp8:
         fill_blocks(model, config.fp8_recipe)
+    else:
+        group_products(model)
     return model

@@ -119,7 +119,7 @@ def add_to_main_grad(model) -> None:
 
 
 def group_products(model) -> None:
-    """Has the experts' layers multiply all at once where they can. Transformer Engine launches a product for each expert."""
+    """Has the experts' layers multiply all at once where they can, without FP8. Transformer Engine launches a product for each."""
     for module in model.modules():
         if HAVE_TE and isinstance(module, TEGroupedLinear):
             module.forward = functools.partial(_grouped_forward, module)
@@ -127,7 +127,6 @@ def group_products(model) -> None:
 
 def _grouped_forward(layer, x, sizes):
     weights = [getattr(layer, f"weight{number}") for number in range(layer.num_gemms)]
-    otherwise = layer.config.fp8 or layer.config.delay_wgrad_compute or layer.use_bias
-    if otherwise or not usable(x, weights):
+    if layer.config.delay_wgrad_compute or layer.use_bias or not usable(x, weights):
         return type(layer).forward(layer, x, sizes)
     return grouped_product(x, sizes, weights), None
