@@ -3,8 +3,8 @@
     python benchmarks/mfu.py --out mfu.json
     python benchmarks/mfu.py --layers 7 --experts 32 --tokens 16384 --documents 4 --steps 10
 
-Takes the first layers of nemo_cascade's `nano_30b_a3b` at full width, trains them with `Policy.train_step` on one pack
-that is full of documents of one length, and counts what the mathematics needs (`train_flops`), not what is recomputed
+Takes the first layers of nemo_cascade's `nano_30b_a3b` at full width, trains them with `Policy.train_step` on packs
+that are full of documents of one length, and counts what the mathematics needs (`train_flops`), not what is recomputed
 or padded. Against the GPU's dense peak in BF16, and beside the 33 % to be reached (TARGET).
 
 Where 128 experts a layer do not fit, fewer take their place, as on a rank of expert parallel: a token still goes to 6.
@@ -98,8 +98,8 @@ def fitting(gpu_bytes: int) -> tuple[int, int]:
     raise ValueError(f"a GPU of {gpu_bytes / 2**30:.0f} GiB holds no slice; give --layers and --experts")
 
 
-def measure(name: str, length: int, documents: int, steps: int, **megatron_cfg) -> dict:
-    """Steps on one pack of documents of one length, in this process alone: seconds of each but the first two, which
+def measure(name: str, length: int, documents: int, steps: int, packs: int = 1, **megatron_cfg) -> dict:
+    """Steps on so many packs of documents of one length, in this process alone: seconds of each but the first two, which
     warm up, losses of all, and the most memory that was allocated."""
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.config import MegatronConfig, OptimizerConfig, PolicyConfig, SequencePackingConfig
@@ -119,7 +119,7 @@ def measure(name: str, length: int, documents: int, steps: int, **megatron_cfg) 
 
     policy = Policy(config, seed=0, max_num_steps=steps + 2)
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(0, policy.preset.vocab_size, (documents, length), generator=generator).tolist()
+    rows = torch.randint(0, policy.preset.vocab_size, (packs * documents, length), generator=generator).tolist()
     samples = [Sample(tokens=row, loss_mask=[0] + [1] * (length - 1), fields={}) for row in rows]
     seconds, losses = [], []
     for _ in range(steps + 2):
@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=128, help="of a layer, beside --layers")
     parser.add_argument("--tokens", type=int, default=16_384, help="of a pack")
     parser.add_argument("--documents", type=int, default=4, help="of a pack, all of one length")
+    parser.add_argument("--packs", type=int, default=1, help="of a step")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--recompute", action="store_true", help="every layer in the backward pass")
     parser.add_argument("--out", type=Path, help="where to write the result as JSON")
@@ -150,15 +151,16 @@ def main() -> None:
     size = torch.cuda.get_device_properties(0).total_memory
     model = sliced(*(args.layers, args.experts) if args.layers else fitting(size))
     length = args.tokens // args.documents
-    run = measure(model.name, length, args.documents, args.steps, activation_checkpointing=args.recompute)
+    run = measure(model.name, length, args.documents, args.steps, args.packs, activation_checkpointing=args.recompute)
     step = statistics.median(run["seconds"])
-    flops = train_flops(model, [length] * args.documents)
+    flops = args.packs * train_flops(model, [length] * args.documents)
     result = {
         "device": device,
         "peak_flops": peak,
         "pattern": model.pattern,
         "experts": model.num_moe_experts,
         "tokens": length * args.documents,
+        "packs": args.packs,
         "documents": args.documents,
         "recompute": args.recompute,
         "flops": flops,
@@ -167,7 +169,8 @@ def main() -> None:
         **run,
     }
     print(
-        f"{device}: layers {model.pattern} with {model.num_moe_experts} experts, {result['tokens']} tokens a step, "
+        f"{device}: layers {model.pattern} with {model.num_moe_experts} experts, "
+        f"{args.packs} x {result['tokens']} tokens a step, "
         f"{step:.3f} s: {flops / step / 1e12:.0f} TFLOP/s, MFU {result['mfu']:.1%} beside {TARGET:.0%}; "
         f"loss {run['losses'][0]:.3f} to {run['losses'][-1]:.3f}, {run['memory'] / 2**30:.1f} GiB"
     )

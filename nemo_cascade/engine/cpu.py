@@ -1,6 +1,7 @@
 """megatron-core without CUDA: every place where it says cuda, a CPU answers.
 
-`install()` must run before anything of `megatron.core` is imported. It does nothing where CUDA is present. What it replaces:
+`install()` must run before anything of `megatron.core` is imported. Where CUDA is present it only sees to mamba-ssm. What it
+replaces elsewhere:
 
 1. `torch.cuda`: device, stream, event, random-state and memory calls become their CPU counterparts or no-ops.
 2. tensor factories and `.to` / `.cuda`: a device "cuda" means "cpu"; `Tensor.type()` says torch.cuda.FloatTensor, because
@@ -26,6 +27,8 @@ import torch
 import torch.distributed as dist
 from torch.utils._device import _device_constructors
 
+from nemo_cascade.engine import mamba_ssm
+
 _CPU = torch.device("cpu")
 _FACTORIES = (
     "tensor zeros ones empty full arange rand randn randint as_tensor empty_like zeros_like ones_like full_like linspace eye"
@@ -34,11 +37,14 @@ _installed = False
 
 
 def install() -> None:
-    """Makes stock megatron-core run on this machine's CPU (once; nothing where CUDA is present)."""
+    """Makes stock megatron-core run on this machine's CPU (once)."""
     global _installed
-    if _installed or torch.cuda.is_available():
+    if _installed:
         return
     _installed = True
+    mamba_ssm.make_importable()
+    if torch.cuda.is_available():
+        return
     _silence()
     _replace_cuda_calls()
     _replace_devices()

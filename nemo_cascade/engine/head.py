@@ -43,6 +43,8 @@ from nemo_cascade.rollout.sampling import distribution  # noqa: E402
 CHUNK, CHUNK_ON_GPU = 2**24, 2**27
 # So many numbers of whole rows pass at once through what takes several copies of them: a nucleus's sort, an entropy.
 BLOCK = 2**18
+# Whether a product of bfloat16 may be added to float32 as it is computed; older ones cannot.
+ADDS_IN_FLOAT32 = hasattr(torch.ops.aten.addmm, "dtype_out")
 
 # From the log-probs [n] of a chunk and its place among the tokens to d loss / d log-prob [n].
 Slope = Callable[[torch.Tensor, slice], torch.Tensor]
@@ -245,6 +247,10 @@ class _Gradients:
             self.hidden[chunk].addmm_(logit_gradient, weight)
         if self.weight is not None and self.weight.dtype == logit_gradient.dtype:
             self.weight.addmm_(logit_gradient.T, hidden[chunk])
+        elif self.weight is not None and self.weight.is_cuda and ADDS_IN_FLOAT32:
+            # Products of bfloat16 are sums in float32 there, which can go on from one chunk to the next.
+            factors = logit_gradient.T, hidden[chunk]
+            torch.addmm(self.weight, *factors, out_dtype=self.weight.dtype, out=self.weight)
         elif self.weight is not None:
             self.weight.add_(logit_gradient.T @ hidden[chunk])
 

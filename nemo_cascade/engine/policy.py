@@ -45,6 +45,7 @@ from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.hf_folder import write_hf  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
+from nemo_cascade.models.te import add_to_main_grad  # noqa: E402
 from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -305,9 +306,11 @@ class Policy:
             ),
             self.model,
         )
+        # From now on weights have a `main_grad`, and layers add their gradients to it themselves: linear layers and experts
+        # on a CPU, Transformer Engine's wherever they are.
+        add_to_main_grad(self.model)
         if self.device.type == "cpu" and all(p.dtype == torch.float32 for p in self.model.parameters()):
             for module in self.model.modules():
-                # From now on weights have a `main_grad`, and linear layers and experts add their gradients to it themselves.
                 if hasattr(module, "gradient_accumulation_fusion"):
                     module.gradient_accumulation_fusion = True
         self.transformer_config.finalize_model_grads_func = finalize_model_grads

@@ -64,6 +64,7 @@ from nemo_cascade.models.stack import Mixer, Stack  # noqa: E402
 from nemo_cascade.models.te import (  # noqa: E402
     Attention,
     fill_blocks,
+    group_products,
     keep_in_bf16,
     require_fp8,
     require_recompute,
@@ -208,4 +209,6 @@ def build_model(
     keep_in_bf16(model, in_bf16)
     if config.fp8:
         fill_blocks(model, config.fp8_recipe)
+    else:
+        group_products(model)
     return model

@@ -1,6 +1,7 @@
 """Transformer Engine: its attention beside our decoding, what FP8 asks of this machine, which blocks experts' tokens
-fill, matrices that are kept out of FP8."""
+fill, matrices that are kept out of FP8, gradients added inside the products, all experts' products in one."""
 
+import functools
 from collections.abc import Collection
 
 from nemo_cascade.engine import cpu
@@ -9,11 +10,12 @@ cpu.install()
 
 import megatron.core.transformer.moe.moe_utils as moe_utils  # noqa: E402
 import torch  # noqa: E402
-from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention  # noqa: E402
+from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention, TEGroupedLinear  # noqa: E402
 from megatron.core.quantization.quant_config import MatchContext, QuantizationConfig  # noqa: E402
 
 from nemo_cascade.models.attention import PackedAttention  # noqa: E402
 from nemo_cascade.models.fp8 import MULTIPLE  # noqa: E402
+from nemo_cascade.models.grouped import grouped_product, usable  # noqa: E402
 
 # What the router fills each expert's tokens up to: megatron-core's own would be 16 under blockwise scaling as well.
 moe_utils.get_fp8_align_size = MULTIPLE.__getitem__
@@ -107,3 +109,24 @@ def fill_blocks(model, recipe: str) -> None:
         for name in ("quantization_padding", "quantization_unpadding"):
             if hasattr(module, name):
                 getattr(module, name).align_size = MULTIPLE[recipe]
+
+
+def add_to_main_grad(model) -> None:
+    """Has Transformer Engine's layers add their weights' gradients to `main_grad`, which these must have, inside the product."""
+    for module in model.modules():
+        if hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True
+
+
+def group_products(model) -> None:
+    """Has the experts' layers multiply all at once where they can, without FP8. Transformer Engine launches a product for each."""
+    for module in model.modules():
+        if HAVE_TE and isinstance(module, TEGroupedLinear):
+            module.forward = functools.partial(_grouped_forward, module)
+
+
+def _grouped_forward(layer, x, sizes):
+    weights = [getattr(layer, f"weight{number}") for number in range(layer.num_gemms)]
+    if layer.config.delay_wgrad_compute or layer.use_bias or not usable(x, weights):
+        return type(layer).forward(layer, x, sizes)
+    return grouped_product(x, sizes, weights), None

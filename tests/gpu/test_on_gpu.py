@@ -91,6 +91,34 @@ def test_fp8_learns_a_batch(recipe):
     assert told[-1] < 0.9 * told[0]
 
 
+def test_grouped_products_are_those_of_each_expert():
+    """On random sizes, two experts without tokens; the kernel that adds gradients is in it."""
+    from nemo_cascade.models.grouped import GROUPED_MM, grouped_product
+
+    if GROUPED_MM is None:
+        pytest.skip("this torch has no grouped_mm")
+    sizes = torch.multinomial(torch.rand(14), 6_000, True).bincount(minlength=16).tolist()
+    x = torch.randn(sum(sizes), 256, device="cuda").bfloat16().requires_grad_()
+    weights = [torch.randn(192, 256, device="cuda").bfloat16().requires_grad_() for _ in sizes]
+    for weight in weights:
+        weight.main_grad = torch.ones(192, 256, device="cuda")
+    out = grouped_product(x, sizes, weights)
+    slope = torch.randn_like(out)
+    out.backward(slope)
+    worst = 0.0
+    for rows, slopes, products, gradient, weight in zip(
+        x.detach().float().split(sizes), slope.float().split(sizes), out.split(sizes), x.grad.split(sizes), weights
+    ):
+        added, weight = weight.main_grad - 1, weight.detach().float()
+        if len(rows):
+            pairs = (products, rows @ weight.T), (gradient, slopes @ weight), (added, slopes.T @ rows)
+            worst = max(worst, *(apart(a.detach().float(), b) for a, b in pairs))
+        else:
+            assert not added.any()
+    print(f"worst product {worst:.1e} apart from float32")
+    assert worst < 5e-3
+
+
 # -------------------------------------------------------------------------------- speed
 
 

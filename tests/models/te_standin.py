@@ -139,10 +139,11 @@ class Linear(Layer):
     def build(self, given):
         self.in_features, self.out_features, self.use_bias = given.in_features, given.out_features, given.bias
         self.tp_size, self.parallel_mode, self.save_original_input = given.tp_size, given.parallel_mode, False
+        self.fuse_wgrad_accumulation = given.fuse_wgrad_accumulation
         self.weight = self.matrix(given)
 
     def run(self, inp, **_):
-        return inp @ self.weight.t()
+        return product(self, inp, self.weight)
 
 
 class LayerNormLinear(Linear):
@@ -155,7 +156,7 @@ class LayerNormLinear(Linear):
         self.layer_norm_weight = torch.nn.Parameter(torch.ones(given.in_features, dtype=given.params_dtype))
 
     def run(self, inp, **_):
-        return rms(inp, self.layer_norm_weight, self.eps) @ self.weight.t()
+        return product(self, rms(inp, self.layer_norm_weight, self.eps), self.weight)
 
 
 class GroupedLinear(Layer):
@@ -163,13 +164,34 @@ class GroupedLinear(Layer):
 
     def build(self, given):
         self.num_gemms, self.use_bias, self.save_original_input = given.num_gemms, given.bias, False
+        self.fuse_wgrad_accumulation = given.fuse_wgrad_accumulation
         self.fp8_meta, self.fp8, self.fp8_calibration = {"fp8_checkpoint": False}, False, False
         for number in range(given.num_gemms):
             setattr(self, f"weight{number}", self.matrix(given))
 
     def run(self, inp, m_splits, **_):
         parts = inp.split(m_splits)
-        return torch.cat([part @ getattr(self, f"weight{number}").t() for number, part in enumerate(parts)])
+        return torch.cat([product(self, part, getattr(self, f"weight{number}")) for number, part in enumerate(parts)])
+
+
+class Fused(torch.autograd.Function):
+    """x W^T, which adds W's gradient to its main_grad, as the recorded layers do with fuse_wgrad_accumulation."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        weight.main_grad.add_(grad.flatten(0, -2).t() @ x.flatten(0, -2))
+        weight.grad_added_to_main_grad = True
+        return grad @ weight, None
+
+
+def product(layer, x, weight):
+    return Fused.apply(x, weight) if layer.fuse_wgrad_accumulation else x @ weight.t()
 
 
 class DotProductAttention(Layer):

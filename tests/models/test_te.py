@@ -129,6 +129,35 @@ def test_a_checkpoint_of_torchs_layers_opens_in_transformer_engines_and_answers_
     assert max(apart) < 1e-5 and len(apart) > 100
 
 
+def summed_gradients(way):
+    """Whether layers were told to add to main_grad; the largest relative difference of a gradient from that of layers which leave
+    their gradients to autograd, when they multiply in one of two ways."""
+    from nemo_cascade.engine.config import OptimizerConfig
+    from nemo_cascade.models import te
+    from nemo_cascade.stages.sft import sft_loss
+    from tests.engine.cases import full_gradients, largest_error
+
+    policy = build(max_num_steps=2, optimizer=OptimizerConfig(use_distributed_optimizer=False))
+    told = [module for module in policy.model.modules() if hasattr(module, "fuse_wgrad_accumulation")]
+    before = [bool(module.fuse_wgrad_accumulation) for module in told]
+    calls = []
+    if way == "grouped":
+        te.usable = lambda x, weights: calls.append(len(weights)) or True
+    _, gradients = full_gradients(policy, samples(policy), sft_loss)
+    te.usable = lambda x, weights: False
+    for module in told:
+        module.fuse_wgrad_accumulation = False
+    _, expected = full_gradients(policy, samples(policy), sft_loss)
+    return before, calls, largest_error(gradients, expected)
+
+
+@pytest.mark.parametrize("way", ["fused", "grouped"])
+def test_gradients_that_layers_add_themselves_are_those_of_autograd(way):
+    told, calls, (error, name) = with_te("summed_gradients", way)
+    assert len(told) > 5 and all(told) and bool(calls) == (way == "grouped")
+    assert error < 1e-5, name
+
+
 # -------------------------------------------------------------------------------- FP8
 
 
