@@ -7,6 +7,7 @@ another run, are loaded once for their hash: whatever is wrong with them shows b
 
 import dataclasses
 import gc
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,7 +138,6 @@ def chain(manifest: Manifest, name: str) -> Chain:
 
 def weights_of_path(stage: "StageConfig", path: str) -> str:
     """The hash of a teacher's weights as the student's model holds them; called on all ranks. Raises RunRefused."""
-    from nemo_cascade.engine import checkpoint
     from nemo_cascade.engine.policy import Policy
 
     policy = Policy(stage.policy, seed=0)
@@ -153,9 +153,17 @@ def weights_of_path(stage: "StageConfig", path: str) -> str:
     found = policy.weights_hash()
     del policy
     gc.collect()  # two models at once would double the memory
-    if (Path(path) / "training_info.json").is_file() and found != checkpoint.read_info(Path(path)).get("weights_hash", found):
+    if found != written_hash(Path(path), found):
         raise RunRefused(f"stage {stage.name}: the weights of the teacher {path} are not those that were written there")
     return found
+
+
+def written_hash(step: Path, unknown: str) -> str:
+    """The hash that a step_N of another run remembers of its weights; `unknown` where there is none, as in those of NeMo RL."""
+    try:
+        return json.loads((step / "training_info.json").read_text(encoding="utf-8")).get("weights_hash", unknown)
+    except (OSError, ValueError):
+        return unknown
 
 
 def refuse_other_network(preset, path: str) -> None:

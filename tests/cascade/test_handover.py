@@ -9,6 +9,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 
 from nemo_cascade.cascade.config import HandoverConfig
+from nemo_cascade.data.hashes import json_hash
 from tests.engine.cases import layout
 from tests.helpers import run_distributed
 
@@ -110,7 +111,9 @@ def test_other_log_probs_than_before_the_save_are_told_with_token_and_both_value
 
 def test_a_change_that_no_log_prob_shows_is_found_by_the_hash(damaged):
     info = json.loads((damaged / "training_info.json").read_text())
-    (damaged / "training_info.json").write_text(json.dumps(info | {"weights_hash": "0" * 64}))
+    del info["seal"]
+    other = info | {"weights_hash": "0" * 64}
+    (damaged / "training_info.json").write_text(json.dumps(other | {"seal": json_hash(other)}))
     (told,) = run_distributed(refused, 1, damaged.parent, damaged, {})
     assert f"has the hash {info['weights_hash']}, but {'0' * 64} was written" in told
 

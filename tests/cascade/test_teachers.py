@@ -296,7 +296,7 @@ def test_auto_is_short_for_the_best_stage():
 @pytest.mark.parametrize(
     "overrides, told",
     [
-        (["cascade.stages.mopd.teachers.math={anchor: true}"], "teachers.math: name a stage (or auto) or a path"),
+        (["cascade.stages.mopd.teachers.math={stage: null, anchor: true}"], "teachers.math: name a stage (or auto) or a path"),
         (["cascade.stages.mopd.teachers.math={stage: sft, path: /tmp}"], "teachers.math: name a stage (or auto) or a path, and not both"),
         (["cascade.stages.mopd.teachers.math={path: /nowhere}"], "teachers.math.path: no folder /nowhere"),
         (["cascade.stages.mopd.teachers.math=auto", "~data.validation.math"], "teachers.math: auto needs scores, and nothing scores math"),

@@ -50,7 +50,9 @@ def trained(directory, folder, layout, steps):
     seen = []
 
     def build_pack(samples, indices, *args, **settings):
-        seen.append([tuple(samples[index].tokens) for index in indices])
+        # Of a checkpoint's probe every token counts, of a document only what the assistant says.
+        if not all(all(sample.loss_mask) for sample in samples):
+            seen.append([tuple(samples[index].tokens) for index in indices])
         return batch.build_pack(samples, indices, *args, **settings)
 
     directory.mkdir(exist_ok=True)
