@@ -5,12 +5,14 @@ A worker that takes longer over a reply than its environment's TIME_LIMIT is kil
 does a reply at which a verifier fails: what a model writes must not end a run. Both are told in the verdict, and logged.
 """
 
+import contextlib
 import itertools
 import logging
 import multiprocessing
 import os
 import resource
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # So many replies go to a worker at a time where one takes much less than to hand it over.
 BATCH = 32
+# What asks a run to stop.
+ASKING = (signal.SIGTERM, signal.SIGUSR1)
 # Bytes of address space of a worker; sandboxed programs have their own, smaller limits.
 MEMORY = 8 * 2**30
 
@@ -83,11 +87,13 @@ class Verifiers:
             if at_a_time not in self._threads:
                 self._threads[at_a_time] = ThreadPoolExecutor(at_a_time)
             return self._threads[at_a_time].submit(_verify, batch)
-        if self._pool is None:
-            # Not a fork: this process has threads of torch and of gloo.
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPool(self.workers, initializer=_start, context=spawn)
-        return self._pool.schedule(_verify, args=[batch], timeout=environments.time_limit(batch[0][0]))
+        limit = environments.time_limit(batch[0][0])
+        if self._pool is not None:
+            return self._pool.schedule(_verify, args=[batch], timeout=limit)
+        with _deaf():
+            # Not a fork: this process has threads of torch and of gloo. The pool starts with the first batch.
+            self._pool = ProcessPool(self.workers, initializer=_start, context=multiprocessing.get_context("spawn"))
+            return self._pool.schedule(_verify, args=[batch], timeout=limit)
 
     def _verdicts(self, batch: list[Asked], future: Future) -> list[dict]:
         heartbeat.beat()
@@ -128,7 +134,21 @@ def _batches(asked: list[Asked]) -> list[list[Asked]]:
     return batches
 
 
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """What starts inside, processes and threads, is not reached by requests to stop."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start() -> None:
+    # torchrun sends a request to stop to the whole group of a rank's processes; the rank ends its step first, for which it needs
+    # its workers. The pool ends one by its number.
+    os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     # What is imported with the first reply would count as time that the reply took.
     for name in environments.names():

@@ -32,7 +32,7 @@ def test_a_cascade_with_a_harmful_stage_ends_as_without_it(tmp_path):
     (tmp_path / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     letters = f"instruction_following.data_path={tmp_path / 'letters.jsonl'}"
     common = [
-        *("~cascade.judge", "~data.validation.preference", f"data.validation.{letters}", "cascade.validation.num_prompts=48"),
+        *("~cascade.judge", "~data.validation.preference", f"data.validation.{letters}", "cascade.validation.num_prompts=48", "cascade.validation.num_samples=4"),
         *(f"cascade.demo_data.path={tmp_path / 'data'}", "~cascade.demo_data.rows_of", "cascade.demo_data.train_rows=64"),
         *("cascade.demo_data.sft_rows=64", "cascade.demo_data.validation_rows=1", "cascade.stages.sft.sft.max_num_steps=16"),
         *("cascade.stages.sft.policy.megatron_cfg.scheduler.lr_warmup_iters=2", "cascade.stages.if_rl.grpo.max_num_steps=2"),
@@ -42,7 +42,7 @@ def test_a_cascade_with_a_harmful_stage_ends_as_without_it(tmp_path):
     for name, order in (("with", ["sft", "harm", "if_rl"]), ("without", ["sft", "if_rl"])):
         own = [f"cascade.run_dir={tmp_path / name}", f"cascade.order=[{','.join(order)}]"]
         if "harm" in order:
-            own += harmful.harmful_stage(tmp_path, steps=12, rate=2.0e-3) + harmful.gates(["harm"], ["instruction_following"])
+            own += harmful.harmful_stage(tmp_path, steps=16, rate=2.0e-3) + harmful.gates(["harm"], ["instruction_following"])
             own += [f"+cascade.stages.harm.grpo.{key}" for key in ("num_prompts_per_step=24", "num_generations_per_prompt=8")]
         harmful.launch("smoke", tmp_path, 2, [*common, *own])
         manifests[name] = Manifest.load(tmp_path / name)

@@ -1,6 +1,8 @@
 """What a reply does to its verifier is that reply's loss alone: others get their verdicts, and the run goes on."""
 
 import os
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -90,3 +92,29 @@ def test_a_self_test_tells_of_a_verifier_that_is_not_what_it_says(plugin, monkey
         "obedient, example 0 ('fine' to {}): 1 is outside of its range, -1 to 0.5",
         "obedient, example 1 ('raise' to {}): ValueError: what is this?",
     ]
+
+
+def test_a_request_to_stop_that_reaches_the_whole_group_costs_no_verdict(tmp_path):
+    """torchrun signals the group of a rank's processes; the rank ends its step, for which it needs its workers."""
+    program = (
+        "import os, signal\n"
+        "from nemo_cascade.environments import response_of\n"
+        "from nemo_cascade.environments.workers import Verifiers\n"
+        "if __name__ == '__main__':\n"
+        "    heard = []\n"
+        "    for number in (signal.SIGTERM, signal.SIGUSR1):\n"
+        "        signal.signal(number, lambda number, frame: heard.append(number))\n"
+        "    row = {'responses_create_params': {'input': '2+2'}, 'expected_answer': '4', 'agent_ref': {'name': 'math'}}\n"
+        "    verifiers, asked = Verifiers(2), [(row, response_of('\\\\boxed{4}', thinking=False))] * 3\n"
+        "    rewards = []\n"
+        "    for number in (signal.SIGTERM, signal.SIGUSR1, None):\n"
+        "        rewards += [verdict['reward'] for verdict in verifiers.verify(asked)]\n"
+        "        os.killpg(0, number) if number else None\n"
+        "    verifiers.close()\n"
+        "    print(rewards, len(heard))\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, start_new_session=True
+    )
+    assert done.stdout == f"{[1.0] * 9} 2\n", done.stdout + done.stderr
