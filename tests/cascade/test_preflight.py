@@ -10,7 +10,11 @@ import pytest
 from nemo_cascade.cascade.manifest import DONE, Manifest
 from tests.helpers import run_distributed
 
-SHORT = ["cascade.order=[genrm,sft,math_rl]", "cascade.validation.num_prompts=2"]
+SHORT = [
+    *("cascade.order=[sft,math_rl]", "~cascade.judge", "~data.validation.preference", "cascade.validation.num_prompts=2"),
+    *("~cascade.demo_data.rows_of", "cascade.demo_data.train_rows=8", "cascade.demo_data.validation_rows=2"),
+    "cascade.demo_data.sft_rows=16",
+]
 
 
 def check(tmp_path, *arguments: str, processes: int = 0) -> subprocess.CompletedProcess:
@@ -22,14 +26,14 @@ def check(tmp_path, *arguments: str, processes: int = 0) -> subprocess.Completed
     return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
 
 
-def test_three_stages_in_one_process_run_once_and_leave_nothing_but_the_demo_rows(tmp_path):
+def test_two_stages_in_one_process_run_once_and_leave_nothing_but_the_demo_rows(tmp_path):
     done = check(tmp_path, "--config-name=smoke", *SHORT)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout.split("pre-flight")
-    for stage in ("genrm", "sft", "math_rl"):
+    for stage in ("sft", "math_rl"):
         assert said[0].count(f"  {stage}: ") == 6 and f"{stage}: ok" in said[0]
     rows = [line.split("│") for line in said[1].splitlines() if line.startswith("│")]
-    assert [row[1].strip() for row in rows] == ["genrm", "sft", "math_rl"]
+    assert [row[1].strip() for row in rows] == ["sft", "math_rl"]
     assert all(1.0 <= float(row[6]) < 1.001 for row in rows)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["smoke"]
     assert [path.name for path in (tmp_path / "runs" / "smoke").iterdir()] == ["data"]
@@ -57,7 +61,7 @@ def test_weights_that_do_not_fit_are_told_before_the_run(tmp_path):
     save_file({"backbone.norm_f.weight": torch.ones(3)}, tmp_path / "theirs" / "model.safetensors")
     done = check(tmp_path, "--config-name=smoke", *SHORT, "+checkpointing.pretrained_checkpoint.path=theirs")
     assert done.returncode != 0
-    assert "failed in one step of its loop of genrm" in done.stdout and "theirs does not hold this model" in done.stderr
+    assert "failed in one step of its loop of sft" in done.stdout and "theirs does not hold this model" in done.stderr
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["smoke"]
 
 
