@@ -5,8 +5,12 @@ As in Transformer Engine's THD form, every document is cut into 2 * cp chunks of
 the padded documents).
 """
 
-import torch
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from nemo_cascade.engine import cpu
+
+cpu.install()
+
+import torch  # noqa: E402
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region  # noqa: E402
 
 
 def partitioned_indices(cu_seqlens: torch.Tensor, total_tokens: int, size: int, rank: int) -> torch.Tensor:
