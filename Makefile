@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 PROCESSES ?= 2
 WORKERS ?= 2
 TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# Without bytecode every process would compile the package anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # megatron-core 0.19 needs Python 3.12, which may start by its name or only by pyenv's.
 PYTHON312 = $(shell for version in "$$PYENV_VERSION" $$(pyenv whence python3.12 2>/dev/null); do \
@@ -58,7 +59,7 @@ install: $(VENV)/.installed
 # uv installs the same wheels in a tenth of pip's time; what pip finds beside its index (PIP_FIND_LINKS: say, torch for CPUs) uv finds too.
 UV = UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv
 UV_VERSION := $(shell grep '^uv==' requirements/cpu.txt)
-INSTALL = $(UV) pip install --quiet --python
+INSTALL = $(UV) pip install --quiet --compile-bytecode --python
 
 $(VENV)/bin/uv: requirements/cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11: make PYTHON=python3.11 ...")'

@@ -1,7 +1,7 @@
 """Real gloo worlds for tests: `run_distributed(function, world_size, *args)` runs it on every rank and returns all results.
 
-The worker processes stay alive between calls, because importing torch and megatron-core takes seconds; each call gets a process
-group of its own, torn down at its end. A call that fails or hangs takes its workers with it.
+The worker processes stay alive between calls; each call gets a process group of its own, torn down at its end. A call that
+fails or hangs takes its workers with it.
 """
 
 import atexit
@@ -15,7 +15,9 @@ import psutil
 
 _TIMEOUT = 240
 _MAX_THREADS = 150
-_spawn = multiprocessing.get_context("spawn")
+# A server imports torch, megatron-core and ours once; every worker is a fork of it, made before it has any thread or group.
+_fork = multiprocessing.get_context("forkserver")
+_fork.set_forkserver_preload(["nemo_cascade.cascade.runner"])
 _workers: list["_Worker"] = []
 
 
@@ -42,8 +44,8 @@ def run_distributed(function, world_size: int, *args, timeout: float = _TIMEOUT)
 
 class _Worker:
     def __init__(self):
-        self.pipe, other = _spawn.Pipe()
-        self.process = _spawn.Process(target=_serve, args=(other,), daemon=False)
+        self.pipe, other = _fork.Pipe()
+        self.process = _fork.Process(target=_serve, args=(other,), daemon=False)
         self.process.start()
 
     def send(self, function, args, rank, world_size, port):
