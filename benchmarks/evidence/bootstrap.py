@@ -37,17 +37,19 @@ def difference(before: Values, after: Values) -> Values:
 def interval(seeds: list[Values], resamples: int = RESAMPLES) -> list[float]:
     """[mean, low, high]: 95 % by a bootstrap of seeds, and of prompts within each domain of each seed drawn.
 
-    The bootstrap of a handful of seeds is too narrow: its spread is that of n - 1 in n, and its quantiles are the normal
-    law's. Both are made up for by quantiles further out [Hesterberg 2015, "What teachers should know about the bootstrap", 3.4:
-    the expanded percentile interval]. It is one of all seeds that might have been; with one seed alone, it is of that seed's
-    prompts. Draws are seeded, so the same scores always give the same interval.
+    The noise of prompts is in the spread of n seeds already, and would be counted twice [Davison & Hinkley 1997, 3.8]: deviations of
+    drawn prompts are divided by sqrt(n), which leaves what keeps n values from being n steps. The bootstrap of a handful of seeds is too narrow
+    besides: its spread is that of n - 1 in n, and its quantiles are the normal law's. Both are made up for by quantiles further
+    out, the expanded percentile interval [Hesterberg 2015, "What teachers should know about the bootstrap"]. It is an interval for all seeds there might have
+    been; with one seed alone, for that seed's prompts. Draws are seeded, so the same scores always give the same interval.
     """
     count, rng = len(seeds), np.random.default_rng(0)
     drawn = rng.integers(count, size=(resamples, count))
     means = np.zeros((resamples, count))
     for number, values in enumerate(seeds):
         chosen = drawn == number
-        means[chosen] = _resampled(rng, values, int(chosen.sum()))
+        own = seed_mean(values)
+        means[chosen] = own + (_resampled(rng, values, int(chosen.sum())) - own) / math.sqrt(count)
     tail = expanded_tail(count)
     low, high = np.quantile(means.mean(axis=1), [tail, 1 - tail])
     return [mean(seeds), float(low), float(high)]
@@ -60,13 +62,15 @@ def expanded_tail(seeds: int) -> float:
     return NormalDist().cdf(-math.sqrt(seeds / (seeds - 1)) * t_point(T_975, seeds - 1, 1 - (1 - LEVEL) / 2))
 
 
-def detectable(seeds: list[Values]) -> float | None:
-    """The true difference that so many seeds with this spread among them would show in 4 of 5 experiments; None for one seed."""
+def detectable(seeds: list[Values], found: list[float]) -> float | None:
+    """The true difference whose interval would leave 0 out in 4 of 5 experiments like this one; None for one seed.
+
+    found: the interval of these seeds, whose half an estimate has to pass; it strays by Student's law with the seeds' spread.
+    """
     if len(seeds) < 2:
         return None
     error = float(np.std([seed_mean(values) for values in seeds], ddof=1)) / math.sqrt(len(seeds))
-    freedom = len(seeds) - 1
-    return (t_point(T_975, freedom, 0.975) + t_point(T_80, freedom, POWER)) * error
+    return (found[2] - found[1]) / 2 + t_point(T_80, len(seeds) - 1, POWER) * error
 
 
 def t_point(table: tuple[float, ...], freedom: int, share: float) -> float:

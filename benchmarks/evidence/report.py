@@ -113,7 +113,8 @@ def differences(documents: list[dict], part: str) -> str:
     for asked, first, second in COMPARED[part]:
         seeds = [bootstrap.difference(final(document, first), final(document, second)) for document in documents]
         cells = [shown(bootstrap.interval([{domain: values[domain]} for values in seeds])) for domain in DOMAINS]
-        whole, least = bootstrap.interval(seeds), bootstrap.detectable(seeds)
+        whole = bootstrap.interval(seeds)
+        least = bootstrap.detectable(seeds, whole)
         seen = "-" if least is None else f"{least:.3f}"
         rows.append([asked, *cells, shown(whole), conclusion(whole), f"{bootstrap.positive(seeds)} of {len(seeds)}", seen])
     head = ["difference [95 %]", *SHORT.values(), "mean", "so", "seeds above 0", "4 of 5 seen from"]

@@ -30,6 +30,10 @@ def experiment(rng, seeds: int, effect: float, spread: float) -> list[dict]:
     return found
 
 
+def detectable(seeds: list[dict]) -> float | None:
+    return bootstrap.detectable(seeds, bootstrap.interval(seeds, resamples=1000))
+
+
 # 150 experiments of true coverage 0.93 fall below 0.86 once in a thousand times.
 @pytest.mark.parametrize("seeds, spread", [(5, 0.0), (5, 0.10), (3, 0.05)])
 def test_the_interval_holds_the_true_effect_in_most_experiments_of_few_seeds(seeds, spread):
@@ -49,7 +53,7 @@ def test_an_effect_much_larger_than_the_spread_is_seen_and_none_is_not():
 
 def test_what_is_called_detectable_is_seen_in_about_four_of_five_experiments():
     rng, spread = np.random.default_rng(2), 0.05
-    known = np.median([bootstrap.detectable(experiment(rng, 5, 0.1, spread)) for _ in range(50)])
+    known = np.median([detectable(experiment(rng, 5, 0.1, spread)) for _ in range(50)])
     seen = [bootstrap.interval(experiment(rng, 5, known, spread), resamples=1000)[1] > 0 for _ in range(60)]
     assert 0.6 < np.mean(seen) < 0.97
 
@@ -65,7 +69,7 @@ def test_one_seed_has_the_interval_of_its_prompts_and_says_nothing_of_other_seed
     values = np.repeat([0.0, 1.0], 150)
     _, low, high = bootstrap.interval([{"a": values}])
     assert high - low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(300), rel=0.07)
-    assert bootstrap.detectable([{"a": values}]) is None
+    assert detectable([{"a": values}]) is None
 
 
 def test_scores_of_other_prompts_are_refused():
