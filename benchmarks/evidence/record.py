@@ -20,9 +20,10 @@ import yaml
 from nemo_cascade.cascade.manifest import DONE, Manifest
 from nemo_cascade.data.files import write_atomically
 from nemo_cascade.stages.metrics import MetricsLog
-from nemo_cascade.stages.validations import FILE as HISTORY
 
 FORMAT = 1
+# `stages.validations.FILE`, whose import would bring megatron-core into a process that only waits.
+HISTORY = "validations.json"
 DOMAINS = ("instruction_following", "math", "mcqa")
 # Of the mismatch between sampling and training: mean of exp |log ratio|, share of tokens outside of the band, mean ratio.
 METRICS = ("token_mult_prob_error", "is_oob_ratio", "sampling_importance_ratio")

@@ -3,12 +3,14 @@
     python benchmarks/evidence/run.py --seeds 1 2 3 4 5 --out runs/evidence
 
 Every seed runs in OUT/seed_N. Killed or stopped, the same command goes on: finished seeds are skipped, finished stages too, a stage
-that had begun goes on from its last checkpoint (every 20 steps) with the rollouts that it had drawn. What has to be kept is written to
---results when a seed is done; OUT may be removed then. `report.py` makes tables, curves and docs/evidence.md of the results.
+that had begun goes on from its last checkpoint (every 20 steps) with the rollouts that it had drawn. Ctrl-C and SIGTERM let it save where it
+is; who kills this process outright has to end the torchrun that it started, too. What has to be kept is written to --results when a
+seed is done; OUT may be removed then. `report.py` makes tables, curves and docs/evidence.md of the results.
 """
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -44,11 +46,16 @@ def main() -> None:
 
 
 def launch(processes: int, overrides: list[str]) -> None:
-    """Runs the cascade, or goes on with it. Raises CalledProcessError when it fails."""
+    """Runs the cascade, or goes on with it; a request to stop is passed on. Ends the program when it fails or was stopped."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    subprocess.run([*command, str(HERE / "entry.py"), *overrides], check=True, env=environment)
+    process = subprocess.Popen([*command, str(HERE / "entry.py"), *overrides], env=environment)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
+    code = process.wait()
+    if code:
+        raise SystemExit(f"evidence: the cascade ended with exit code {code}; what it says is above, the same command goes on")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import torch
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import load_config
 from nemo_cascade.rollout.types import Rollout
+from nemo_cascade.stages import validations
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from evidence import curves, report, stand_ins  # noqa: E402 - scripts, not a package
+from evidence import curves, record, report, stand_ins  # noqa: E402 - scripts, not a package
 
 
 class Layers(torch.nn.Module):
@@ -32,12 +33,16 @@ def test_weights_are_rounded_while_sampling_and_afterwards_bit_for_bit_what_they
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_fp8_keeps_four_significant_bits():
-    weights = torch.randn(1000)
-    rounded = stand_ins.to_fp8(weights)
-    large = weights.abs() > weights.abs().max() / 1000  # smaller ones are subnormal
-    assert ((rounded - weights).abs() / weights.abs())[large].max() <= 1 / 16 + 1e-6
-    assert torch.equal(stand_ins.to_fp8(torch.zeros(3)), torch.zeros(3))
+def test_fp4_has_eight_sizes_a_block_and_is_the_nearest():
+    weights = torch.randn(8, 64)
+    rounded = stand_ins.to_fp4(weights)
+    for before, after in zip(weights.reshape(-1, stand_ins.BLOCK), rounded.reshape(-1, stand_ins.BLOCK)):
+        sizes = stand_ins.FP4 * before.abs().max() / 6
+        nearest = (before.abs()[:, None] - sizes).abs().min(dim=1).values
+        assert torch.allclose((after - before).abs(), nearest, atol=1e-6)
+        assert torch.allclose((after.abs()[:, None] - sizes).abs().min(dim=1).values, torch.zeros(len(after)), atol=1e-6)
+    assert torch.equal(stand_ins.to_fp4(torch.zeros(2, 5)), torch.zeros(2, 5))
+    assert torch.equal(stand_ins.to_fp4(rounded), rounded), "what is FP4 stays what it is"
 
 
 def reply(sample: int, reward: float, prompt: str = "0" * 16) -> Rollout:
@@ -90,9 +95,9 @@ def test_the_ablations_differ_in_what_they_are_named_for(stages):
         block = stages[name].loss_fn
         return block.use_importance_sampling_correction, block.truncated_importance_sampling_type, block.token_level_loss
 
-    assert loss("d_single") == loss("d_groups") == loss("d_fp8_drop") == (True, "icepop", False)
-    assert loss("d_token") == (True, "icepop", True) and loss("d_fp8_clamp") == (True, "tis", False)
-    assert loss("d_fp8_none") == (False, None, False)
+    assert loss("d_single") == loss("d_groups") == loss("d_fp4_drop") == (True, "icepop", False)
+    assert loss("d_token") == (True, "icepop", True) and loss("d_fp4_clamp") == (True, "tis", False)
+    assert loss("d_fp4_none") == (False, None, False)
 
 
 def test_network_and_sampling_are_those_of_tiny_and_every_stage_that_the_page_compares_is_there(stages):
@@ -101,3 +106,7 @@ def test_network_and_sampling_are_those_of_tiny_and_every_stage_that_the_page_co
     compared = {name for part in report.COMPARED.values() for _, *both in part for name in both}
     assert compared - {report.TEACHERS} <= set(stages)
     assert {domain: teacher.stage for domain, teacher in stages["mopd"].teachers.items()} == curves.TEACHERS
+
+
+def test_the_course_of_a_stage_is_read_where_its_loop_writes_it():
+    assert record.HISTORY == validations.FILE
