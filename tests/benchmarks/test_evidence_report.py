@@ -69,7 +69,10 @@ def test_every_comparison_has_its_row_with_the_effect_that_is_there():
     assert "| open | 0 of 5 |" in row
     assert "rollouts, teachers' own not counted: MOPD first in 5 of 5 seeds, not first in 0" in text
     assert "rollouts, teachers' own counted: MOPD first in 0 of 5 seeds, not first in 5" in text
-    assert "Not yet measured" not in text
+    assert "Not yet measured" not in text and "fewer rollouts than GRPO **holds**" in text
+    slow = [document(seed, mopd_course=(0.5, 0.6, 0.6, 0.6, 0.75)) for seed in (1, 2)] + [document(seed) for seed in (3, 4, 5)]
+    text = page_of.generated(slow, "evidence.png")
+    assert "MOPD first in 3 of 5 seeds, not first in 2" in text and "fewer rollouts than GRPO **does not hold**" in text
 
 
 def test_what_is_not_measured_is_said_and_a_single_seed_says_so():
