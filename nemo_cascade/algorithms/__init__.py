@@ -11,6 +11,7 @@ from nemo_cascade.algorithms.losses import (
     kl_penalty,
     negative_log_likelihood,
     policy_gradient_loss,
+    probability_ratios,
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "mopd_advantages",
     "negative_log_likelihood",
     "policy_gradient_loss",
+    "probability_ratios",
     "reverse_kl",
     "swe_group_mask",
 ]

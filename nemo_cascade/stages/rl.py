@@ -9,21 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from nemo_cascade import heartbeat
-from nemo_cascade.algorithms import (
-    aggregated,
-    group_advantages,
-    importance_weights,
-    kl_penalty,
-    mopd_advantages,
-    policy_gradient_loss,
-)
+from nemo_cascade.algorithms import group_advantages
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.types import Group
-from nemo_cascade.stages.config import LossConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.judge import make_rewards
+from nemo_cascade.stages.loss import make_loss
 from nemo_cascade.stages.prompts import PromptSource
 from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
 from nemo_cascade.stages.start import resume_or_begin
@@ -155,40 +148,3 @@ def add_logprobs(policy: Policy, samples: list[Sample], checkpoint_dir: Path, fi
         for sample, logprobs in zip(samples, policy.logprobs(samples, trained_only=True)):
             sample.fields[field] = logprobs
     refuse_unusable_logprobs(samples, field, checkpoint_dir)
-
-
-def make_loss(config: LossConfig, distil: bool):
-    """The loss `Policy.train_step` calls for each pack."""
-    mode = (config.truncated_importance_sampling_type or "none") if config.use_importance_sampling_correction else "none"
-    low, high = config.truncated_importance_sampling_ratio_min, config.truncated_importance_sampling_ratio
-    aggregate = "token" if config.token_level_loss else "sequence"
-
-    def loss(logprobs, pack):
-        current, mask = logprobs.detach(), pack.mask
-        if distil:
-            advantages = mopd_advantages(pack.fields["teacher_logprobs"], current, mask)
-        else:
-            advantages = pack.fields["advantages"]
-        sampled = pack.fields["sampling_logprobs"]
-        weights = importance_weights(current, sampled, mask, pack.segments, mode=mode, low=low, high=high)
-        total, count = policy_gradient_loss(logprobs, advantages, weights, mask, pack.segments, aggregate=aggregate)
-        metrics = {}
-        if config.reference_policy_kl_penalty > 0:
-            # Masked first: a padding token may be so unlikely that exp overflows, and inf * 0 is no number.
-            reference = pack.fields["reference_logprobs"] * mask
-            kl = kl_penalty(logprobs * mask, reference, config.reference_policy_kl_type)
-            total = total + config.reference_policy_kl_penalty * aggregated(kl, mask, pack.segments, aggregate)[0]
-            metrics["kl_penalty"] = ((kl.detach() * mask).sum(), mask.sum())
-        ratio = (current - sampled).exp()
-        tokens = mask.sum()
-        metrics |= {
-            "token_mult_prob_error": (((current - sampled).abs().exp() * mask).sum(), tokens),
-            "sampling_importance_ratio": ((ratio * mask).sum(), tokens),
-            "is_oob_ratio": ((((ratio < low) | (ratio > high)) * mask).sum(), tokens),
-            "approx_entropy": (-(current * mask).sum(), tokens),
-        }
-        if distil:
-            metrics["teacher_student_logprob_gap_mean"] = ((advantages * mask).sum(), tokens)
-        return total, count, metrics
-
-    return loss

@@ -11,7 +11,8 @@ from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rollouts
 from nemo_cascade.stages.config import EnvConfig, GRPOConfig, LossConfig
-from nemo_cascade.stages.rl import distillation_samples, make_loss, only_advantages_teach, reward_samples, with_gradient
+from nemo_cascade.stages.loss import make_loss
+from nemo_cascade.stages.rl import distillation_samples, only_advantages_teach, reward_samples, with_gradient
 from nemo_cascade.stages.prompts import Prompt
 from nemo_cascade.stages.rollouts import Sampler, make_requests, rollout_metrics
 
@@ -249,7 +250,11 @@ def test_distillation_pulls_towards_the_teacher_and_drops_ratios_outside_the_ban
     pack = FakePack(teacher_logprobs=torch.tensor([-0.5, -0.5, -3.0, -1.0]), sampling_logprobs=sampled)
     logprobs = torch.full((4,), -1.0, requires_grad=True)
     settings = LossConfig(
-        token_level_loss=False, use_importance_sampling_correction=True, truncated_importance_sampling_type="icepop"
+        token_level_loss=False,
+        use_importance_sampling_correction=True,
+        truncated_importance_sampling_type="icepop",
+        truncated_importance_sampling_ratio_min=0.5,
+        truncated_importance_sampling_ratio=2.0,
     )
     total, count, metrics = make_loss(settings, distil=True)(logprobs, pack)
     (gradient,) = torch.autograd.grad(total, logprobs)
