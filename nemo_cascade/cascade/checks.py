@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cascade import environments
+from nemo_cascade.algorithms import OVERLONG
 from nemo_cascade.cascade import compute, judge_checks, layout, loss_checks, operation_checks, start_checks
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing, is_slip, join, nearest
 from nemo_cascade.data import demo
@@ -44,7 +45,7 @@ CHOICES = {
     "policy.megatron_cfg.optimizer.optimizer": ("adam",),
     "policy.megatron_cfg.scheduler.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
     "grpo.adv_estimator.name": ("grpo", "opd"),
-    "grpo.overlong_reward": ("zero", "keep"),
+    "grpo.overlong": (None, *OVERLONG),
     "genrm.comparison_strategy": ("all_pairs", "circular"),
     "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop", "seq-mask-tis"),
     # k1 has a gradient of mean 0, so as a loss it would hold nothing in place.
@@ -453,6 +454,7 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
     yield from length_problems(stage, where)
     if stage.kind == "rl":
         yield from advantage_problems(stage, where)
+        yield from overlong_problems(stage, where)
         yield from loss_checks.loss_problems(stage, where)
 
 
@@ -484,9 +486,16 @@ def advantage_problems(stage: "StageConfig", where) -> Iterator[str]:
             "would be the same and a stage of kind rl would learn nothing; set it above 0"
         )
     if stage.distils:
-        for key in ("use_dynamic_sampling", "overlong_filtering", "swe_group_threshold"):
+        for key in ("use_dynamic_sampling", "swe_group_threshold"):
             if getattr(stage.grpo, key) not in (False, None):
                 yield f"{where(f'grpo.{key}')}: rewards choose nothing in distillation (adv_estimator opd); remove it"
+
+
+def overlong_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """NeMo RL's key and ours say the same of replies that were cut."""
+    mode, filtered = stage.grpo.overlong, stage.grpo.overlong_filtering
+    if mode is not None and filtered is not None and (mode == "mask") != filtered:
+        yield f"{where('grpo.overlong_filtering')}: {str(filtered).lower()} is not what grpo.overlong={mode} says; remove one of them"
 
 
 def offload_problems(stage: "StageConfig", where) -> Iterator[str]:

@@ -55,8 +55,8 @@ class AdvantageEstimatorConfig:
 class GRPOConfig:
     """`grpo`: batch shape and length of an RL stage, and which rollouts it trains on. val_period and val_patience are `sft`'s.
 
-    overlong_filtering: replies cut at the length limit are left out of the loss. overlong_reward: what such a reply earns,
-    "zero", or "keep" for what its verifier or judge gives.
+    overlong: what happens to replies cut at the length limit: "reward_zero" (null), "mask" (left out of the loss) or "keep".
+    overlong_filtering: NeMo RL's key for two of these, mask (true) or keep (false).
     use_dynamic_sampling: prompts whose replies all earn the same are replaced by further ones until the batch is full; more
     than dynamic_sampling_max_gen_batches batches for one step stop the run. swe_group_threshold: a group in which no
     reply earns more is left out of the loss (null: all are trained on).
@@ -69,12 +69,17 @@ class GRPOConfig:
     val_patience: int = 0
     normalize_rewards: bool = True
     use_leave_one_out_baseline: bool = False
-    overlong_filtering: bool = False
-    overlong_reward: str = "zero"
+    overlong: str | None = None
+    overlong_filtering: bool | None = None
     use_dynamic_sampling: bool = False
     dynamic_sampling_max_gen_batches: int = 10
     swe_group_threshold: float | None = None
     adv_estimator: AdvantageEstimatorConfig = field(default_factory=AdvantageEstimatorConfig)
+
+    @property
+    def overlong_mode(self) -> str:
+        """The mode of `algorithms.overlong` that the two keys say."""
+        return self.overlong or {None: "reward_zero", True: "mask", False: "keep"}[self.overlong_filtering]
 
 
 @dataclass

@@ -8,8 +8,10 @@ is held near where it began.
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from nemo_cascade import heartbeat
-from nemo_cascade.algorithms import group_advantages
+from nemo_cascade.algorithms import group_advantages, overlong
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.types import Group
@@ -48,7 +50,7 @@ def run(stage: StageRun) -> None:
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
             if distil:
-                samples = distillation_samples(groups)
+                samples = distillation_samples(groups, config.grpo)
                 add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers)
                 watch.lap("teacher_logprob_inference")
             else:
@@ -71,7 +73,7 @@ def run(stage: StageRun) -> None:
 def reward_samples(groups: list[Group], config) -> list[Sample]:
     """GRPO's training samples: every token of a rollout carries the rollout's group advantage.
 
-    Left out of the loss, though they count in the baseline: with `grpo.overlong_filtering` replies cut at the length limit, with
+    Left out of the loss, though they count in the baseline: with `grpo.overlong: mask` replies cut at the length limit, with
     `grpo.swe_group_threshold` groups in which no reply earned more.
     """
     advantages_PG = group_advantages(
@@ -80,9 +82,14 @@ def reward_samples(groups: list[Group], config) -> list[Sample]:
     samples = []
     for group, advantages, kept in zip(groups, advantages_PG.tolist(), acceptable_groups(groups, config).tolist()):
         for rollout, advantage in zip(group.rollouts, advantages):
-            trained = kept and not (config.overlong_filtering and rollout.finish_reason == "length")
-            samples.append(rollout_sample(rollout, trained, advantages=advantage))
+            samples.append(rollout_sample(rollout, kept and stays(rollout, config), advantages=advantage))
     return samples
+
+
+def stays(rollout, config) -> bool:
+    """Whether `grpo.overlong` leaves a reply in the loss."""
+    cut = torch.tensor(rollout.finish_reason == "length")
+    return bool(overlong(torch.zeros(()), cut, config.overlong_mode)[1])
 
 
 def only_advantages_teach(config) -> bool:
@@ -111,9 +118,9 @@ def with_gradient(samples: list[Sample], token_level_loss: bool) -> list[Sample]
     ]
 
 
-def distillation_samples(groups: list[Group]) -> list[Sample]:
+def distillation_samples(groups: list[Group], config) -> list[Sample]:
     """MOPD's training samples; their advantages come from `add_teacher_logprobs` and the student's own forward pass."""
-    return [rollout_sample(rollout, trained=True) for group in groups for rollout in group.rollouts]
+    return [rollout_sample(rollout, stays(rollout, config)) for group in groups for rollout in group.rollouts]
 
 
 def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:
