@@ -1,6 +1,6 @@
 """The algorithms as pure tensor functions: torch in, torch out; no files, no process groups."""
 
-from nemo_cascade.algorithms.advantages import group_advantages, mopd_advantages
+from nemo_cascade.algorithms.advantages import domain_weights, group_advantages, mopd_advantages
 from nemo_cascade.algorithms.divergence import reverse_kl
 from nemo_cascade.algorithms.filters import OVERLONG, informative_groups, overlong, swe_group_mask
 from nemo_cascade.algorithms.genrm import comparison_pairs, genrm_rewards
@@ -19,6 +19,7 @@ __all__ = [
     "aggregated",
     "clipped_policy_gradient_loss",
     "comparison_pairs",
+    "domain_weights",
     "genrm_rewards",
     "group_advantages",
     "importance_weights",

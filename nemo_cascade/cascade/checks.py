@@ -485,10 +485,29 @@ def advantage_problems(stage: "StageConfig", where) -> Iterator[str]:
             f"{where('policy.generation.temperature')}: 0 takes the most likely token, so all replies of a group "
             "would be the same and a stage of kind rl would learn nothing; set it above 0"
         )
+    yield from share_problems(stage, where)
     if stage.distils:
         for key in ("use_dynamic_sampling", "swe_group_threshold"):
             if getattr(stage.grpo, key) not in (False, None):
                 yield f"{where(f'grpo.{key}')}: rewards choose nothing in distillation (adv_estimator opd); remove it"
+
+
+def share_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """Shares of the loss are those of all domains of a distillation, and positive."""
+    shares, domains, key = stage.grpo.adv_estimator.domain_shares, list(stage.data.train), where("grpo.adv_estimator.domain_shares")
+    if not shares:
+        return
+    if not stage.distils:
+        yield f"{key}: only distillation (adv_estimator.name=opd) shares its loss out; remove it"
+        return
+    for domain in domains:
+        if domain not in shares:
+            yield f"{key}.{domain}: no share for a domain that is trained on; add it, or name none at all"
+    for domain, share in shares.items():
+        if domain not in domains:
+            yield f"{key}.{domain}: not a domain of this stage's data.train{did_you_mean(domain, domains)}"
+        elif not share > 0:
+            yield f"{key}.{domain}: must be > 0, got {share}"
 
 
 def overlong_problems(stage: "StageConfig", where) -> Iterator[str]:

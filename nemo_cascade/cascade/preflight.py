@@ -148,6 +148,7 @@ def of_stage(
         judge=written[stage.judge] if stage.judge is not None else None,
         judge_endpoint=stage.judge_endpoint,
         rank=parallel.rank(),
+        max_logprob_error=cascade.handover.max_logprob_error,
     )
     if parallel.rank() == 0:
         stage_run.dir.mkdir()

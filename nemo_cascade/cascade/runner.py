@@ -166,6 +166,7 @@ def run_stage(
         judge=manifest.checkpoint(stage.judge) if stage.judge is not None else None,
         judge_endpoint=stage.judge_endpoint,
         rank=parallel.rank(),
+        max_logprob_error=cascade.handover.max_logprob_error,
         interruption=interruption,
     )
     if stage.loop.val_period > 0:

@@ -253,6 +253,10 @@ class Policy:
             if changed:
                 raise RuntimeError(f"the student came back changed from {checkpoint}: {', '.join(changed[:5])}")
 
+    def forget_weights_of(self, checkpoint: Path) -> None:
+        """Frees the host memory in which a checkpoint waits for `weights_of`; read again if it is asked for again."""
+        self._teachers.pop(checkpoint, None)
+
     def checkpoint_bytes(self) -> int:
         """About what `save` writes on all ranks together, told from the shapes of the weights; the same on every rank."""
         mine = [part for _, _, part in stored_parts(self.model) if is_main_replica(part.replica_id)]
@@ -349,13 +353,15 @@ class Policy:
         )
 
     def _reduce(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Global mean of every metric from this rank's (sum, count) pairs, which the last pipeline stage has."""
+        """Global mean of every metric from this rank's (sum, count) pairs, which the last pipeline stage has. One of nothing is no
+        number and left out, but for the loss, which is 0 then."""
         means = {}
         if parallel_state.is_pipeline_last_stage():
             names = sorted(results[0])
             pairs = torch.stack([sum(result[name] for result in results) for name in names])
             dist.all_reduce(pairs, group=parallel_state.get_data_parallel_group())
-            means = {name: (pair[0] / pair[1].clamp(min=1e-12)).item() for name, pair in zip(names, pairs)}
+            told = [(name, total, count) for name, (total, count) in zip(names, pairs.tolist()) if count > 0 or name == "loss"]
+            means = {name: total / count if count > 0 else 0.0 for name, total, count in told}
         return parallel.object_from_last_stage(means)
 
     def _tensors(self) -> dict[str, torch.Tensor]:

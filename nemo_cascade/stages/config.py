@@ -46,9 +46,14 @@ class SFTConfig:
 
 @dataclass
 class AdvantageEstimatorConfig:
-    """`grpo.adv_estimator`: `grpo` (group-normalised reward) or `opd` (teacher minus student log-prob per token)."""
+    """`grpo.adv_estimator`: `grpo` (group-normalised reward) or `opd` (teacher minus student log-prob per token).
+
+    domain_shares, with opd: each domain's share of the loss, of any sum, however long its replies are; without, each token or reply
+    counts as it is (loss_fn.token_level_loss), which is the paper's.
+    """
 
     name: str = "grpo"
+    domain_shares: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

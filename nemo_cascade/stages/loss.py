@@ -5,7 +5,7 @@ the loop, where each batch is trained on once, so that the log-probs before the 
 its releases, whose weight has no gradient; its development branch lets the gradient into the weight, too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -91,14 +91,16 @@ def reference_kl(
     return kl
 
 
-def make_loss(config: LossConfig, distil: bool) -> Callable:
-    """The loss `Policy.train_step` calls for each pack. distil: advantages come from teachers (MOPD)."""
+def make_loss(config: LossConfig, distil: bool, domains: Sequence[str] = ()) -> Callable:
+    """The loss `Policy.train_step` calls for each pack. distil: advantages come from teachers (MOPD). domains: whose reverse KL to
+    their teachers is a metric of its own, by the number that the samples' field `domain` has."""
     band = correction(config) if config.truncated_importance_sampling_type is not None else None
 
     def loss(logprobs, pack):
         current, mask = logprobs.detach(), pack.mask
         if distil:
-            advantages = mopd_advantages(pack.fields["teacher_logprobs"], current, mask)
+            gaps = mopd_advantages(pack.fields["teacher_logprobs"], current, mask)
+            advantages = gaps * pack.fields.get("domain_weight", 1.0)
         else:
             advantages = pack.fields["advantages"]
         sampled, reference = pack.fields["sampling_logprobs"], pack.fields.get("reference_logprobs")
@@ -116,7 +118,12 @@ def make_loss(config: LossConfig, distil: bool) -> Callable:
             outside = (ratio < band["low"]) | (ratio > band["high"])
             metrics["is_oob_ratio"] = ((outside * mask).sum(), tokens)
         if distil:
-            metrics["teacher_student_logprob_gap_mean"] = ((advantages * mask).sum(), tokens)
+            metrics["teacher_student_logprob_gap_mean"] = ((gaps * mask).sum(), tokens)
+            metrics |= {
+                f"{domain}/reverse_kl": (-(gaps * mask * here).sum(), (mask * here).sum())
+                for number, domain in enumerate(domains)
+                for here in [pack.fields["domain"] == number]
+            }
         return total, count, metrics
 
     return loss

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nemo_cascade import heartbeat
-from nemo_cascade.algorithms import group_advantages, overlong
+from nemo_cascade.algorithms import domain_weights, group_advantages, overlong
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.types import Group
@@ -21,6 +21,7 @@ from nemo_cascade.stages.judge import make_rewards
 from nemo_cascade.stages.loss import make_loss
 from nemo_cascade.stages.prompts import PromptSource
 from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
+from nemo_cascade.stages.self_test import refuse_unless_own_teacher
 from nemo_cascade.stages.start import resume_or_begin
 from nemo_cascade.stages.step import finish_step
 from nemo_cascade.stages.stopwatch import Stopwatch
@@ -41,7 +42,9 @@ def run(stage: StageRun) -> None:
     rewards = make_rewards(stage, policy, engine, alone=distil)
     watch, traces = Stopwatch(), Traces(stage, policy.tokenizer)
     sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed, watch=watch)
-    loss = make_loss(config.loss_fn, distil)
+    loss = make_loss(config.loss_fn, distil, list(config.data.train))
+    if distil and policy.step == 0:
+        refuse_unless_own_teacher(policy, stage, add_teacher_logprobs)
 
     validations = Validations(stage, config.grpo, done=policy.step)
     with stage.progress(config.grpo.max_num_steps, stage.name, done=policy.step) as bar:
@@ -50,7 +53,7 @@ def run(stage: StageRun) -> None:
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
             if distil:
-                samples = distillation_samples(groups, config.grpo)
+                samples = distillation_samples(groups, config)
                 add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers)
                 watch.lap("teacher_logprob_inference")
             else:
@@ -119,8 +122,23 @@ def with_gradient(samples: list[Sample], token_level_loss: bool) -> list[Sample]
 
 
 def distillation_samples(groups: list[Group], config) -> list[Sample]:
-    """MOPD's training samples; their advantages come from `add_teacher_logprobs` and the student's own forward pass."""
-    return [rollout_sample(rollout, stays(rollout, config)) for group in groups for rollout in group.rollouts]
+    """MOPD's training samples; their advantages come from `add_teacher_logprobs` and the student's own forward pass.
+
+    Each token has the number of its domain in data.train, and what it counts with `grpo.adv_estimator.domain_shares`.
+    """
+    domains, shares = list(config.data.train), config.grpo.adv_estimator.domain_shares
+    pairs = [(group.domain, rollout) for group in groups for rollout in group.rollouts]
+    trained = [stays(rollout, config.grpo) for _, rollout in pairs]
+    weights = dict.fromkeys(domains, 1.0)
+    if shares:
+        amounts = dict.fromkeys(domains, 0)
+        for (domain, rollout), kept in zip(pairs, trained):
+            amounts[domain] += kept * (len(rollout.response) if config.loss_fn.token_level_loss else 1)
+        weights |= domain_weights(amounts, shares)
+    return [
+        rollout_sample(rollout, kept, domain=domains.index(domain), domain_weight=weights[domain])
+        for (domain, rollout), kept in zip(pairs, trained)
+    ]
 
 
 def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:

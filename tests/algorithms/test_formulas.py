@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nemo_cascade.algorithms import (
     clipped_policy_gradient_loss,
+    domain_weights,
     group_advantages,
     importance_weights,
     informative_groups,
@@ -212,6 +213,20 @@ def test_overlong(replies, mode):
 
 
 # -------------------------------------------------------------------------------- distillation
+
+
+@few
+@given(st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(0, 50), st.floats(0.1, 9)), min_size=1))
+def test_domain_weights_give_each_domain_its_share_and_leave_the_mean_weight_at_one(domains):
+    amounts, shares = ({name: pair[k] for name, pair in domains.items()} for k in (0, 1))
+    found = domain_weights(amounts, shares)
+    there = [name for name in domains if amounts[name] > 0]
+    assert set(found) == set(there)
+    if there:
+        total = sum(amounts[name] for name in there)
+        assert sum(found[name] * amounts[name] for name in there) == pytest.approx(total)
+        for name in there:
+            assert found[name] * amounts[name] / total == pytest.approx(shares[name] / sum(shares[n] for n in there))
 
 
 def drawn(shape, seed):

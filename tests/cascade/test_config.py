@@ -491,6 +491,18 @@ CASES = {
         ["cascade.stages.rlhf.grpo.overlong=kept"],
         "cascade.stages.rlhf.grpo.overlong: 'kept' is not a choice; did you mean keep?",
     ),
+    "shares of rewards": (
+        ["+cascade.stages.if_rl.grpo.adv_estimator.domain_shares={instruction_following: 1}"],
+        "cascade.stages.if_rl.grpo.adv_estimator.domain_shares: only distillation",
+    ),
+    "shares of some": (
+        ["+cascade.stages.mopd.grpo.adv_estimator.domain_shares={math: 1}"],
+        "cascade.stages.mopd.grpo.adv_estimator.domain_shares.mcqa: no share for a domain that is trained on",
+    ),
+    "a share of nobody": (
+        ["+cascade.stages.mopd.grpo.adv_estimator.domain_shares={maths: 1}"],
+        "cascade.stages.mopd.grpo.adv_estimator.domain_shares.maths: not a domain of this stage's data.train; did you mean math?",
+    ),
     "two rules for cut replies": (
         ["cascade.stages.rlhf.grpo.overlong_filtering=false"],
         "cascade.stages.rlhf.grpo.overlong_filtering: false is not what grpo.overlong=mask says; remove one of them",

@@ -10,7 +10,8 @@ from nemo_cascade.engine.batch import build_pack
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rollouts
-from nemo_cascade.stages.config import EnvConfig, GRPOConfig, LossConfig
+from nemo_cascade.stages.config import AdvantageEstimatorConfig, DataConfig, DatasetConfig, EnvConfig, GRPOConfig, LossConfig
+from nemo_cascade.stages.context import LoopConfig
 from nemo_cascade.stages.loss import make_loss
 from nemo_cascade.stages.rl import distillation_samples, only_advantages_teach, reward_samples, with_gradient
 from nemo_cascade.stages.prompts import Prompt
@@ -23,6 +24,10 @@ def rollout(k=0, response=(5, 6, 11), finish_reason="stop", reward=None) -> Roll
 
 def group(rewards, domain="math", **settings) -> Group:
     return Group({"expected_answer": "7"}, domain, [rollout(k, reward=r, **settings) for k, r in enumerate(rewards)])
+
+
+def mopd(domains=("math",), **settings) -> LoopConfig:
+    return LoopConfig(grpo=GRPOConfig(**settings), data=DataConfig(train={domain: DatasetConfig() for domain in domains}))
 
 
 def test_a_prompt_drawn_twice_asks_for_other_samples():
@@ -49,8 +54,8 @@ def test_overlong_filtering_trains_on_finished_replies_but_compares_with_all():
         filtered = reward_samples([mixed], masked)
         assert [sum(sample.loss_mask) for sample in filtered] == [3, 3, 3, 0]
         assert [s.fields["advantages"] for s in plain] == [s.fields["advantages"] for s in filtered]
-    assert [sum(sample.loss_mask) for sample in distillation_samples([mixed], GRPOConfig(overlong="mask"))] == [3, 3, 3, 0]
-    assert [sum(sample.loss_mask) for sample in distillation_samples([mixed], GRPOConfig(overlong="keep"))] == [3, 3, 3, 3]
+    assert [sum(sample.loss_mask) for sample in distillation_samples([mixed], mopd(overlong="mask"))] == [3, 3, 3, 0]
+    assert [sum(sample.loss_mask) for sample in distillation_samples([mixed], mopd(overlong="keep"))] == [3, 3, 3, 3]
 
 
 def test_a_group_without_an_acceptable_reply_is_left_out_where_the_stage_says_so():
@@ -193,8 +198,38 @@ def test_without_dynamic_sampling_every_group_is_trained_on():
 
 
 def test_distillation_trains_on_every_reply_whatever_its_reward():
-    samples = distillation_samples([group([0.0, 0.0]), group([1.0, None])], GRPOConfig())
+    samples = distillation_samples([group([0.0, 0.0]), group([1.0, None])], mopd())
     assert len(samples) == 4 and all(sum(sample.loss_mask) == 3 for sample in samples)
+
+
+def lesson(config, lengths: dict[str, list[int]]):
+    """The pack of a distillation batch, whose teacher says 0.5 more of math's tokens and 0.25 less of the others'."""
+    groups = []
+    for domain, of_domain in lengths.items():
+        for length in of_domain:
+            groups.append(Group({}, domain, [rollout(response=[5] * length)]))
+    samples = distillation_samples(groups, config)
+    for sample, domain in zip(samples, (g.domain for g in groups)):
+        sample.fields["teacher_logprobs"] = [-0.5 if domain == "math" else -1.25] * len(sample.tokens)
+    return build_pack(samples, range(len(samples)), 8, "cpu", dtype=torch.float64)
+
+
+@pytest.mark.parametrize("token_level", [True, False], ids=["token mean", "sequence mean"])
+def test_domains_have_their_shares_of_a_distillations_gradient_however_long_their_replies_are(token_level):
+    lengths, shares = {"math": [7, 9], "mcqa": [1, 2, 2]}, {"math": 1.0, "mcqa": 3.0, "code_gen": 5.0}
+    config = mopd(shares, adv_estimator=AdvantageEstimatorConfig("opd", shares))
+    config.loss_fn.token_level_loss = token_level
+    pack = lesson(config, lengths)
+    logprobs = torch.full_like(pack.mask, -1.0).requires_grad_()
+    total, count, metrics = make_loss(config.loss_fn, True, list(shares))(logprobs, pack)
+    (gradient,) = torch.autograd.grad(total / count, logprobs)
+    of_math = pack.fields["domain"] == 0
+    assert gradient[of_math & (pack.mask > 0)].sum().item() == pytest.approx(-0.5 * 1 / 4)
+    assert gradient[~of_math].sum().item() == pytest.approx(0.25 * 3 / 4)
+    # Metrics are of the tokens as they are; of a domain without any, there is none to be logged.
+    told = {name: (a.item(), b.item()) for name, (a, b) in metrics.items() if name.endswith("reverse_kl")}
+    assert told == {"math/reverse_kl": (-8.0, 16), "mcqa/reverse_kl": (1.25, 5), "code_gen/reverse_kl": (0, 0)}
+    assert metrics["teacher_student_logprob_gap_mean"][0].item() == 8.0 - 1.25
 
 
 def test_metrics_are_means_over_rollouts_and_by_domain():
