@@ -13,6 +13,7 @@ from nemo_cascade.algorithms.losses import (
     policy_gradient_loss,
     probability_ratios,
 )
+from nemo_cascade.algorithms.mismatch import mismatch_metrics, ratio_metrics, weight_metrics
 
 __all__ = [
     "OVERLONG",
@@ -25,11 +26,14 @@ __all__ = [
     "importance_weights",
     "informative_groups",
     "kl_penalty",
+    "mismatch_metrics",
     "mopd_advantages",
     "negative_log_likelihood",
     "overlong",
     "policy_gradient_loss",
     "probability_ratios",
+    "ratio_metrics",
     "reverse_kl",
     "swe_group_mask",
+    "weight_metrics",
 ]

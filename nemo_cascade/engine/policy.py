@@ -39,6 +39,7 @@ from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_s
 from nemo_cascade.engine.convert import read_hf, refuse_unless_fitting  # noqa: E402
 from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, stored_parts, weights_hash  # noqa: E402
+from nemo_cascade.engine.metrics import global_metrics  # noqa: E402
 from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optimizer_state, restore_state  # noqa: E402
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
@@ -353,15 +354,10 @@ class Policy:
         )
 
     def _reduce(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Global mean of every metric from this rank's (sum, count) pairs, which the last pipeline stage has. One of nothing is no
-        number and left out, but for the loss, which is 0 then."""
+        """`global_metrics` of what the last pipeline stage has, on every rank."""
         means = {}
         if parallel_state.is_pipeline_last_stage():
-            names = sorted(results[0])
-            pairs = torch.stack([sum(result[name] for result in results) for name in names])
-            dist.all_reduce(pairs, group=parallel_state.get_data_parallel_group())
-            told = [(name, total, count) for name, (total, count) in zip(names, pairs.tolist()) if count > 0 or name == "loss"]
-            means = {name: total / count if count > 0 else 0.0 for name, total, count in told}
+            means = global_metrics(results, parallel_state.get_data_parallel_group())
         return parallel.object_from_last_stage(means)
 
     def _tensors(self) -> dict[str, torch.Tensor]:

@@ -14,8 +14,11 @@ from nemo_cascade.algorithms import (
     clipped_policy_gradient_loss,
     importance_weights,
     kl_penalty,
+    mismatch_metrics,
     mopd_advantages,
     policy_gradient_loss,
+    ratio_metrics,
+    weight_metrics,
 )
 from nemo_cascade.stages.config import LossConfig
 
@@ -48,12 +51,10 @@ def policy_loss(
             weights,
             mask,
             segments,
-            clip_low=config.ratio_clip_min,
-            clip_high=config.ratio_clip_max,
             dual_clip=config.ratio_clip_c,
             cispo=config.use_cispo,
-            sequence_ratio=config.sequence_level_importance_ratios and not config.force_on_policy_ratio,
             aggregate=aggregate,
+            **clipping(config),
         )
     if config.reference_policy_kl_penalty == 0:
         return total, count, None
@@ -64,6 +65,12 @@ def policy_loss(
 def aggregation(config: LossConfig) -> str:
     """How `algorithms` calls the mean over a batch."""
     return "token" if config.token_level_loss else "sequence"
+
+
+def clipping(config: LossConfig) -> dict:
+    """What `probability_ratios` is asked for."""
+    of_responses = config.sequence_level_importance_ratios and not config.force_on_policy_ratio
+    return {"clip_low": config.ratio_clip_min, "clip_high": config.ratio_clip_max, "sequence_ratio": of_responses}
 
 
 def correction(config: LossConfig) -> dict:
@@ -94,7 +101,7 @@ def reference_kl(
 def make_loss(config: LossConfig, distil: bool, domains: Sequence[str] = ()) -> Callable:
     """The loss `Policy.train_step` calls for each pack. distil: advantages come from teachers (MOPD). domains: whose reverse KL to
     their teachers is a metric of its own, by the number that the samples' field `domain` has."""
-    band = correction(config) if config.truncated_importance_sampling_type is not None else None
+    corrected, bounds = correction(config), clipping(config)
 
     def loss(logprobs, pack):
         current, mask = logprobs.detach(), pack.mask
@@ -105,20 +112,15 @@ def make_loss(config: LossConfig, distil: bool, domains: Sequence[str] = ()) -> 
             advantages = pack.fields["advantages"]
         sampled, reference = pack.fields["sampling_logprobs"], pack.fields.get("reference_logprobs")
         total, count, kl = policy_loss(config, logprobs, current, sampled, advantages, mask, pack.segments, reference)
-        metrics, tokens = {}, mask.sum()
-        if kl is not None:
-            metrics["kl_penalty"] = ((kl * mask).sum(), tokens)
-        ratio = (current - sampled).exp()
-        metrics |= {
-            "token_mult_prob_error": (((current - sampled).abs().exp() * mask).sum(), tokens),
-            "sampling_importance_ratio": ((ratio * mask).sum(), tokens),
-            "approx_entropy": (-(current * mask).sum(), tokens),
+        metrics = {
+            **mismatch_metrics(current, sampled, mask, pack.segments, kl_kind=config.reference_policy_kl_type),
+            **weight_metrics(current, sampled, mask, pack.segments, **corrected),
+            **ratio_metrics(current, current, mask, pack.segments, **bounds),
         }
-        if band is not None:
-            outside = (ratio < band["low"]) | (ratio > band["high"])
-            metrics["is_oob_ratio"] = ((outside * mask).sum(), tokens)
+        if kl is not None:
+            metrics["kl_penalty"] = ((kl * mask).sum(), mask.sum())
         if distil:
-            metrics["teacher_student_logprob_gap_mean"] = ((gaps * mask).sum(), tokens)
+            metrics["teacher_student_logprob_gap_mean"] = ((gaps * mask).sum(), mask.sum())
             metrics |= {
                 f"{domain}/reverse_kl": (-(gaps * mask * here).sum(), (mask * here).sum())
                 for number, domain in enumerate(domains)
