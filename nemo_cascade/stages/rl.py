@@ -54,7 +54,7 @@ def run(stage: StageRun) -> None:
             groups, seen = sampler.batch(step, prompts, config.grpo)
             if distil:
                 samples = distillation_samples(groups, config)
-                add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers)
+                add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers, sampler.where(step))
                 watch.lap("teacher_logprob_inference")
             else:
                 samples = reward_samples(groups, config.grpo)
@@ -63,7 +63,7 @@ def run(stage: StageRun) -> None:
                 samples = with_gradient(samples, config.loss_fn.token_level_loss)
             watch.lap("data_processing")
             if config.loss_fn.reference_policy_kl_penalty > 0:
-                add_logprobs(policy, samples, stage.parent, "reference_logprobs")
+                add_logprobs(policy, samples, stage.parent, "reference_logprobs", sampler.where(step))
                 watch.lap("policy_and_reference_logprobs")
             metrics = policy.train_step(samples, loss) | seen
             watch.lap("policy_training")
@@ -151,10 +151,13 @@ def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:
             "sampling_logprobs": [0.0] * prompt + rollout.logprobs,
             **{name: [0.0] * prompt + [value] * response for name, value in constant_fields.items()},
         },
+        name=f"prompt {rollout.prompt_id}, reply {rollout.sample}",
     )
 
 
-def add_teacher_logprobs(policy: Policy, samples: list[Sample], domains: list[str], teachers: dict) -> None:
+def add_teacher_logprobs(
+    policy: Policy, samples: list[Sample], domains: list[str], teachers: dict, where: str = "before training"
+) -> None:
     """Fills `teacher_logprobs` of every sample by the teacher of its domain, in the policy's own buffers, in turn.
 
     samples are group-major: len(samples) / len(domains) consecutive samples belong to each domain entry.
@@ -163,13 +166,17 @@ def add_teacher_logprobs(policy: Policy, samples: list[Sample], domains: list[st
     of_sample = [domain for domain in domains for _ in range(group)]
     for teacher in sorted({teachers[domain] for domain in domains}):
         mine = [sample for sample, domain in zip(samples, of_sample) if teachers[domain] == teacher]
-        add_logprobs(policy, mine, teacher, "teacher_logprobs")
+        add_logprobs(policy, mine, teacher, "teacher_logprobs", where)
 
 
-def add_logprobs(policy: Policy, samples: list[Sample], checkpoint_dir: Path, field: str) -> None:
-    """Fills `field` of every sample, a value a token, with the log-probs of another checkpoint, or of a Hugging Face folder."""
+def add_logprobs(
+    policy: Policy, samples: list[Sample], checkpoint_dir: Path, field: str, where: str = "before training"
+) -> None:
+    """Fills `field` of every sample, a value a token, with the log-probs of another checkpoint, or of a Hugging Face folder.
+
+    where: stage and step, for errors. Raises DataError for one that is not finite."""
     heartbeat.at(f"{field} of {checkpoint_dir.parent.name}")
     with policy.weights_of(checkpoint_dir):
         for sample, logprobs in zip(samples, policy.logprobs(samples, trained_only=True)):
             sample.fields[field] = logprobs
-    refuse_unusable_logprobs(samples, field, checkpoint_dir)
+    refuse_unusable_logprobs(samples, field, checkpoint_dir, where)

@@ -28,15 +28,15 @@ def refuse_unless_own_teacher(policy: Policy, stage: StageRun, ask) -> float | N
     if start is None:
         return None
     rows = probe.fixed_tokens(policy)
-    samples = [Sample(list(row), [0] + [1] * (len(row) - 1)) for row in rows]
+    samples = [Sample(list(row), [0] + [1] * (len(row) - 1), name=f"random text {n}") for n, row in enumerate(rows)]
     domains = list(stage.teachers)[:1] * len(samples)
-    ask(policy, samples, domains, dict.fromkeys(domains, start))
+    ask(policy, samples, domains, dict.fromkeys(domains, start), f"stage {stage.name}, before step 1")
     if start not in stage.teachers.values():
         policy.forget_weights_of(start)
-    worst = 0.0
-    for sample, logprobs in zip(samples, policy.logprobs(samples, trained_only=True)):
-        told, own, mask = (torch.tensor(row) for row in (sample.fields["teacher_logprobs"], logprobs, sample.loss_mask))
-        worst = max(worst, mopd_advantages(told, own, mask).abs().max().item())
+    rows = zip(samples, policy.logprobs(samples, trained_only=True))
+    triples = [(s.fields["teacher_logprobs"], logprobs, s.loss_mask) for s, logprobs in rows]
+    advantages = [mopd_advantages(*(torch.tensor(row) for row in triple)) for triple in triples]
+    worst = torch.cat(advantages).abs().max().item()
     if not worst <= stage.max_logprob_error:
         raise DataError(
             f"stage {stage.name}: the student as its own teacher ({start}) has an advantage of {worst:g}, not "
