@@ -166,6 +166,7 @@ def run_stage(
         judge=manifest.checkpoint(stage.judge) if stage.judge is not None else None,
         judge_endpoint=stage.judge_endpoint,
         rank=parallel.rank(),
+        max_logprob_error=cascade.handover.max_logprob_error,
         interruption=interruption,
     )
     if stage.loop.val_period > 0:
@@ -227,7 +228,7 @@ def as_scored(cascade: CascadeConfig, stage_run: StageRun) -> StageRun:
     config = dataclasses.replace(
         config,
         policy=dataclasses.replace(config.policy, generation=generation),
-        grpo=dataclasses.replace(config.grpo, overlong_reward="zero"),
+        grpo=dataclasses.replace(config.grpo, overlong="reward_zero"),
     )
     return dataclasses.replace(stage_run, config=config)
 

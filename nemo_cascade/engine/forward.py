@@ -25,6 +25,7 @@ from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
 # (sum over the pack, what to divide the global sum by, {metric: (sum, count)}). Where a pack is several of the head's
 # chunks, it sees those of each chunk alone first, the others being 0, for its slope there. A sum of terms that look at
 # one log-prob each has the same in the end; another loss is trained just as exactly, at some cost (`engine.head`).
+# A metric whose name begins or ends with min or max is no sum but an extreme, with the count of what it is of.
 Loss = Callable[[torch.Tensor, Pack], tuple[torch.Tensor, torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]]
 
 

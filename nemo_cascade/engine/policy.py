@@ -39,6 +39,7 @@ from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_s
 from nemo_cascade.engine.convert import read_hf, refuse_unless_fitting  # noqa: E402
 from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, stored_parts, weights_hash  # noqa: E402
+from nemo_cascade.engine.metrics import global_metrics  # noqa: E402
 from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optimizer_state, restore_state  # noqa: E402
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
@@ -253,6 +254,10 @@ class Policy:
             if changed:
                 raise RuntimeError(f"the student came back changed from {checkpoint}: {', '.join(changed[:5])}")
 
+    def forget_weights_of(self, checkpoint: Path) -> None:
+        """Frees the host memory in which a checkpoint waits for `weights_of`; read again if it is asked for again."""
+        self._teachers.pop(checkpoint, None)
+
     def checkpoint_bytes(self) -> int:
         """About what `save` writes on all ranks together, told from the shapes of the weights; the same on every rank."""
         mine = [part for _, _, part in stored_parts(self.model) if is_main_replica(part.replica_id)]
@@ -349,13 +354,10 @@ class Policy:
         )
 
     def _reduce(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Global mean of every metric from this rank's (sum, count) pairs, which the last pipeline stage has."""
+        """`global_metrics` of what the last pipeline stage has, on every rank."""
         means = {}
         if parallel_state.is_pipeline_last_stage():
-            names = sorted(results[0])
-            pairs = torch.stack([sum(result[name] for result in results) for name in names])
-            dist.all_reduce(pairs, group=parallel_state.get_data_parallel_group())
-            means = {name: (pair[0] / pair[1].clamp(min=1e-12)).item() for name, pair in zip(names, pairs)}
+            means = global_metrics(results, parallel_state.get_data_parallel_group())
         return parallel.object_from_last_stage(means)
 
     def _tensors(self) -> dict[str, torch.Tensor]:

@@ -53,6 +53,7 @@ class StageRun:
     dir is the stage's own folder, parent the checkpoint it starts from (None: fresh weights), teachers the checkpoint
     that teaches each domain, judge the one that compares replies to preference rows, unless that is a model behind
     judge_endpoint. validate scores a policy in memory, as `validation.score_policy` does, for loops with a val_period.
+    max_logprob_error: how far two readings of one checkpoint may be apart (`cascade.handover`).
     interruption hears of requests to stop. Only rank 0 writes metrics and shows progress; the others may call the same methods.
     """
 
@@ -66,6 +67,7 @@ class StageRun:
     judge_endpoint: EndpointConfig | None = None
     validate: Callable[..., dict[str, dict]] | None = None
     rank: int = 0
+    max_logprob_error: float = 0.0
     interruption: Interruption = field(default_factory=Interruption)
     trackers: Trackers = field(init=False, repr=False)
 
