@@ -300,7 +300,7 @@ def refuse_stopped(cascade: CascadeConfig, manifest: Manifest, names: list[str])
 def refuse_own_start(stage: StageConfig, record: StageRecord) -> None:
     """After a rollback a teacher may turn out to be where the student starts; raises RunRefused unless it is an anchor."""
     for domain, teacher in stage.teachers.items():
-        if teacher.stage == record.parent and not teacher.anchor:
+        if teacher.stage is not None and teacher.stage == record.parent and not teacher.anchor:
             raise RunRefused(
                 f"stage {stage.name}: {stage.parent} was rolled back, so the student starts from {teacher.stage}, which is "
                 f"its teacher of {domain} too; name another teacher or make it an anchor"
