@@ -88,10 +88,14 @@ def test_a_row_with_its_own_pattern_needs_no_options():
     assert verify(row, response_of("</think>pick: C"))["reward"] == 1.0
 
 
-@pytest.mark.parametrize("pattern", [r"Answer\s*:\s*(?!Answer)\s*(\w)", r"\\boxed\{(.)", r"ab|ac", r"is\b", r"a(b)?", r"(?<=a)b", r"aé", r"k(.)\Z"])
+STARTS = [r"Answer\s*:\s*(?!Answer)\s*(\w)", r"\\boxed\{(.)", r"ab|ac", r"is\b", r"a(b)?", r"(?<=a)b", r"aé", r"k(.)\Z"]
+
+
+@pytest.mark.parametrize("pattern", STARTS)
 def test_what_a_pattern_captures_last_is_the_last_of_all_it_finds(pattern):
     found, rng = compiled(pattern), random.Random(0)
-    pieces = ["answer: ", "ANSWER :", "\\boxed{", "\\BOXED{", "a", "B", "c", " ", "is", "I\u017f", "\u0130s", "\u212ax", "AÉ", "’"]
+    pieces = ["answer: ", "ANSWER :", "\\boxed{", "\\BOXED{"]
+    pieces += ["a", "B", "c", " ", "is", "I\u017f", "\u0130s", "\u212ax", "AÉ", "’"]
     for _ in range(300):
         text = "".join(rng.choices(pieces, k=rng.randint(0, 9)))
         for start in (0, len(text) // 2):
