@@ -41,6 +41,7 @@ from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, stored_parts, weights_hash  # noqa: E402
 from nemo_cascade.engine.metrics import global_metrics  # noqa: E402
 from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optimizer_state, restore_state  # noqa: E402
+from nemo_cascade.engine.writes import Writes  # noqa: E402
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.hf_folder import write_hf  # noqa: E402
@@ -185,13 +186,14 @@ class Policy:
         self.step += 1
         return metrics | {"grad_norm": grad_norm, "lr": learning_rate}
 
-    def save(self, directory: Path, optimizer: bool = True) -> None:
-        """Writes weights/ (and optimizer/) below `directory` as megatron-core distributed checkpoints."""
-        self._save_part(sharded_state_dict(self.model), Path(directory) / "weights")
+    def save(self, directory: Path, optimizer: bool = True, writes: Writes | None = None) -> None:
+        """Writes weights/ (and optimizer/) below `directory` as megatron-core distributed checkpoints; with `writes` they are only
+        begun, to be ended there."""
+        self._save_part(sharded_state_dict(self.model), Path(directory) / "weights", writes)
         if optimizer:
             tensors, _ = optimizer_state(self.optimizer, sharded_state_dict(self.model), is_loading=False)
             state = {"optimizer": tensors, "scheduler": self.scheduler.state_dict(), "step": self.step}
-            self._save_part(state, Path(directory) / "optimizer")
+            self._save_part(state, Path(directory) / "optimizer", writes)
 
     def load(self, directory: Path, optimizer: bool = True) -> None:
         """Reads what `save` wrote, at any layout. With optimizer=True the step counter and schedule come back as well."""
@@ -268,10 +270,14 @@ class Policy:
         dist.all_reduce(total)
         return int(total)
 
-    def matches(self, directory: Path) -> bool:
-        """Whether the weights written below `directory` are bit-equal to those in memory, on every rank."""
-        written = self._read_weights(directory)
-        same = all(torch.equal(tensor, written[name]) for name, tensor in self._tensors().items())
+    def host_copy(self) -> dict[str, torch.Tensor]:
+        """This rank's weights as they are now, in host memory."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors().items()}
+
+    def matches(self, directory: Path, expected: dict[str, torch.Tensor] | None = None) -> bool:
+        """Whether the weights written below `directory` are bit-equal to those in memory, or to a `host_copy`, on every rank."""
+        written, expected = self._read_weights(directory), expected or self._tensors()
+        same = all(torch.equal(tensor.to(self.device), written[name]) for name, tensor in expected.items())
         answer = torch.tensor(int(same), device=self.device)
         dist.all_reduce(answer, op=dist.ReduceOp.MIN)
         return bool(answer)
@@ -393,10 +399,13 @@ class Policy:
         read_hf(self.model, folder, self.preset)
         return {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
 
-    def _save_part(self, state: dict, directory: Path) -> None:
+    def _save_part(self, state: dict, directory: Path, writes: Writes | None) -> None:
         if dist.get_rank() == 0:
             directory.mkdir(parents=True, exist_ok=True)
         dist.barrier()
+        if writes is not None:
+            writes.begin(state, directory)
+            return
         # mcore passes results through a manager process that takes seconds to start and imports the main script again;
         # a synchronous save ends in this process, where a plain queue does.
         filesystem_async._results_queue = queue.Queue()

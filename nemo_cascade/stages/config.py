@@ -187,6 +187,7 @@ class CheckpointingConfig:
     beside them the newest, to resume from. metric_name: what the best is told by at the stage's validations (val_period):
     val:reward, the mean over all domains, or val:<domain>; a stage then hands on its best checkpoint instead of its last
     (null). checkpoint_must_save_by: DD:HH:MM:SS since the job started, by which the run has saved and stopped (null: no limit).
+    async_save: checkpoints inside a stage are written by other processes while it trains on (Megatron's name for it).
     """
 
     save_period: int = 0
@@ -195,6 +196,7 @@ class CheckpointingConfig:
     higher_is_better: bool = True
     pretrained_checkpoint: PretrainedConfig | None = None
     checkpoint_must_save_by: str | None = None
+    async_save: bool = False
 
 
 @dataclass
