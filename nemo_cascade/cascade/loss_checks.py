@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 def loss_problems(stage: "StageConfig", where) -> Iterator[str]:
     """Every problem of an RL stage's `loss_fn`."""
-    for key, text in (*importance_problems(stage), *ratio_problems(stage), *kl_problems(stage), *auxiliary_problems(stage), *full_vocabulary_problems(stage)):
-        yield f"{where(key)}: {text}"
+    for found in (importance_problems, ratio_problems, kl_problems, auxiliary_problems, full_vocabulary_problems):
+        for key, text in found(stage):
+            yield f"{where(key)}: {text}"
 
 
 def importance_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:
