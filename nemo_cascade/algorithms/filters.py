@@ -6,7 +6,10 @@ OVERLONG = ("reward_zero", "mask", "keep")
 
 
 def informative_groups(rewards_PG: torch.Tensor) -> torch.Tensor:
-    """rewards_PG [prompts, group] -> [prompts] bool: a prompt's rollouts did not all earn the same [dynamic filtering, Nemotron-Cascade 2, section 4.2]."""
+    """rewards_PG [prompts, group] -> [prompts] bool: a prompt's rollouts did not all earn the same.
+
+    [dynamic filtering, Nemotron-Cascade 2, section 4.2]
+    """
     return (rewards_PG != rewards_PG[:, :1]).any(dim=1)
 
 

@@ -49,11 +49,13 @@ class AdvantageEstimatorConfig:
     """`grpo.adv_estimator`: `grpo` (group-normalised reward) or `opd` (teacher minus student log-prob per token).
 
     domain_shares, with opd: each domain's share of the loss, of any sum, however long its replies are; without, each token or reply
-    counts as it is (loss_fn.token_level_loss), which is the paper's.
+    counts as it is (loss_fn.token_level_loss), which is the paper's. full_vocabulary, with opd: the loss is the reverse KL to the
+    teacher over the whole vocabulary, not its estimate from the sampled token.
     """
 
     name: str = "grpo"
     domain_shares: dict[str, float] = field(default_factory=dict)
+    full_vocabulary: bool = False
 
 
 @dataclass

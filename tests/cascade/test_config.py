@@ -503,6 +503,14 @@ CASES = {
         ["+cascade.stages.mopd.grpo.adv_estimator.domain_shares={maths: 1}"],
         "cascade.stages.mopd.grpo.adv_estimator.domain_shares.maths: not a domain of this stage's data.train; did you mean math?",
     ),
+    "the whole vocabulary of rewards": (
+        ["+cascade.stages.if_rl.grpo.adv_estimator.full_vocabulary=true"],
+        "cascade.stages.if_rl.grpo.adv_estimator.full_vocabulary: only distillation",
+    ),
+    "the whole vocabulary with weighed tokens": (
+        ["+cascade.stages.mopd.grpo.adv_estimator.full_vocabulary=true"],
+        "cascade.stages.mopd.loss_fn.use_importance_sampling_correction: with grpo.adv_estimator.full_vocabulary no",
+    ),
     "two rules for cut replies": (
         ["cascade.stages.rlhf.grpo.overlong_filtering=false"],
         "cascade.stages.rlhf.grpo.overlong_filtering: false is not what grpo.overlong=mask says; remove one of them",
