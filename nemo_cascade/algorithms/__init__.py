@@ -2,7 +2,7 @@
 
 from nemo_cascade.algorithms.advantages import group_advantages, mopd_advantages
 from nemo_cascade.algorithms.divergence import reverse_kl
-from nemo_cascade.algorithms.filters import informative_groups, swe_group_mask
+from nemo_cascade.algorithms.filters import OVERLONG, informative_groups, overlong, swe_group_mask
 from nemo_cascade.algorithms.genrm import comparison_pairs, genrm_rewards
 from nemo_cascade.algorithms.losses import (
     aggregated,
@@ -11,9 +11,11 @@ from nemo_cascade.algorithms.losses import (
     kl_penalty,
     negative_log_likelihood,
     policy_gradient_loss,
+    probability_ratios,
 )
 
 __all__ = [
+    "OVERLONG",
     "aggregated",
     "clipped_policy_gradient_loss",
     "comparison_pairs",
@@ -24,7 +26,9 @@ __all__ = [
     "kl_penalty",
     "mopd_advantages",
     "negative_log_likelihood",
+    "overlong",
     "policy_gradient_loss",
+    "probability_ratios",
     "reverse_kl",
     "swe_group_mask",
 ]

@@ -36,7 +36,8 @@ from nemo_cascade.rollout.engine import generate_global
 from nemo_cascade.rollout.types import Request, SamplingParams
 from nemo_cascade.stages.config import LoggerConfig
 from nemo_cascade.stages.context import StageRun
-from nemo_cascade.stages.rl import add_logprobs, make_loss, rollout_sample
+from nemo_cascade.stages.loss import make_loss
+from nemo_cascade.stages.rl import add_logprobs, rollout_sample
 from nemo_cascade.stages.rollouts import make_engine
 from nemo_cascade.stages.sft import sft_loss
 

@@ -227,7 +227,7 @@ def as_scored(cascade: CascadeConfig, stage_run: StageRun) -> StageRun:
     config = dataclasses.replace(
         config,
         policy=dataclasses.replace(config.policy, generation=generation),
-        grpo=dataclasses.replace(config.grpo, overlong_reward="zero"),
+        grpo=dataclasses.replace(config.grpo, overlong="reward_zero"),
     )
     return dataclasses.replace(stage_run, config=config)
 

@@ -6,7 +6,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+import torch
+
 from nemo_cascade import environments
+from nemo_cascade.algorithms import overlong
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.environments.endpoint import Endpoint
@@ -38,19 +41,18 @@ class Rewards:
         judge: Comparing | None = None,
         *,
         alone: bool = False,
-        overlong_reward: str = "zero",
+        overlong: str = "reward_zero",
         env: EnvConfig = EnvConfig(),
         answers: Path | None = None,
     ):
         self.tokenizer, self.judge, self.alone, self.env = tokenizer, judge, alone, env
-        self.overlong_reward = overlong_reward
+        self.overlong = overlong
         self.judges = {name: Endpoint(endpoint, answers) for name, endpoint in env.judges.items()}
 
     def fill(self, groups: list[Group]) -> None:
         """Fills reward and info of every rollout, the same on every rank, which all call it.
 
-        A reply cut at the length limit earns 0 whatever it says [Nemotron-Cascade 2, section 4.2], unless
-        overlong_reward is "keep". Raises DataError for rows that need a judge where there is none.
+        With overlong "reward_zero" a reply cut at the length limit earns 0 whatever it says [Nemotron-Cascade 2, section 4.2]. Raises DataError for rows that need a judge where there is none.
         """
         judged = [group for group in groups if environment_of(group.row) == "genrm_compare"]
         self._verify([group for group in groups if environment_of(group.row) != "genrm_compare"])
@@ -58,9 +60,11 @@ class Rewards:
             raise DataError(f"{judged[0].domain}: its replies are compared by a judge; set cascade.judge.stage")
         if judged:
             (self.judge.reward_by_reference if self.alone else self.judge.reward_groups)(judged)
-        if self.overlong_reward == "zero":
-            for rollout in (rollout for group in groups for rollout in group.rollouts):
-                rollout.reward = 0.0 if rollout.finish_reason == "length" else rollout.reward
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        given = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
+        cut = torch.tensor([rollout.finish_reason == "length" for rollout in rollouts], dtype=torch.bool)
+        for rollout, reward in zip(rollouts, overlong(given, cut, self.overlong)[0].tolist()):
+            rollout.reward = reward
 
     def _verify(self, groups: list[Group]) -> None:
         # One rank asks about a group, so that a slow or random verifier cannot give ranks different rewards.

@@ -8,22 +8,17 @@ is held near where it began.
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from nemo_cascade import heartbeat
-from nemo_cascade.algorithms import (
-    aggregated,
-    group_advantages,
-    importance_weights,
-    kl_penalty,
-    mopd_advantages,
-    policy_gradient_loss,
-)
+from nemo_cascade.algorithms import group_advantages, overlong
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.types import Group
-from nemo_cascade.stages.config import LossConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.judge import make_rewards
+from nemo_cascade.stages.loss import make_loss
 from nemo_cascade.stages.prompts import PromptSource
 from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
 from nemo_cascade.stages.start import resume_or_begin
@@ -55,7 +50,7 @@ def run(stage: StageRun) -> None:
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
             if distil:
-                samples = distillation_samples(groups)
+                samples = distillation_samples(groups, config.grpo)
                 add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers)
                 watch.lap("teacher_logprob_inference")
             else:
@@ -78,7 +73,7 @@ def run(stage: StageRun) -> None:
 def reward_samples(groups: list[Group], config) -> list[Sample]:
     """GRPO's training samples: every token of a rollout carries the rollout's group advantage.
 
-    Left out of the loss, though they count in the baseline: with `grpo.overlong_filtering` replies cut at the length limit, with
+    Left out of the loss, though they count in the baseline: with `grpo.overlong: mask` replies cut at the length limit, with
     `grpo.swe_group_threshold` groups in which no reply earned more.
     """
     advantages_PG = group_advantages(
@@ -87,9 +82,14 @@ def reward_samples(groups: list[Group], config) -> list[Sample]:
     samples = []
     for group, advantages, kept in zip(groups, advantages_PG.tolist(), acceptable_groups(groups, config).tolist()):
         for rollout, advantage in zip(group.rollouts, advantages):
-            trained = kept and not (config.overlong_filtering and rollout.finish_reason == "length")
-            samples.append(rollout_sample(rollout, trained, advantages=advantage))
+            samples.append(rollout_sample(rollout, kept and stays(rollout, config), advantages=advantage))
     return samples
+
+
+def stays(rollout, config) -> bool:
+    """Whether `grpo.overlong` leaves a reply in the loss."""
+    cut = torch.tensor(rollout.finish_reason == "length")
+    return bool(overlong(torch.zeros(()), cut, config.overlong_mode)[1])
 
 
 def only_advantages_teach(config) -> bool:
@@ -118,9 +118,9 @@ def with_gradient(samples: list[Sample], token_level_loss: bool) -> list[Sample]
     ]
 
 
-def distillation_samples(groups: list[Group]) -> list[Sample]:
+def distillation_samples(groups: list[Group], config) -> list[Sample]:
     """MOPD's training samples; their advantages come from `add_teacher_logprobs` and the student's own forward pass."""
-    return [rollout_sample(rollout, trained=True) for group in groups for rollout in group.rollouts]
+    return [rollout_sample(rollout, stays(rollout, config)) for group in groups for rollout in group.rollouts]
 
 
 def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:
@@ -155,40 +155,3 @@ def add_logprobs(policy: Policy, samples: list[Sample], checkpoint_dir: Path, fi
         for sample, logprobs in zip(samples, policy.logprobs(samples, trained_only=True)):
             sample.fields[field] = logprobs
     refuse_unusable_logprobs(samples, field, checkpoint_dir)
-
-
-def make_loss(config: LossConfig, distil: bool):
-    """The loss `Policy.train_step` calls for each pack."""
-    mode = (config.truncated_importance_sampling_type or "none") if config.use_importance_sampling_correction else "none"
-    low, high = config.truncated_importance_sampling_ratio_min, config.truncated_importance_sampling_ratio
-    aggregate = "token" if config.token_level_loss else "sequence"
-
-    def loss(logprobs, pack):
-        current, mask = logprobs.detach(), pack.mask
-        if distil:
-            advantages = mopd_advantages(pack.fields["teacher_logprobs"], current, mask)
-        else:
-            advantages = pack.fields["advantages"]
-        sampled = pack.fields["sampling_logprobs"]
-        weights = importance_weights(current, sampled, mask, pack.segments, mode=mode, low=low, high=high)
-        total, count = policy_gradient_loss(logprobs, advantages, weights, mask, pack.segments, aggregate=aggregate)
-        metrics = {}
-        if config.reference_policy_kl_penalty > 0:
-            # Masked first: a padding token may be so unlikely that exp overflows, and inf * 0 is no number.
-            reference = pack.fields["reference_logprobs"] * mask
-            kl = kl_penalty(logprobs * mask, reference, config.reference_policy_kl_type)
-            total = total + config.reference_policy_kl_penalty * aggregated(kl, mask, pack.segments, aggregate)[0]
-            metrics["kl_penalty"] = ((kl.detach() * mask).sum(), mask.sum())
-        ratio = (current - sampled).exp()
-        tokens = mask.sum()
-        metrics |= {
-            "token_mult_prob_error": (((current - sampled).abs().exp() * mask).sum(), tokens),
-            "sampling_importance_ratio": ((ratio * mask).sum(), tokens),
-            "is_oob_ratio": ((((ratio < low) | (ratio > high)) * mask).sum(), tokens),
-            "approx_entropy": (-(current * mask).sum(), tokens),
-        }
-        if distil:
-            metrics["teacher_student_logprob_gap_mean"] = ((advantages * mask).sum(), tokens)
-        return total, count, metrics
-
-    return loss

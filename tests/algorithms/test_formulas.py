@@ -16,6 +16,7 @@ from nemo_cascade.algorithms import (
     informative_groups,
     kl_penalty,
     mopd_advantages,
+    overlong,
     policy_gradient_loss,
     reverse_kl,
     swe_group_mask,
@@ -199,6 +200,15 @@ def test_filters(rewards_PG):
     values = torch.tensor(rewards_PG, dtype=torch.float64)
     assert informative_groups(values).tolist() == [len(set(group)) > 1 for group in rewards_PG]
     assert swe_group_mask(values).tolist() == [max(group) > 0.5 for group in rewards_PG]
+
+
+@few
+@given(st.lists(st.tuples(st.floats(-2, 2, width=32), st.booleans()), max_size=6), st.sampled_from(["reward_zero", "mask", "keep"]))
+def test_overlong(replies, mode):
+    rewards, cut = torch.tensor([r for r, _ in replies]), torch.tensor([c for _, c in replies], dtype=torch.bool)
+    earned, trained = overlong(rewards, cut, mode)
+    assert earned.tolist() == [0.0 if c and mode == "reward_zero" else r for r, c in replies]
+    assert trained.tolist() == [not (c and mode == "mask") for _, c in replies]
 
 
 # -------------------------------------------------------------------------------- distillation

@@ -74,12 +74,13 @@ def test_a_reply_that_may_not_think_is_all_answer():
 
 
 @pytest.mark.parametrize(
-    "overlong_reward, verified, judged", [("zero", [0.0, 0.0], [0.0, 0.0]), ("keep", [1.0, 0.0], [3.5, 3.5])]
+    "mode, verified, judged",
+    [("reward_zero", [0.0, 0.0], [0.0, 0.0]), ("mask", [1.0, 0.0], [3.5, 3.5]), ("keep", [1.0, 0.0], [3.5, 3.5])],
 )
-def test_a_cut_reply_earns_nothing_or_keeps_what_it_was_given(overlong_reward, verified, judged):
+def test_a_cut_reply_earns_nothing_or_keeps_what_it_was_given(mode, verified, judged):
     cut = [group(row, RIGHT, WRONG, finish_reason="length") for row in (SUM, LETTER)]
     whole = [group(row, RIGHT, WRONG) for row in (SUM, LETTER)]
-    Rewards(TOKENIZER, Judge(), overlong_reward=overlong_reward).fill(cut + whole)
+    Rewards(TOKENIZER, Judge(), overlong=mode).fill(cut + whole)
     assert earned(cut) == [verified, judged]
     assert earned(whole) == [[1.0, 0.0], [3.5, 3.5]]
 

@@ -11,7 +11,8 @@ from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rollouts
 from nemo_cascade.stages.config import EnvConfig, GRPOConfig, LossConfig
-from nemo_cascade.stages.rl import distillation_samples, make_loss, only_advantages_teach, reward_samples, with_gradient
+from nemo_cascade.stages.loss import make_loss
+from nemo_cascade.stages.rl import distillation_samples, only_advantages_teach, reward_samples, with_gradient
 from nemo_cascade.stages.prompts import Prompt
 from nemo_cascade.stages.rollouts import Sampler, make_requests, rollout_metrics
 
@@ -43,10 +44,13 @@ def test_overlong_filtering_trains_on_finished_replies_but_compares_with_all():
     mixed.rollouts[3].finish_reason = "length"
     settings = dict(num_generations_per_prompt=4, normalize_rewards=False)
     plain = reward_samples([mixed], GRPOConfig(**settings))
-    filtered = reward_samples([mixed], GRPOConfig(overlong_filtering=True, **settings))
     assert [sum(sample.loss_mask) for sample in plain] == [3, 3, 3, 3]
-    assert [sum(sample.loss_mask) for sample in filtered] == [3, 3, 3, 0]
-    assert [s.fields["advantages"] for s in plain] == [s.fields["advantages"] for s in filtered]
+    for masked in (GRPOConfig(overlong="mask", **settings), GRPOConfig(overlong_filtering=True, **settings)):
+        filtered = reward_samples([mixed], masked)
+        assert [sum(sample.loss_mask) for sample in filtered] == [3, 3, 3, 0]
+        assert [s.fields["advantages"] for s in plain] == [s.fields["advantages"] for s in filtered]
+    assert [sum(sample.loss_mask) for sample in distillation_samples([mixed], GRPOConfig(overlong="mask"))] == [3, 3, 3, 0]
+    assert [sum(sample.loss_mask) for sample in distillation_samples([mixed], GRPOConfig(overlong="keep"))] == [3, 3, 3, 3]
 
 
 def test_a_group_without_an_acceptable_reply_is_left_out_where_the_stage_says_so():
@@ -73,7 +77,7 @@ def test_rollouts_without_an_advantage_are_left_out_and_the_gradient_stays(token
         rollout_.response, rollout_.logprobs = [token] * length, [-0.5] * length
     # A reply cut short is masked, and counts in no mean.
     groups[3].rollouts[1].finish_reason = "length"
-    config = GRPOConfig(num_generations_per_prompt=2, overlong_filtering=True)
+    config = GRPOConfig(num_generations_per_prompt=2, overlong="mask")
     samples, settings = reward_samples(groups, config), LossConfig(token_level_loss=token_level)
     kept = with_gradient(samples, token_level)
     assert [sample.tokens[2] for sample in kept] == [5, 6, 11]
@@ -189,7 +193,7 @@ def test_without_dynamic_sampling_every_group_is_trained_on():
 
 
 def test_distillation_trains_on_every_reply_whatever_its_reward():
-    samples = distillation_samples([group([0.0, 0.0]), group([1.0, None])])
+    samples = distillation_samples([group([0.0, 0.0]), group([1.0, None])], GRPOConfig())
     assert len(samples) == 4 and all(sum(sample.loss_mask) == 3 for sample in samples)
 
 
@@ -249,7 +253,11 @@ def test_distillation_pulls_towards_the_teacher_and_drops_ratios_outside_the_ban
     pack = FakePack(teacher_logprobs=torch.tensor([-0.5, -0.5, -3.0, -1.0]), sampling_logprobs=sampled)
     logprobs = torch.full((4,), -1.0, requires_grad=True)
     settings = LossConfig(
-        token_level_loss=False, use_importance_sampling_correction=True, truncated_importance_sampling_type="icepop"
+        token_level_loss=False,
+        use_importance_sampling_correction=True,
+        truncated_importance_sampling_type="icepop",
+        truncated_importance_sampling_ratio_min=0.5,
+        truncated_importance_sampling_ratio=2.0,
     )
     total, count, metrics = make_loss(settings, distil=True)(logprobs, pack)
     (gradient,) = torch.autograd.grad(total, logprobs)

@@ -54,7 +54,7 @@ def test_a_reply_is_kept_as_text_with_reward_and_advantage(tmp_path, tokenizer):
 
 def test_a_taught_reply_has_the_teachers_gap_of_each_token(tmp_path, tokenizer):
     groups = [group([1.0])]
-    samples = distillation_samples(groups)
+    samples = distillation_samples(groups, GRPOConfig())
     samples[0].fields["teacher_logprobs"] = [0.0, 0.0, -1.25, -0.05]
     traces(tmp_path, tokenizer).write(3, groups, samples)
     (line,) = written(tmp_path)
