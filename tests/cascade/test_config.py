@@ -105,7 +105,7 @@ def test_stages_differ_in_what_the_recipe_says_and_in_nothing_else():
     for key, expected in {
         "grpo.use_dynamic_sampling": {"if_rl": True},
         "grpo.overlong": {
-            **dict.fromkeys(["multi_domain_rl", "preference_rl", "rlhf", "long_context_rl", "code_rl"], "mask"),
+            **dict.fromkeys(["multi_domain_rl", "preference_rl", "rlhf", "long_context_rl", "code_rl", "swe_rl"], "mask"),
             "mopd": "keep",
         },
         "grpo.swe_group_threshold": {"swe_rl": 0.5},
