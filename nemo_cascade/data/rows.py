@@ -161,7 +161,8 @@ def prompt_id(row: dict) -> str:
 def _parse(line: str) -> tuple[dict, str | None]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    # An integer of thousands of digits is no JSONDecodeError, nor is what is nested thousands deep.
+    except (ValueError, RecursionError) as error:
         return {}, f"not JSON ({error})"
     return (row, None) if isinstance(row, dict) else ({}, f"a JSON {type(row).__name__}, not an object")
 
