@@ -205,3 +205,10 @@ def call(name="save", arguments=json.dumps(PEAR)) -> dict:
 def test_the_arguments_of_the_one_call_are_the_document_where_a_call_is_asked_for(more, output, said):
     verdict = verify(row(FRUIT) | {"response_mode": "tool_call"} | more, {"output": output})
     assert verdict == {"reward": float(said is None), "error_type": said}
+
+
+@pytest.mark.parametrize("schema", ["true", "{}", '{"items": true}', '{"items": {"properties": {"a": true}}}'])
+@pytest.mark.parametrize("kind, text", [("csv", "a\n1"), ("xml", "<a>1</a>"), ("json", "[]")])
+def test_a_schema_that_allows_everything_allows_a_document_of_any_kind(schema, kind, text):
+    row = {"schema_str": schema, "schema_type": kind}
+    assert problem(row) is None and verify(row, response_of(text, thinking=False)) == {"reward": 1.0, "error_type": None}
