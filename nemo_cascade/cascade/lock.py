@@ -1,9 +1,9 @@
 """One run at a time in a run directory: rank 0 has a lock on `run.lock` there for as long as its process lives.
 
 The kernel lets go of it when the process ends, however that is, so a killed run leaves nothing in the way. It is a POSIX record lock
-(lockf) and not flock's, which processes that rank 0 forks, as those that verify, would keep after it. Such a lock is lost when its own process
-closes the file by any handle, so nothing else there may open it. Whatever only reads a run (status, report, teachers, doctor, check)
-asks for no lock. Left out: file systems that lock for one machine only, as Lustre mounted with localflock, say nothing of it.
+(lockf) and not flock's, which processes that rank 0 forks, as those that write checkpoints, would keep after it. Such a lock is lost when
+its own process closes the file by any handle, so nothing else there may open it. Whatever only reads a run (status, report, teachers,
+doctor, check) asks for no lock. Left out: a file system that locks for one machine only, as Lustre with localflock, cannot be told.
 """
 
 import errno

@@ -62,10 +62,15 @@ def typed(kind: str, document, schema):
     if kind == "xml":
         return _typed_xml(document, schema)
     if kind == "csv":
-        columns = schema.get("items", schema).get("properties", {})
-        wanted = {name: column.get("type", "string") for name, column in columns.items()}
+        columns = _said(_said(schema, "items", schema), "properties", {})
+        wanted = {name: _said(column, "type", "string") for name, column in columns.items()}
         return [{name: _typed_cell(cell, wanted.get(name, "string")) for name, cell in row.items()} for row in document]
     return document
+
+
+def _said(schema, keyword: str, otherwise):
+    """What a schema says under a keyword; true and false, which are schemas too, say nothing."""
+    return schema.get(keyword, otherwise) if isinstance(schema, dict) else otherwise
 
 
 def _object(pairs: list[tuple]) -> dict:

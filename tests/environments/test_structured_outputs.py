@@ -216,3 +216,10 @@ def test_infinite_numbers_and_deep_documents_are_left_to_python_as_text_or_call(
         call = {"output": [{"type": "function_call", "name": "f", "arguments": text}]}
         assert reward(schema, text) == earned, text
         assert verify(row(schema) | {"response_mode": "tool_call"}, call)["reward"] == earned, text
+
+
+@pytest.mark.parametrize("schema", ["true", "{}", '{"items": true}', '{"items": {"properties": {"a": true}}}'])
+@pytest.mark.parametrize("kind, text", [("csv", "a\n1"), ("xml", "<a>1</a>"), ("json", "[]")])
+def test_a_schema_that_allows_everything_allows_a_document_of_any_kind(schema, kind, text):
+    row = {"schema_str": schema, "schema_type": kind}
+    assert problem(row) is None and verify(row, response_of(text, thinking=False)) == {"reward": 1.0, "error_type": None}
