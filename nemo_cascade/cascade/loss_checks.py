@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 def loss_problems(stage: "StageConfig", where) -> Iterator[str]:
     """Every problem of an RL stage's `loss_fn`."""
-    for key, text in (*importance_problems(stage), *ratio_problems(stage), *kl_problems(stage), *auxiliary_problems(stage)):
-        yield f"{where(key)}: {text}"
+    for found in (importance_problems, ratio_problems, kl_problems, auxiliary_problems, full_vocabulary_problems):
+        for key, text in found(stage):
+            yield f"{where(key)}: {text}"
 
 
 def importance_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:
@@ -69,6 +70,21 @@ def kl_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:
             "it belongs to NeMo RL's estimator reinforce_plus_plus, which there is not here (with grpo it would drop the "
             "penalty); set it to false",
         )
+
+
+def full_vocabulary_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:
+    """The exact divergence has no sampled token that could be weighed, and takes the whole softmax."""
+    if not stage.grpo.adv_estimator.full_vocabulary:
+        return
+    if not stage.distils:
+        yield "grpo.adv_estimator.full_vocabulary", "only distillation (adv_estimator.name=opd) has teachers to compare with; remove it"
+    without = "with grpo.adv_estimator.full_vocabulary no sampled token is weighed"
+    if stage.loss_fn.use_importance_sampling_correction:
+        yield "loss_fn.use_importance_sampling_correction", f"{without}; set it to false, and truncated_importance_sampling_* to null"
+    if stage.loss_fn.reference_policy_kl_penalty > 0:
+        yield "loss_fn.reference_policy_kl_penalty", "grpo.adv_estimator.full_vocabulary is a KL to teachers alone; set it to 0"
+    if stage.policy.generation.top_p < 1:
+        yield "policy.generation.top_p", "grpo.adv_estimator.full_vocabulary compares whole softmaxes; set it to 1"
 
 
 def auxiliary_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:

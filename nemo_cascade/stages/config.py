@@ -49,11 +49,13 @@ class AdvantageEstimatorConfig:
     """`grpo.adv_estimator`: `grpo` (group-normalised reward) or `opd` (teacher minus student log-prob per token).
 
     domain_shares, with opd: each domain's share of the loss, of any sum, however long its replies are; without, each token or reply
-    counts as it is (loss_fn.token_level_loss), which is the paper's.
+    counts as it is (loss_fn.token_level_loss), which is the paper's. full_vocabulary, with opd: the loss is the reverse KL to the
+    teacher over the whole vocabulary, not its estimate from the sampled token.
     """
 
     name: str = "grpo"
     domain_shares: dict[str, float] = field(default_factory=dict)
+    full_vocabulary: bool = False
 
 
 @dataclass
@@ -187,6 +189,7 @@ class CheckpointingConfig:
     beside them the newest, to resume from. metric_name: what the best is told by at the stage's validations (val_period):
     val:reward, the mean over all domains, or val:<domain>; a stage then hands on its best checkpoint instead of its last
     (null). checkpoint_must_save_by: DD:HH:MM:SS since the job started, by which the run has saved and stopped (null: no limit).
+    async_save: checkpoints inside a stage are written by other processes while it trains on (Megatron's name for it).
     """
 
     save_period: int = 0
@@ -195,6 +198,7 @@ class CheckpointingConfig:
     higher_is_better: bool = True
     pretrained_checkpoint: PretrainedConfig | None = None
     checkpoint_must_save_by: str | None = None
+    async_save: bool = False
 
 
 @dataclass

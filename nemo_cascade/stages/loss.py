@@ -98,6 +98,35 @@ def reference_kl(
     return kl
 
 
+def make_full_vocabulary_loss(config: LossConfig, domains: Sequence[str] = ()) -> Callable:
+    """MOPD's loss with the reverse KL of the whole vocabulary, which packs then have as a field with gradient, in place of its estimate
+    from one sampled token [engine.full_vocabulary]: mean of w_d KL_t, w_d what the token's domain counts."""
+    aggregate = aggregation(config)
+
+    def loss(logprobs, pack):
+        divergence, mask, sampled = pack.fields["reverse_kl"], pack.mask, pack.fields["sampling_logprobs"]
+        weighed = divergence * pack.fields.get("domain_weight", 1.0)
+        total, count = aggregated(weighed, mask, pack.segments, aggregate)
+        metrics = {
+            **mismatch_metrics(logprobs, sampled, mask, pack.segments, kl_kind=config.reference_policy_kl_type),
+            **weight_metrics(logprobs, sampled, mask, pack.segments, mode="none"),
+            "teacher_student_logprob_gap_mean": (-(divergence.detach() * mask).sum(), mask.sum()),
+            **by_domain(divergence.detach(), pack, domains),
+        }
+        return total, count, metrics
+
+    return loss
+
+
+def by_domain(divergence: torch.Tensor, pack, domains: Sequence[str]) -> dict:
+    """{"<domain>/reverse_kl": (sum, count)} of a pack's tokens [T]."""
+    return {
+        f"{domain}/reverse_kl": ((divergence * pack.mask * here).sum(), (pack.mask * here).sum())
+        for number, domain in enumerate(domains)
+        for here in [pack.fields["domain"] == number]
+    }
+
+
 def make_loss(config: LossConfig, distil: bool, domains: Sequence[str] = ()) -> Callable:
     """The loss `Policy.train_step` calls for each pack. distil: advantages come from teachers (MOPD). domains: whose reverse KL to
     their teachers is a metric of its own, by the number that the samples' field `domain` has."""
@@ -121,11 +150,7 @@ def make_loss(config: LossConfig, distil: bool, domains: Sequence[str] = ()) -> 
             metrics["kl_penalty"] = ((kl * mask).sum(), mask.sum())
         if distil:
             metrics["teacher_student_logprob_gap_mean"] = ((gaps * mask).sum(), mask.sum())
-            metrics |= {
-                f"{domain}/reverse_kl": (-(gaps * mask * here).sum(), (mask * here).sum())
-                for number, domain in enumerate(domains)
-                for here in [pack.fields["domain"] == number]
-            }
+            metrics |= by_domain(-gaps, pack, domains)
         return total, count, metrics
 
     return loss

@@ -52,7 +52,8 @@ class Rewards:
     def fill(self, groups: list[Group]) -> None:
         """Fills reward and info of every rollout, the same on every rank, which all call it.
 
-        With overlong "reward_zero" a reply cut at the length limit earns 0 whatever it says [Nemotron-Cascade 2, section 4.2]. Raises DataError for rows that need a judge where there is none.
+        With overlong "reward_zero" a reply cut at the length limit earns 0, or the least that its environment gives where that is
+        below 0, whatever it says [Nemotron-Cascade 2, section 4.2]. Raises DataError for rows that need a judge where there is none.
         """
         judged = [group for group in groups if environment_of(group.row) == "genrm_compare"]
         self._verify([group for group in groups if environment_of(group.row) != "genrm_compare"])
@@ -60,11 +61,12 @@ class Rewards:
             raise DataError(f"{judged[0].domain}: its replies are compared by a judge; set cascade.judge.stage")
         if judged:
             (self.judge.reward_by_reference if self.alone else self.judge.reward_groups)(judged)
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        given = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
-        cut = torch.tensor([rollout.finish_reason == "length" for rollout in rollouts], dtype=torch.bool)
-        for rollout, reward in zip(rollouts, overlong(given, cut, self.overlong)[0].tolist()):
-            rollout.reward = reward
+        for group in groups:
+            given = torch.tensor([rollout.reward for rollout in group.rollouts], dtype=torch.float64)
+            cut = torch.tensor([rollout.finish_reason == "length" for rollout in group.rollouts], dtype=torch.bool)
+            least = environments.least(environment_of(group.row), group.row)
+            for rollout, reward in zip(group.rollouts, overlong(given, cut, self.overlong, least)[0].tolist()):
+                rollout.reward = reward
 
     def _verify(self, groups: list[Group]) -> None:
         # One rank asks about a group, so that a slow or random verifier cannot give ranks different rewards.

@@ -6,6 +6,7 @@ is held near where it began.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +14,13 @@ import torch
 from nemo_cascade import heartbeat
 from nemo_cascade.algorithms import domain_weights, group_advantages, overlong
 from nemo_cascade.data.sample import Sample
+from nemo_cascade.engine.full_vocabulary import FullVocabularyStep, Lesson
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.types import Group
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.judge import make_rewards
-from nemo_cascade.stages.loss import make_loss
+from nemo_cascade.stages.loss import make_full_vocabulary_loss, make_loss
 from nemo_cascade.stages.prompts import PromptSource
 from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
 from nemo_cascade.stages.self_test import refuse_unless_own_teacher
@@ -42,7 +44,8 @@ def run(stage: StageRun) -> None:
     rewards = make_rewards(stage, policy, engine, alone=distil)
     watch, traces = Stopwatch(), Traces(stage, policy.tokenizer)
     sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed, watch=watch)
-    loss = make_loss(config.loss_fn, distil, list(config.data.train))
+    domains, full = list(config.data.train), distil and config.grpo.adv_estimator.full_vocabulary
+    loss = make_full_vocabulary_loss(config.loss_fn, domains) if full else make_loss(config.loss_fn, distil, domains)
     if distil and policy.step == 0:
         refuse_unless_own_teacher(policy, stage, add_teacher_logprobs)
 
@@ -52,8 +55,13 @@ def run(stage: StageRun) -> None:
             watch.start()
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
+            how = {}
             if distil:
                 samples = distillation_samples(groups, config)
+            if full:
+                how = lessons_of(policy, samples, [group.domain for group in groups], stage.teachers)
+                watch.lap("teacher_logprob_inference")
+            elif distil:
                 add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers, sampler.where(step))
                 watch.lap("teacher_logprob_inference")
             else:
@@ -65,7 +73,7 @@ def run(stage: StageRun) -> None:
             if config.loss_fn.reference_policy_kl_penalty > 0:
                 add_logprobs(policy, samples, stage.parent, "reference_logprobs", sampler.where(step))
                 watch.lap("policy_and_reference_logprobs")
-            metrics = policy.train_step(samples, loss) | seen
+            metrics = policy.train_step(samples, loss, **how) | seen
             watch.lap("policy_training")
             logged = train_metrics(metrics, watch.read())
             stage.log(logged | validations.after(step, policy), step)
@@ -162,11 +170,28 @@ def add_teacher_logprobs(
 
     samples are group-major: len(samples) / len(domains) consecutive samples belong to each domain entry.
     """
-    group = len(samples) // len(domains)
-    of_sample = [domain for domain in domains for _ in range(group)]
-    for teacher in sorted({teachers[domain] for domain in domains}):
-        mine = [sample for sample, domain in zip(samples, of_sample) if teachers[domain] == teacher]
-        add_logprobs(policy, mine, teacher, "teacher_logprobs", where)
+    for teacher, mine in by_teacher(len(samples), domains, teachers):
+        add_logprobs(policy, [samples[i] for i in mine], teacher, "teacher_logprobs", where)
+
+
+def lessons_of(policy: Policy, samples: list[Sample], domains: list[str], teachers: dict) -> dict:
+    """How `Policy.train_step` is to train on the samples with what their teachers say of the whole vocabulary; order as in
+    `add_teacher_logprobs`."""
+    plan, lessons = [], []
+    for teacher, mine in by_teacher(len(samples), domains, teachers):
+        heartbeat.at(f"last states of {teacher.parent.name}")
+        with policy.weights_of(teacher):
+            packs, states, layer = policy.last_states([samples[i] for i in mine])
+        plan += [[mine[i] for i in pack] for pack in packs]
+        lessons += [Lesson(of_pack, layer) for of_pack in states]
+    return {"plan": plan, "step": partial(FullVocabularyStep, lessons=iter(lessons))}
+
+
+def by_teacher(count: int, domains: list[str], teachers: dict) -> list[tuple[Path, list[int]]]:
+    """(teacher, the samples of its domains) for each; `count` samples, of which count / len(domains) in a row have each domain."""
+    group = count // len(domains)
+    of_sample = [teachers[domain] for domain in domains for _ in range(group)]
+    return [(teacher, [i for i in range(count) if of_sample[i] == teacher]) for teacher in sorted(set(of_sample))]
 
 
 def add_logprobs(

@@ -204,11 +204,15 @@ def test_filters(rewards_PG):
 
 
 @few
-@given(st.lists(st.tuples(st.floats(-2, 2, width=32), st.booleans()), max_size=6), st.sampled_from(["reward_zero", "mask", "keep"]))
-def test_overlong(replies, mode):
+@given(
+    st.lists(st.tuples(st.floats(-2, 2, width=32), st.booleans()), max_size=6),
+    st.sampled_from(["reward_zero", "mask", "keep"]),
+    st.sampled_from([-10.0, -1.0, 0.0, 1.0]),
+)
+def test_overlong(replies, mode, least):
     rewards, cut = torch.tensor([r for r, _ in replies]), torch.tensor([c for _, c in replies], dtype=torch.bool)
-    earned, trained = overlong(rewards, cut, mode)
-    assert earned.tolist() == [0.0 if c and mode == "reward_zero" else r for r, c in replies]
+    earned, trained = overlong(rewards, cut, mode, least)
+    assert earned.tolist() == [min(0.0, least) if c and mode == "reward_zero" else r for r, c in replies]
     assert trained.tolist() == [not (c and mode == "mask") for _, c in replies]
 
 

@@ -105,7 +105,7 @@ def test_stages_differ_in_what_the_recipe_says_and_in_nothing_else():
     for key, expected in {
         "grpo.use_dynamic_sampling": {"if_rl": True},
         "grpo.overlong": {
-            **dict.fromkeys(["multi_domain_rl", "preference_rl", "rlhf", "long_context_rl", "code_rl"], "mask"),
+            **dict.fromkeys(["multi_domain_rl", "preference_rl", "rlhf", "long_context_rl", "code_rl", "swe_rl"], "mask"),
             "mopd": "keep",
         },
         "grpo.swe_group_threshold": {"swe_rl": 0.5},
@@ -502,6 +502,14 @@ CASES = {
     "a share of nobody": (
         ["+cascade.stages.mopd.grpo.adv_estimator.domain_shares={maths: 1}"],
         "cascade.stages.mopd.grpo.adv_estimator.domain_shares.maths: not a domain of this stage's data.train; did you mean math?",
+    ),
+    "the whole vocabulary of rewards": (
+        ["+cascade.stages.if_rl.grpo.adv_estimator.full_vocabulary=true"],
+        "cascade.stages.if_rl.grpo.adv_estimator.full_vocabulary: only distillation",
+    ),
+    "the whole vocabulary with weighed tokens": (
+        ["+cascade.stages.mopd.grpo.adv_estimator.full_vocabulary=true"],
+        "cascade.stages.mopd.loss_fn.use_importance_sampling_correction: with grpo.adv_estimator.full_vocabulary no",
     ),
     "two rules for cut replies": (
         ["cascade.stages.rlhf.grpo.overlong_filtering=false"],

@@ -169,18 +169,21 @@ def test_a_checkpoint_opens_at_another_layout_with_the_same_hash(tmp_path):
 
 def damaged_write(directory, _):
     from nemo_cascade.engine import checkpoint
+    from nemo_cascade.engine.writes import Writes
 
     policy = build()
     train(policy, 1)
     honest = policy.save
 
-    def lying_disk(path, optimizer=True):
-        honest(path, optimizer)
+    def lying_disk(path, **options):
+        honest(path, **options)
         train(policy, 1)
 
     policy.save = lying_disk
     with pytest.raises(RuntimeError, match="differ from those in memory"):
         checkpoint.save(policy, directory, {})
+    with pytest.raises(RuntimeError, match="differ from those in memory"):
+        checkpoint.begin(policy, directory, {}, writes=Writes()).end()
     return checkpoint.latest(directory)
 
 

@@ -6,6 +6,7 @@ from nemo_cascade import environments
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.tokenizer import load_tokenizer
+from nemo_cascade.environments import genrm, swe_repair
 from nemo_cascade.environments.endpoint import EndpointConfig
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rewards
@@ -83,6 +84,29 @@ def test_a_cut_reply_earns_nothing_or_keeps_what_it_was_given(mode, verified, ju
     Rewards(TOKENIZER, Judge(), overlong=mode).fill(cut + whole)
     assert earned(cut) == [verified, judged]
     assert earned(whole) == [[1.0, 0.0], [3.5, 3.5]]
+
+
+GENRM = {**genrm.EXAMPLES[0][0], "agent_ref": {"name": "genrm_simple_agent"}}
+PATCH = {**next(row for row, *_ in swe_repair.EXAMPLES if row.get("reward_mode")), "agent_ref": {"name": "swe_repair_simple_agent"}}
+
+
+@pytest.mark.parametrize(
+    "row, worst",
+    [
+        (GENRM, ["no verdict"]),
+        ({**GENRM, "grading_mode": "distance"}, ["no verdict", '{"score_1": 1, "score_2": 5, "ranking": 6}']),
+        ({**GENRM, "grading_mode": "distance", "expected_scores": {"score_1": 1, "score_2": 5, "ranking": 6}},
+         ["no verdict", '{"score_1": 5, "score_2": 1, "ranking": 1}']),
+        (PATCH, ["no patch", "sums.py\n<<<<<<< SEARCH\nnot there\n=======\nx\n>>>>>>> REPLACE"]),
+        ({**PATCH, "reward_mode": "judge"}, ["no patch"]),
+        (SUM, ["</think>\\boxed{8}"]),
+    ],
+    ids=["agreement", "distance", "the farthest distance", "similarity", "judge", "math"],
+)  # fmt: skip
+def test_no_whole_reply_earns_less_than_a_cut_one(row, worst):
+    cut, whole = (group(row, *(f"</think>{text}" for text in worst), finish_reason=reason) for reason in ("length", "stop"))
+    Rewards(TOKENIZER).fill([cut, whole])
+    assert max(earned([cut])[0]) <= min(earned([whole])[0]) <= 0.0
 
 
 @pytest.mark.parametrize("alone, reward", [(False, 3.5), (True, 0.5)], ids=["in a group", "alone"])
