@@ -103,7 +103,9 @@ def reward_range(name: str) -> tuple[float, float]:
 
 
 def least(name: str, row: dict) -> float:
-    """What a reply to a row of that environment earns if it cannot be verified."""
+    """What a reply to a row of that environment earns if it cannot be verified; 0 where only a server of Gym's knows that."""
+    if name not in names():
+        return 0.0
     own = getattr(get(name), "least", None)
     return own(row) if own is not None else reward_range(name)[0]
 
