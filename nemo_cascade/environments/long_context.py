@@ -13,9 +13,9 @@ What a row carries says how it is scored, with the keys of NeMo Gym's servers `r
                                stop at the end
 
 A row with `needs_judge` has a free answer: boxed or not, it is right where it says what expected_answer says, or where the
-model of env.judges.long_context finds both equal (`equivalence`). So do rows of Gym's judge servers (JUDGED), whose expected answer
-may stand under `metadata`; where `template_metadata.output_regex` can be searched for safely (`pattern`), what it captures last is
-the answer.
+model of env.judges.long_context finds both equal (`equivalence`). So has every row of Gym's judge servers (JUDGED), whose
+expected answer may stand under `metadata`; where `template_metadata.output_regex` can be searched for safely (`pattern`), what
+it captures last is the answer.
 """
 
 from functools import lru_cache

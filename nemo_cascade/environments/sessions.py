@@ -1,4 +1,4 @@
-"""Sessions of callers over HTTP: each an environment's `Session`, found again by the token that its caller keeps as a cookie."""
+"""Sessions of callers over HTTP: each an environment's `Session`, found by the token that its caller keeps as a cookie."""
 
 import secrets
 import time
@@ -12,7 +12,7 @@ IDLE = 3600.0
 
 
 class Sessions:
-    """At most `most` at a time, each for `idle` seconds after its last call; then the one that was not called for longest goes.
+    """At most `most` at a time, the one that was not called for longest going first; each for `idle` seconds after its last call.
 
     clock: seconds, for tests.
     """

@@ -3,12 +3,12 @@
 Plain ones, `tests` {path: text} of functions with asserts, are given to a small runner and are in no file. Where a row has
 `runner: pytest`, a `repository` or a `test_patch`, pytest runs the test files themselves, which lie beside the patched ones.
 
-A test has passed when its own random token is written, which happens once it has returned: exiting early and printing verdicts
-gain nothing. Beside each token lies a decoy that is never written, and what is printed is not looked at: who shows all that is on
-the stack or in memory, by design or by chance, passes nothing. Files that are tests' (`_is_test`) or steer pytest are as they were
-before the patch. But patched code and tests share a process, as they do wherever pytest runs, so that nothing there can be a
-secret: a patch made for this very runner could take the right ones of the tokens, change pytest in memory, or return values that
-equal everything. A second process would only have to believe what this one says.
+A test has passed when its own random token is written, which happens once it has returned: exiting early and printing
+verdicts gain nothing. Beside each token lies a decoy that is never written, and what is printed is not looked at: who shows
+all that is on the stack or in memory, by design or by chance, passes nothing. Files that are tests' (`_is_test`) or steer
+pytest are as they were before the patch. But patched code and tests share a process, as they do wherever pytest runs, so that
+nothing there can be a secret: a patch made for this very runner could take the right ones of the tokens, change pytest in
+memory, or return values that equal everything. A second process would only have to believe what this one says.
 """
 
 import json
