@@ -3,13 +3,13 @@
 import json
 import math
 
-# A row, a response or an answer is a few levels deep. What is nested thousands deep cannot be read, and what is nearly so could
-# be read but not written again.
+# A row, a response or an answer is a few levels deep. What is nested thousands deep cannot be read, and what is nearly so
+# could be read but not written again.
 DEEPEST = 100
 
 
 def read(text: str | bytes):
-    """The value of a JSON text. Raises ValueError for anything else: for NaN and infinities too, and for what is nested deeper."""
+    """The value of a JSON text. Raises ValueError for anything else, also for NaN, infinities and what is nested deeper."""
     try:
         value = json.loads(text, parse_constant=number, parse_float=number)
     except RecursionError:

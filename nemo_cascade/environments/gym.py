@@ -55,7 +55,7 @@ class GymClient:
         if errors and len(errors) == len(told):
             raise errors[0]
         return [
-            _failed(row, str(verdict)) if isinstance(verdict, Unusable) else verdict
+            workers.failed(environments.environment_of(row), row, str(verdict)) if isinstance(verdict, Unusable) else verdict
             for (row, _), verdict in zip(asked, told)
         ]
 
@@ -117,14 +117,6 @@ def _verdict(content: bytes, sent: dict) -> dict:
     told = foreign.read(content)
     told["reward"] = foreign.number(told["reward"])
     return {key: value for key, value in told.items() if key not in sent or key == "reward"}
-
-
-def _failed(row: dict, reason: str) -> dict:
-    name = environments.environment_of(row)
-    if name in environments.names():
-        return workers.failed(name, row, reason)
-    # What only the server knows, it alone knows the least reward of.
-    return {"reward": 0.0, "verifier_error": reason}
 
 
 def complete(response: dict) -> dict:

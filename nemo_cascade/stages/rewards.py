@@ -70,7 +70,8 @@ class Rewards:
 
     def _verify(self, groups: list[Group]) -> None:
         # One rank asks about a group, so that a slow or random verifier cannot give ranks different rewards.
-        verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer, self.env, self.judges), groups)
+        spare = self.overlong == "reward_zero"
+        verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer, self.env, self.judges, spare), groups)
         for group, of_group in zip(groups, verdicts):
             for rollout, verdict in zip(group.rollouts, of_group):
                 rollout.info = {key: value for key, value in verdict.items() if key != "reward"}
@@ -78,15 +79,25 @@ class Rewards:
 
 
 def verify_all(
-    groups: list[Group], tokenizer, config: EnvConfig = EnvConfig(), judges: Mapping[str, Endpoint] = MappingProxyType({})
+    groups: list[Group],
+    tokenizer,
+    config: EnvConfig = EnvConfig(),
+    judges: Mapping[str, Endpoint] = MappingProxyType({}),
+    spare_cut: bool = False,
 ) -> list[list[dict]]:
     """The verdict on every reply of every group; equal replies to a row are verified once.
 
     By servers of NeMo Gym where the config names one for the environment, else by worker processes and then by the
-    environment's judge, if there is one.
+    environment's judge, if there is one. spare_cut: no judge is asked about what was cut at the length limit.
     """
     texts = [[reply_text(rollout, tokenizer) for rollout in group.rollouts] for group in groups]
     asked = [(number, text) for number, said in enumerate(texts) for text in dict.fromkeys(said)]
+    judged = {
+        (number, text)
+        for number, said in enumerate(texts)
+        for rollout, text in zip(groups[number].rollouts, said)
+        if not spare_cut or rollout.finish_reason != "length"
+    }
     by_server: dict[str | None, list[tuple[int, str]]] = {}
     for number, text in asked:
         server = config.nemo_gym.servers.get(environment_of(groups[number].row))
@@ -95,7 +106,11 @@ def verify_all(
     for server, of_server in by_server.items():
         pairs = [response_pair(groups[number].row, text) for number, text in of_server]
         if server is None:
-            told = judged_where_asked(pairs, verifiers(config.num_workers).verify(pairs), judges)
+            told = verifiers(config.num_workers).verify(pairs)
+            whole = [place for place, key in enumerate(of_server) if key in judged]
+            last = judged_where_asked([pairs[place] for place in whole], [told[place] for place in whole], judges)
+            for place, verdict in zip(whole, last):
+                told[place] = verdict
         else:
             gym = config.nemo_gym
             told = GymClient(server, concurrency=gym.concurrency, timeout=gym.timeout).verify_all(pairs)

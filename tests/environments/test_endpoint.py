@@ -9,7 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from nemo_cascade.environments import genrm_compare
 from nemo_cascade.environments.endpoint import Endpoint, EndpointConfig, EndpointError, Said
+from tests.environments.test_hostile import UNREADABLE
 
 
 class Model:
@@ -206,6 +208,15 @@ def test_all_kinds_of_garbage_are_asked_about_again(at_once):
 def test_garbage_to_the_end_is_no_answer(at_once, kind):
     with served(Babbling([kind], always=True)) as url:
         assert Endpoint(config(url, tries=2, logprobs=True)).ask(asked(2)) == [None, None]
+
+
+def test_a_judge_that_was_talked_into_scores_that_no_reader_takes_is_asked_again_and_then_undecided(at_once):
+    model = Model()
+    with served(model) as url:
+        for text in UNREADABLE:
+            model.said = lambda _, text=text: text
+            assert Endpoint(config(url, tries=2)).ask(asked(1), genrm_compare.readable) == [None], text[:40]
+    assert len(model.asked) == 2 * len(UNREADABLE)
 
 
 def test_garbage_instead_of_a_list_of_models_says_nothing():

@@ -248,6 +248,19 @@ def test_ten_megabytes_earn_nothing(name):
     assert not any("verifier_error" in verdict for verdict in earn_nothing(name, MEGABYTES))
 
 
+# JSON that no reader takes: nested thousands deep, with numbers of hundreds and thousands of digits or none.
+_BRACKETS = "[" * 5000 + "4" + "]" * 5000
+UNREADABLE = [
+    f'{{"score_1": {value}, "score_2": 2, "ranking": 2, "a": {value}}}'
+    for value in (_BRACKETS, "[" * 100_000, "1" + "0" * 400, "1" + "0" * 5000, "1e999", "-1e999", "NaN", '"\\ud800"', '{"a":' * 5000)
+]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_json_that_no_reader_takes_earns_nothing(name):
+    assert not any("verifier_error" in verdict for verdict in earn_nothing(name, UNREADABLE))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_ten_thousand_hostile_replies_earn_nothing(name):

@@ -179,6 +179,17 @@ def test_a_judge_has_the_last_word_on_what_the_verifier_does_not_find_equal_and_
     assert [rollout.info.get("judge_readable") for rollout in groups[0].rollouts] == [True, True]
 
 
+def test_no_judge_is_asked_about_a_cut_reply_that_earns_nothing_anyhow():
+    row, said = {**SUM, "expected_answer": "3 km"}, "a</think>\\boxed{9}"
+    for overlong, asked in (("reward_zero", 1), ("mask", 2)):
+        groups = [group(row, said), group({**row, "question": "How far?"}, said, finish_reason="length")]
+        groups[0].rollouts.append(encoded(said, "length", 1))
+        with served(Equal()) as url:
+            Rewards(TOKENIZER, env=EnvConfig(judges={"math": EndpointConfig(url, "judge")}), overlong=overlong).fill(groups)
+        heard = ["judge_readable" in rollout.info for one in groups for rollout in one.rollouts]
+        assert heard == [True, True, asked == 2], overlong
+
+
 def on_a_rank(_):
     import torch.distributed as dist
 
