@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 
 from rich.console import Console
 from rich.table import Table
@@ -85,6 +86,18 @@ def four_instructions(rng: random.Random) -> Pairs:
 @case("instructions, four of IFEval's 25", "instruction_following", bar=1_000)
 def four_of_ifeval(rng: random.Random) -> Pairs:
     return [(_instructions(rng, IFEVAL, 4), _long_reply(rng)) for _ in range(400)]
+
+
+@case("instructions, four of IFEval's 25, real English", "instruction_following", bar=1_000)
+def four_of_real_english(rng: random.Random) -> Pairs:
+    """Pieces of Python's own manual: no two replies share a sentence often, as those of five sentences do."""
+    manual = "\n\n".join(topics.values())
+
+    def piece() -> str:
+        begin = rng.randrange(len(manual) - 2_500)
+        return manual[begin : begin + rng.randint(300, 2_500)]
+
+    return [(_instructions(rng, IFEVAL, 4), _alone(piece())) for _ in range(400)]
 
 
 @case("instructions, one of IFBench's 58", "instruction_following")

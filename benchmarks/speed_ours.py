@@ -42,7 +42,8 @@ from nemo_cascade.rollout.types import Group, Request, SamplingParams
 from nemo_cascade.stages.config import GRPOConfig, LossConfig
 from nemo_cascade.stages.prompts import Prompt
 from nemo_cascade.stages.rewards import reply_text
-from nemo_cascade.stages.rl import make_loss, reward_samples
+from nemo_cascade.stages.loss import make_loss
+from nemo_cascade.stages.rl import reward_samples
 from nemo_cascade.stages.rollouts import make_engine, make_requests
 from nemo_cascade.stages.sft import sft_loss
 

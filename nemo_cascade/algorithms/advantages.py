@@ -1,5 +1,7 @@
 """Advantages: how much better than expected each sampled token was. Pure tensor functions."""
 
+from collections.abc import Mapping
+
 import torch
 
 
@@ -31,3 +33,15 @@ def mopd_advantages(teacher_logprobs: torch.Tensor, train_logprobs: torch.Tensor
     All [tokens] -> [tokens]; 0 where mask is 0. Its mean under the student is minus the reverse KL(student || teacher).
     """
     return ((teacher_logprobs - train_logprobs) * mask).detach()
+
+
+def domain_weights(amounts: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
+    """What each token of a domain counts, so that the domains' shares of a batch's loss are `shares`, however long their replies.
+
+    amounts: tokens, or replies where each reply is averaged by itself, of each domain in the batch; shares, of any sum, of all that
+    there may be. w_d = (s_d / sum s) (sum n / n_d) over the domains that are there, so that the mean weight is 1. This is against long
+    replies taking the whole budget of tokens [Open-MOPD, arXiv 2608.19098, finds it; the form is ours].
+    """
+    present = {domain: amount for domain, amount in amounts.items() if amount > 0}
+    total, wanted = sum(present.values()), sum(shares[domain] for domain in present)
+    return {domain: shares[domain] / wanted * total / amount for domain, amount in present.items()}

@@ -1,16 +1,38 @@
-"""Which groups a policy gradient can learn from. Pure tensor functions over rewards_PG [prompts, group]."""
+"""What a policy gradient learns from: groups, and replies that were cut. Pure tensor functions."""
 
 import torch
 
+OVERLONG = ("reward_zero", "mask", "keep")
+
 
 def informative_groups(rewards_PG: torch.Tensor) -> torch.Tensor:
-    """[prompts] bool: a prompt's rollouts did not all earn the same [dynamic filtering, Nemotron-Cascade 2, section 4.2]."""
+    """rewards_PG [prompts, group] -> [prompts] bool: a prompt's rollouts did not all earn the same.
+
+    [dynamic filtering, Nemotron-Cascade 2, section 4.2]
+    """
     return (rewards_PG != rewards_PG[:, :1]).any(dim=1)
 
 
 def swe_group_mask(rewards_PG: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
-    """[prompts] bool: some rollout earned more than `threshold`.
+    """rewards_PG [prompts, group] -> [prompts] bool: some rollout earned more than `threshold`.
 
     Other groups hold no acceptable patch and are left out of the loss [agentless SWE RL, Nemotron-Cascade 2, section 4.8.1].
     """
     return (rewards_PG > threshold).any(dim=1)
+
+
+def overlong(
+    rewards: torch.Tensor, cut: torch.Tensor, mode: str, least: torch.Tensor | float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rewards, which replies are trained on) where some were cut at the length limit [Nemotron-Cascade 2, sections 4.2 to 4.7].
+
+    Both of any shape; cut is bool; least, a number or of that shape, is the least that a reply can earn. "reward_zero": a cut reply
+    earns 0, or the least where that is below 0, and is trained on: where rewards are negative, 0 would be a prize for never coming
+    to an end. "mask": it keeps its reward, which counts in its group's baseline, and is left out of the loss, as by NeMo RL's
+    overlong_filtering. "keep": nothing happens to it. Raises ValueError for another mode.
+    """
+    if mode not in OVERLONG:
+        raise ValueError(f"overlong mode {mode!r} is not one of {', '.join(OVERLONG)}")
+    nothing = torch.as_tensor(least, dtype=rewards.dtype).clamp(max=0.0)
+    earned = torch.where(cut, nothing, rewards) if mode == "reward_zero" else rewards
+    return earned, ~cut if mode == "mask" else torch.ones_like(cut)

@@ -3,6 +3,8 @@
 The division happens once, after the sum over all packs and ranks, so a mean is the same at every layout and packing.
 """
 
+import math
+
 import torch
 
 
@@ -13,21 +15,27 @@ def importance_weights(
     segments: torch.Tensor | None = None,
     *,
     mode: str,
-    low: float,
-    high: float,
+    low: float = 0.0,
+    high: float = math.inf,
+    sequence_level: bool = False,
 ) -> torch.Tensor:
     """Correction for sampling with another engine than the one trained: w_t from r_t = pi_train / pi_sampling.
 
-    All [tokens] -> [tokens] without gradient, 0 where mask is 0. mode "none": 1. "tis": r_t clamped to [low, high]. "icepop": r_t
-    inside [low, high], else 0, so that the token drops out [Nemotron-Cascade 2, section 4.4: 0.5 and 2.0]. "seq-mask-tis":
-    r_t where the geometric mean of its whole response's ratios lies in [low, high], else 0 [NeMo RL; a band such as 0.999
-    to 1.002]; needs `segments`, which tell a token's response. Raises ValueError for another mode.
+    All [tokens] -> [tokens] without gradient, 0 where mask is 0. mode "none": 1. "full": r_t. "tis": r_t clamped to [low, high].
+    "icepop": r_t inside [low, high], else 0, so that the token drops out [Nemotron-Cascade 2, section 4.4: 0.5 and 2.0].
+    "seq-mask-tis": r_t where the geometric mean of its whole response's ratios lies in [low, high], else 0 [NeMo RL; a band such
+    as 0.999 to 1.002]. sequence_level: one r for a response, the product of its tokens' [NeMo RL's form for GSPO]. That mode, and
+    sequence_level, need `segments`, which tell a token's response. A ratio too large for a number is 0, as NeMo RL has it.
+    Raises ValueError for another mode.
     """
     # What masked tokens have may be infinite, and would stay so in a mean.
     log_ratio = (train_logprobs - sampling_logprobs).detach().masked_fill(mask <= 0, 0.0)
-    ratio = log_ratio.exp()
+    ratio = (response_sums(log_ratio, mask, segments) if sequence_level else log_ratio).exp()
+    ratio = ratio.masked_fill(ratio == torch.inf, 0.0)
     if mode == "none":
         weights = torch.ones_like(ratio)
+    elif mode == "full":
+        weights = ratio
     elif mode == "tis":
         weights = ratio.clamp(low, high)
     elif mode == "icepop":
@@ -36,7 +44,7 @@ def importance_weights(
         mean = response_means(log_ratio, mask, segments).exp()
         weights = ratio.masked_fill((mean < low) | (mean > high), 0.0)
     else:
-        raise ValueError(f"importance weight mode {mode!r} is not one of none, tis, icepop, seq-mask-tis")
+        raise ValueError(f"importance weight mode {mode!r} is not one of none, full, tis, icepop, seq-mask-tis")
     return weights.masked_fill(mask <= 0, 0.0)
 
 
@@ -83,9 +91,9 @@ def clipped_policy_gradient_loss(
     gradient of `policy_gradient_loss`.
     """
     advantages = advantages.detach()
-    log_ratio = (logprobs - previous_logprobs.detach()).masked_fill(mask <= 0, 0.0)
-    ratio = (response_means(log_ratio, mask, segments) if sequence_ratio else log_ratio).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    ratio, clipped = probability_ratios(
+        logprobs, previous_logprobs, mask, segments, clip_low=clip_low, clip_high=clip_high, sequence_ratio=sequence_ratio
+    )
     if cispo:
         per_token = -advantages * clipped.detach() * logprobs
     else:
@@ -94,6 +102,22 @@ def clipped_policy_gradient_loss(
             bounded = torch.minimum(per_token, -advantages * dual_clip)
             per_token = torch.where(advantages < 0, bounded, per_token)
     return aggregated(weights.detach() * per_token, mask, segments, aggregate)
+
+
+def probability_ratios(
+    logprobs: torch.Tensor,
+    previous_logprobs: torch.Tensor,
+    mask: torch.Tensor,
+    segments: torch.Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    sequence_ratio: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(r, c) of `clipped_policy_gradient_loss`, [tokens] each, 1 where mask is 0, with gradient in `logprobs`."""
+    log_ratio = (logprobs - previous_logprobs.detach()).masked_fill(mask <= 0, 0.0)
+    ratio = (response_means(log_ratio, mask, segments) if sequence_ratio else log_ratio).exp()
+    return ratio, ratio.clamp(1 - clip_low, 1 + clip_high)
 
 
 def aggregated(
@@ -109,21 +133,33 @@ def aggregated(
     raise ValueError(f"loss aggregation {aggregate!r} is not one of token, sequence, group")
 
 
-def kl_penalty(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, kind: str) -> torch.Tensor:
+def kl_penalty(
+    logprobs: torch.Tensor,
+    reference_logprobs: torch.Tensor,
+    kind: str,
+    *,
+    input_clamp: float | None = None,
+    output_clamp: float | None = None,
+) -> torch.Tensor:
     """Estimate of KL(policy || reference) on each sampled token, [tokens] -> [tokens], with gradient in `logprobs`.
 
-    With r = log pi_ref - log pi: "k1" -r, "k2" r^2 / 2, "k3" exp(r) - 1 - r [Schulman 2020, "Approximating KL divergence"]. As
-    losses on the policy's own samples they differ: k2 has the gradient of KL(policy || reference), k3 that of
-    KL(reference || policy), and k1 that of log pi, whose mean is 0 whatever the reference. Raises ValueError for another kind.
+    With r = log pi_ref - log pi, clamped to +-input_clamp: "k1" -r, "k2" r^2 / 2, "k3" exp(r) - 1 - r [Schulman 2020, "Approximating
+    KL divergence"], clamped to +-output_clamp. Where a clamp holds there is no gradient. As losses on the policy's own samples
+    they differ: k2 has the gradient of KL(policy || reference), k3 that of KL(reference || policy), and k1 that of log pi, whose
+    mean is 0 whatever the reference. Raises ValueError for another kind.
     """
     ratio = reference_logprobs.detach() - logprobs
+    if input_clamp is not None:
+        ratio = ratio.clamp(-input_clamp, input_clamp)
     if kind == "k1":
-        return -ratio
-    if kind == "k2":
-        return ratio.square() / 2
-    if kind == "k3":
-        return ratio.exp() - 1 - ratio
-    raise ValueError(f"KL estimator {kind!r} is not one of k1, k2, k3")
+        penalty = -ratio
+    elif kind == "k2":
+        penalty = ratio.square() / 2
+    elif kind == "k3":
+        penalty = ratio.exp() - 1 - ratio
+    else:
+        raise ValueError(f"KL estimator {kind!r} is not one of k1, k2, k3")
+    return penalty if output_clamp is None else penalty.clamp(-output_clamp, output_clamp)
 
 
 def response_lengths(mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
@@ -133,11 +169,16 @@ def response_lengths(mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor
     return torch.where(segments >= 0, totals[index], torch.zeros_like(mask))
 
 
-def response_means(values: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-    """[tokens]: the mean of `values` over the trained tokens of each token's own response, 0 where there is none."""
+def response_sums(values: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """[tokens]: the sum of `values` over the trained tokens of each token's own response, 0 where there is none."""
     _, index = segments.unique(return_inverse=True)
     totals = torch.zeros(int(index.max()) + 1, dtype=values.dtype, device=values.device).index_add(0, index, values * mask)
-    return totals[index] / response_lengths(mask, segments).clamp(min=1)
+    return totals[index]
+
+
+def response_means(values: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """[tokens]: the mean of `values` over the trained tokens of each token's own response, 0 where there is none."""
+    return response_sums(values, mask, segments) / response_lengths(mask, segments).clamp(min=1)
 
 
 def count_responses(mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ def measure(judge: JudgeConfig, run_dir: Path) -> dict[str, float]:
     said = endpoint.ask([messages_of(row) for row in rows], usable=readable)
     verdicts = [genrm.verify(row, response_of(one.text if one else "", thinking=False)) for row, one in zip(rows, said)]
     found = {
-        "agreement": sum(verdict["reward"] for verdict in verdicts) / len(verdicts),
+        "agreement": sum(verdict["agrees"] for verdict in verdicts) / len(verdicts),
         "pairs": len(verdicts),
         "unreadable": sum(not verdict["readable"] for verdict in verdicts),
     }

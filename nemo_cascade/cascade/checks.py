@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cascade import environments
-from nemo_cascade.cascade import compute, judge_checks, layout, operation_checks, start_checks
+from nemo_cascade.algorithms import OVERLONG
+from nemo_cascade.cascade import compute, judge_checks, layout, loss_checks, operation_checks, start_checks
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing, is_slip, join, nearest
 from nemo_cascade.data import demo
 from nemo_cascade.data.packing import document_multiple
@@ -44,7 +45,7 @@ CHOICES = {
     "policy.megatron_cfg.optimizer.optimizer": ("adam",),
     "policy.megatron_cfg.scheduler.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
     "grpo.adv_estimator.name": ("grpo", "opd"),
-    "grpo.overlong_reward": ("zero", "keep"),
+    "grpo.overlong": (None, *OVERLONG),
     "genrm.comparison_strategy": ("all_pairs", "circular"),
     "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop", "seq-mask-tis"),
     # k1 has a gradient of mean 0, so as a loss it would hold nothing in place.
@@ -91,6 +92,8 @@ NOT_NEGATIVE = (
     "policy.megatron_cfg.scheduler.lr_warmup_init",
     "loss_fn.truncated_importance_sampling_ratio_min",
     "loss_fn.reference_policy_kl_penalty",
+    "loss_fn.ratio_clip_min",
+    "loss_fn.ratio_clip_max",
     "genrm.group_reasoning_length_penalty_coeff",
     "genrm.group_answer_length_penalty_coeff",
     "genrm.reasoning_bonus",
@@ -109,6 +112,8 @@ POSITIVE = (
     "policy.max_grad_norm",
     "policy.megatron_cfg.optimizer.adam_eps",
     "loss_fn.truncated_importance_sampling_ratio",
+    "loss_fn.kl_input_clamp_value",
+    "loss_fn.kl_output_clamp_value",
 )
 BELOW_ONE = ("policy.megatron_cfg.optimizer.adam_beta1", "policy.megatron_cfg.optimizer.adam_beta2")
 
@@ -447,10 +452,10 @@ def relation_problems(stage: "StageConfig", where) -> Iterator[str]:
         key = where("policy.megatron_cfg.optimizer.min_lr")
         yield f"{key}: {optimizer.min_lr} is above lr {optimizer.lr}; lower it"
     yield from length_problems(stage, where)
-    yield from importance_problems(stage, where)
     if stage.kind == "rl":
         yield from advantage_problems(stage, where)
-        yield from loss_problems(stage, where)
+        yield from overlong_problems(stage, where)
+        yield from loss_checks.loss_problems(stage, where)
 
 
 def length_problems(stage: "StageConfig", where) -> Iterator[str]:
@@ -468,23 +473,6 @@ def length_problems(stage: "StageConfig", where) -> Iterator[str]:
         )
 
 
-def importance_problems(stage: "StageConfig", where) -> Iterator[str]:
-    """The correction for sampling with another engine than trains: a band with two ends, and a type where it is on."""
-    loss = stage.loss_fn
-    if loss.truncated_importance_sampling_ratio_min > loss.truncated_importance_sampling_ratio:
-        yield (
-            f"{where('loss_fn.truncated_importance_sampling_ratio_min')}: "
-            f"{loss.truncated_importance_sampling_ratio_min} is above truncated_importance_sampling_ratio "
-            f"{loss.truncated_importance_sampling_ratio}"
-        )
-    corrected = stage.kind == "rl" and loss.use_importance_sampling_correction
-    if corrected and loss.truncated_importance_sampling_type is None:
-        yield (
-            f"{where('loss_fn.use_importance_sampling_correction')}: true has no effect without "
-            "truncated_importance_sampling_type; set it to tis, icepop or seq-mask-tis"
-        )
-
-
 def advantage_problems(stage: "StageConfig", where) -> Iterator[str]:
     """Replies of a group must be able to differ, where their rewards teach; where teachers do, no reward chooses."""
     if not stage.distils and stage.grpo.num_generations_per_prompt == 1:
@@ -497,25 +485,36 @@ def advantage_problems(stage: "StageConfig", where) -> Iterator[str]:
             f"{where('policy.generation.temperature')}: 0 takes the most likely token, so all replies of a group "
             "would be the same and a stage of kind rl would learn nothing; set it above 0"
         )
+    yield from share_problems(stage, where)
     if stage.distils:
-        for key in ("use_dynamic_sampling", "overlong_filtering", "swe_group_threshold"):
+        for key in ("use_dynamic_sampling", "swe_group_threshold"):
             if getattr(stage.grpo, key) not in (False, None):
                 yield f"{where(f'grpo.{key}')}: rewards choose nothing in distillation (adv_estimator opd); remove it"
 
 
-def loss_problems(stage: "StageConfig", where) -> Iterator[str]:
-    """Terms beside the policy gradient that have nothing to refer to, or would be divided by the wrong number."""
-    loss, router = stage.loss_fn, stage.policy.megatron_cfg
-    if loss.reference_policy_kl_penalty > 0 and stage.parent is None:
-        yield (
-            f"{where('loss_fn.reference_policy_kl_penalty')}: {loss.reference_policy_kl_penalty} needs a reference, "
-            f"but {stage.name} starts from {stage.start}; set it to 0 or name a parent"
-        )
-    if not loss.token_level_loss and router.moe_aux_loss_coeff > 0:
-        yield (
-            f"{where('policy.megatron_cfg.moe_aux_loss_coeff')}: with loss_fn.token_level_loss=false the balancing "
-            "loss would be divided by responses instead of tokens; set it to 0"
-        )
+def share_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """Shares of the loss are those of all domains of a distillation, and positive."""
+    shares, domains, key = stage.grpo.adv_estimator.domain_shares, list(stage.data.train), where("grpo.adv_estimator.domain_shares")
+    if not shares:
+        return
+    if not stage.distils:
+        yield f"{key}: only distillation (adv_estimator.name=opd) shares its loss out; remove it"
+        return
+    for domain in domains:
+        if domain not in shares:
+            yield f"{key}.{domain}: no share for a domain that is trained on; add it, or name none at all"
+    for domain, share in shares.items():
+        if domain not in domains:
+            yield f"{key}.{domain}: not a domain of this stage's data.train{did_you_mean(domain, domains)}"
+        elif not share > 0:
+            yield f"{key}.{domain}: must be > 0, got {share}"
+
+
+def overlong_problems(stage: "StageConfig", where) -> Iterator[str]:
+    """NeMo RL's key and ours say the same of replies that were cut."""
+    mode, filtered = stage.grpo.overlong, stage.grpo.overlong_filtering
+    if mode is not None and filtered is not None and (mode == "mask") != filtered:
+        yield f"{where('grpo.overlong_filtering')}: {str(filtered).lower()} is not what grpo.overlong={mode} says; remove one of them"
 
 
 def offload_problems(stage: "StageConfig", where) -> Iterator[str]:

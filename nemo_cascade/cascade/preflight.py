@@ -36,7 +36,8 @@ from nemo_cascade.rollout.engine import generate_global
 from nemo_cascade.rollout.types import Request, SamplingParams
 from nemo_cascade.stages.config import LoggerConfig
 from nemo_cascade.stages.context import StageRun
-from nemo_cascade.stages.rl import add_logprobs, make_loss, rollout_sample
+from nemo_cascade.stages.loss import make_loss
+from nemo_cascade.stages.rl import add_logprobs, rollout_sample
 from nemo_cascade.stages.rollouts import make_engine
 from nemo_cascade.stages.sft import sft_loss
 
@@ -147,6 +148,7 @@ def of_stage(
         judge=written[stage.judge] if stage.judge is not None else None,
         judge_endpoint=stage.judge_endpoint,
         rank=parallel.rank(),
+        max_logprob_error=cascade.handover.max_logprob_error,
     )
     if parallel.rank() == 0:
         stage_run.dir.mkdir()

@@ -30,6 +30,7 @@ from nemo_cascade.cascade import (
     teachers,
 )
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
+from nemo_cascade.cascade.lock import RunLock
 from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, Manifest, StageRecord
 from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, dependencies, make_plan, write_stage_config
 from nemo_cascade.cascade.strict import did_you_mean
@@ -69,8 +70,10 @@ def run(
     console = Console(highlight=False, soft_wrap=True)
     first = next(iter(cascade.stages.values()))
     parallel.init(first.policy.megatron_cfg, seed=cascade.seed, timeout=2 * first.cluster.collective_timeout_minutes)
+    lock = RunLock(Path(cascade.run_dir))
     try:
         state.refuse_unwritable([Path(cascade.run_dir)])
+        on_rank_0(lock.take)
         manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage, redo))
         state.refuse_unwritable([manifest.directory(name) for name in plan.run])
         state.refuse_damaged(manifest, state.read_by(cascade, manifest, plan.run))
@@ -80,6 +83,7 @@ def run(
     except Exception:
         # Raised on every rank alike, so that every rank can leave and none is left behind with a traceback.
         parallel.shutdown()
+        lock.release()
         raise
     tell(console, *plan.notes, *noted, *([agreed] if agreed else []))
     loops = loops if loops is not None else default_loops()
@@ -103,6 +107,7 @@ def run(
         report.print_scores(manifest, console)
         tell(console, *(f"written: {path}" for path in report.write(cascade.run_dir)))
     parallel.shutdown()
+    lock.release()
     refuse_stopped(cascade, manifest, concerned(cascade, only))
     return manifest
 
@@ -166,6 +171,7 @@ def run_stage(
         judge=manifest.checkpoint(stage.judge) if stage.judge is not None else None,
         judge_endpoint=stage.judge_endpoint,
         rank=parallel.rank(),
+        max_logprob_error=cascade.handover.max_logprob_error,
         interruption=interruption,
     )
     if stage.loop.val_period > 0:
@@ -227,7 +233,7 @@ def as_scored(cascade: CascadeConfig, stage_run: StageRun) -> StageRun:
     config = dataclasses.replace(
         config,
         policy=dataclasses.replace(config.policy, generation=generation),
-        grpo=dataclasses.replace(config.grpo, overlong_reward="zero"),
+        grpo=dataclasses.replace(config.grpo, overlong="reward_zero"),
     )
     return dataclasses.replace(stage_run, config=config)
 
@@ -295,7 +301,7 @@ def refuse_stopped(cascade: CascadeConfig, manifest: Manifest, names: list[str])
 def refuse_own_start(stage: StageConfig, record: StageRecord) -> None:
     """After a rollback a teacher may turn out to be where the student starts; raises RunRefused unless it is an anchor."""
     for domain, teacher in stage.teachers.items():
-        if teacher.stage == record.parent and not teacher.anchor:
+        if teacher.stage is not None and teacher.stage == record.parent and not teacher.anchor:
             raise RunRefused(
                 f"stage {stage.name}: {stage.parent} was rolled back, so the student starts from {teacher.stage}, which is "
                 f"its teacher of {domain} too; name another teacher or make it an anchor"

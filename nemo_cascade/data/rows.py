@@ -29,6 +29,8 @@ ALIASES = {
     "ifbench": "instruction_following",
     "mrcr": "long_context",
     "ruler": "long_context",
+    "equivalence_llm_judge": "long_context",
+    "lc_judge": "long_context",
     "structured_outputs_v3": "structured_outputs",
     "structured_outputs_v4": "structured_outputs",
 }
@@ -141,11 +143,18 @@ def tools_of(row: dict) -> list[dict] | None:
     return chat or None
 
 
-def environment_of(row: dict) -> str:
-    """The environment's name: from agent_ref, else by the keys the row carries. Raises DataError when neither tells."""
+def server_of(row: dict) -> str | None:
+    """The name of NeMo Gym's server that the row's agent_ref means, None without one."""
     reference = row.get("agent_ref")
     if isinstance(reference, dict) and isinstance(reference.get("name"), str):
-        name = reference["name"].removesuffix(AGENT_SUFFIX)
+        return reference["name"].removesuffix(AGENT_SUFFIX)
+    return None
+
+
+def environment_of(row: dict) -> str:
+    """The environment's name: from agent_ref, else by the keys the row carries. Raises DataError when neither tells."""
+    name = server_of(row)
+    if name is not None:
         return ALIASES.get(name, name)
     for key, name in TYPE_BY_KEY.items():
         if row.get(key) is not None:
@@ -161,7 +170,8 @@ def prompt_id(row: dict) -> str:
 def _parse(line: str) -> tuple[dict, str | None]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    # An integer of thousands of digits is no JSONDecodeError, nor is what is nested thousands deep.
+    except (ValueError, RecursionError) as error:
         return {}, f"not JSON ({error})"
     return (row, None) if isinstance(row, dict) else ({}, f"a JSON {type(row).__name__}, not an object")
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Sample:
-    """tokens [n] ids, loss_mask [n] of 0/1, fields: name -> [n] floats (advantages, sampling_logprobs, ...)."""
+    """tokens [n] ids, loss_mask [n] of 0/1, fields: name -> [n] floats (advantages, sampling_logprobs, ...). name: for errors."""
 
     tokens: list[int]
     loss_mask: list[int]
     fields: dict[str, list[float]] = field(default_factory=dict)
+    name: str = ""
 
     def __post_init__(self):
         lengths = {"loss_mask": len(self.loss_mask), **{name: len(values) for name, values in self.fields.items()}}

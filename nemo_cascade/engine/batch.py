@@ -6,7 +6,7 @@ sample into equal chunks). Packs are cut from the global batch before they
 are dealt to data-parallel ranks, so the same packs are computed whatever the layout (unless their number does not divide by it).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,6 +33,10 @@ class Pack:
     segments: torch.Tensor
     fields: dict[str, torch.Tensor]
     params: PackedSeqParams
+
+    def with_field(self, name: str, values: torch.Tensor) -> "Pack":
+        """The pack with another field [T]."""
+        return replace(self, fields=self.fields | {name: values})
 
     @property
     def padding(self) -> torch.Tensor:

@@ -5,10 +5,13 @@ leaves either the old set of complete checkpoints or the new one, for what goes 
 is never read and is removed by the next save.
 """
 
+import contextlib
 import logging
 import re
 import shutil
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch.distributed.checkpoint import CheckpointException
@@ -17,6 +20,7 @@ from nemo_cascade import heartbeat
 from nemo_cascade.data.files import sync_directory, sync_tree
 from nemo_cascade.engine import disk, parallel, probe, seal
 from nemo_cascade.engine.policy import Policy
+from nemo_cascade.engine.writes import Writes
 
 logger = logging.getLogger(__name__)
 
@@ -31,27 +35,84 @@ def save(policy: Policy, stage_dir: Path, info: dict, keep: int = 1, protect: Co
     Raises RuntimeError when what can be read back is not bit-equal to the weights in memory, DiskError when there is not room
     enough or writing fails; the checkpoints that were there are untouched then.
     """
+    return begin(policy, stage_dir, info, keep, protect).end()
+
+
+def begin(
+    policy: Policy, stage_dir: Path, info: dict, keep: int = 1, protect: Collection[int] = (), writes: Writes | None = None
+) -> "Unfinished":
+    """The first part of `save`: everything that needs the policy as it is now. With `writes` training may go on before the second.
+
+    Only one checkpoint of a stage may be unfinished at a time.
+    """
+    started = time.monotonic()
     heartbeat.at("saving a checkpoint")
     final = Path(stage_dir) / f"step_{policy.step}"
     temporary = final.with_name(f"tmp_{final.name}")
     refuse_without_space(policy, stage_dir)
     parallel.on_rank_0(lambda: _begin(temporary))
-    try:
-        policy.save(temporary / "policy")
-        if not policy.matches(temporary / "policy"):
-            raise RuntimeError(f"{temporary}: the written weights differ from those in memory; the disk or its cache is at fault")
+    with _whole_or_gone(temporary, final):
+        policy.save(temporary / "policy", writes=writes)
         known = probe.take(policy)
         parallel.on_rank_0(lambda: probe.write(known, temporary))
-        seal.seal(temporary, {"step": policy.step, "weights_hash": policy.weights_hash(), **info})
-        parallel.on_rank_0(lambda: sync_tree(temporary))
+        info = {"step": policy.step, "weights_hash": policy.weights_hash(), **info}
+        weights = policy.host_copy() if writes is not None else None
+    return Unfinished(policy, temporary, final, info, weights, writes, keep, protect, started)
+
+
+@dataclass
+class Unfinished:
+    """A checkpoint whose files are being written. weights: what has to be read back from them, None where the policy has it still."""
+
+    policy: Policy
+    temporary: Path
+    final: Path
+    info: dict
+    weights: dict | None
+    writes: Writes | None
+    keep: int
+    protect: Collection[int]
+    started: float
+    seconds: float = 0.0
+
+    def is_written(self) -> bool:
+        """Whether `end` would not have to wait for any file; the same on all ranks, which all ask."""
+        with _whole_or_gone(self.temporary, self.final):
+            return self.writes is None or self.writes.ended(wait=False)
+
+    def end(self) -> Path:
+        """The second part of `save`: waits for the files, verifies and seals them and puts the checkpoint in its place.
+
+        `seconds` says afterwards how long this rank took for all of it, without what it waited to be asked.
+        """
+        with _whole_or_gone(self.temporary, self.final):
+            if self.writes is not None:
+                self.writes.ended(wait=True)
+            asked = time.monotonic()
+            written = max(self.started, self.writes.last_ended()) if self.writes is not None else asked
+            heartbeat.at("sealing a checkpoint")
+            if not self.policy.matches(self.temporary / "policy", self.weights):
+                raise RuntimeError(
+                    f"{self.temporary}: the written weights differ from those in memory; the disk or its cache is at fault"
+                )
+            seal.seal(self.temporary, self.info)
+            parallel.on_rank_0(lambda: sync_tree(self.temporary))
+        parallel.on_rank_0(lambda: _put_in_place(self.temporary, self.final, self.keep, self.protect))
+        self.seconds = written - self.started + time.monotonic() - asked
+        return self.final
+
+
+@contextlib.contextmanager
+def _whole_or_gone(temporary: Path, final: Path) -> Iterator[None]:
+    """Around what writes a checkpoint: on an error nothing is left of it. Raises DiskError where a disk is to blame."""
+    try:
+        yield
     except BaseException as error:
         if parallel.rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         if _blames_disk(error):
             raise disk.DiskError(_not_written(final, error)) from error
         raise
-    parallel.on_rank_0(lambda: _put_in_place(temporary, final, keep, protect))
-    return final
 
 
 def load(policy: Policy, checkpoint: Path) -> dict:

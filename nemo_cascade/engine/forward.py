@@ -25,6 +25,7 @@ from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
 # (sum over the pack, what to divide the global sum by, {metric: (sum, count)}). Where a pack is several of the head's
 # chunks, it sees those of each chunk alone first, the others being 0, for its slope there. A sum of terms that look at
 # one log-prob each has the same in the end; another loss is trained just as exactly, at some cost (`engine.head`).
+# A metric whose name begins or ends with min or max is no sum but an extreme, with the count of what it is of.
 Loss = Callable[[torch.Tensor, Pack], tuple[torch.Tensor, torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]]
 
 
@@ -58,22 +59,36 @@ class ForwardStep:
             return hidden, None
         # Places among those that this rank holds.
         scored = scored_positions(pack.mask[held]) if self.trained_only else torch.arange(len(held), device=held.device)
+        states = whole_pack(hidden, self.model.config.sequence_parallel)[scored]
+        return self._answer(states, scored, held, pack)
 
-        def loss_of(logprobs):
-            row = logprobs.new_zeros(len(held)).index_copy(0, scored, logprobs)
-            total, count, collected = self.loss(gather_values(row, pack.params.cu_seqlens_q, context), pack)
-            # All ranks that hold a part compute the same loss, which is divided by its count once.
-            return total, count * (context.rank() == 0), collected
+    def _answer(self, states: torch.Tensor, scored: torch.Tensor, held: torch.Tensor, pack: Pack):
+        """(log-probs of the scored labels, the loss of these) from the last hidden states [scored, hidden]."""
+        logprobs = self._logprobs(
+            states, scored, held, pack, lambda logprobs, chunk: self._slope(logprobs, held[scored[chunk]], pack)
+        )
+        return logprobs, lambda logprobs: self._counted(self._row(logprobs, scored, held, pack), pack)
 
+    def _logprobs(self, states, scored, held, pack: Pack, slope) -> torch.Tensor:
         logprobs, _ = label_logprobs(
-            whole_pack(hidden, self.model.config.sequence_parallel)[scored],
+            states,
             self.model.output_layer.weight,
             pack.labels[0, held[scored]],
             self.generation,
             group=parallel_state.get_tensor_model_parallel_group(),
-            slope=lambda logprobs, chunk: self._slope(logprobs, held[scored[chunk]], pack),
+            slope=slope,
         )
-        return logprobs, loss_of
+        return logprobs
+
+    def _row(self, values: torch.Tensor, scored: torch.Tensor, held: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """Values of the scored labels as a row of the whole pack [T], 0 elsewhere."""
+        row = values.new_zeros(len(held)).index_copy(0, scored, values)
+        return gather_values(row, pack.params.cu_seqlens_q, parallel_state.get_context_parallel_group())
+
+    def _counted(self, logprobs: torch.Tensor, pack: Pack):
+        total, count, collected = self.loss(logprobs, pack)
+        # All ranks that hold a part compute the same loss, which is divided by its count once.
+        return total, count * (parallel_state.get_context_parallel_group().rank() == 0), collected
 
     def _slope(self, logprobs: torch.Tensor, positions: torch.Tensor, pack: Pack) -> torch.Tensor:
         """d loss / d log-probs [n] of a chunk, which lie at these positions of the pack."""

@@ -90,7 +90,7 @@ class _LabelLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, labels, head, slope, keep):
-        gradients = _Gradients(hidden, weight, *ctx.needs_input_grad[:2]) if slope else None
+        gradients = Gradients(hidden, weight, *ctx.needs_input_grad[:2]) if slope else None
         logprobs = torch.zeros(len(labels), dtype=head.dtype, device=hidden.device)
         entropy = torch.zeros_like(logprobs) if head.with_entropy else None
         told, softmax = torch.zeros_like(logprobs), None
@@ -116,7 +116,7 @@ class _LabelLogprobs(torch.autograd.Function):
         nothing = torch.zeros(len(labels), dtype=ctx.head.dtype, device=hidden.device)
         told, gradients, last = ctx.ahead or (nothing, None, None)
         ctx.ahead = None
-        gradients = gradients or _Gradients(hidden, weight, *ctx.needs_input_grad[:2])
+        gradients = gradients or Gradients(hidden, weight, *ctx.needs_input_grad[:2])
         untold = (nothing if slopes is None else slopes) - told
         for chunk, wanted in zip(reversed(ctx.head.chunks), reversed(ctx.head.wanted(untold, entropy_slopes))):
             of_entropy = None if entropy_slopes is None else entropy_slopes[chunk]
@@ -233,7 +233,7 @@ class _Head:
         return values
 
 
-class _Gradients:
+class Gradients:
     """Sums over chunks, None if not wanted: hidden [tokens, hidden]; weight [vocab / tp, hidden] in float32 or more."""
 
     def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, of_hidden: bool, of_weight: bool):

@@ -38,8 +38,11 @@ from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logp
 from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_settings  # noqa: E402
 from nemo_cascade.engine.convert import read_hf, refuse_unless_fitting  # noqa: E402
 from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
+from nemo_cascade.engine.full_vocabulary import CollectStates  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, stored_parts, weights_hash  # noqa: E402
+from nemo_cascade.engine.metrics import global_metrics  # noqa: E402
 from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optimizer_state, restore_state  # noqa: E402
+from nemo_cascade.engine.writes import Writes  # noqa: E402
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.hf_folder import write_hf  # noqa: E402
@@ -142,14 +145,32 @@ class Policy:
         parallel.broadcast_from_last_stage(flat)
         return [row.tolist() for row in flat.split([len(sample.tokens) for sample in samples])]
 
+    @torch.no_grad()
+    def last_states(self, samples: list[Sample]) -> tuple[list[list[int]], list[torch.Tensor], torch.Tensor]:
+        """(which samples share a pack; for each of this rank's packs the last hidden states at trained labels [n, hidden]; this
+        rank's part of the output layer [vocab / tp, hidden]), tensors in host memory and none elsewhere than on the last pipeline stage.
+        """
+        plan = self.plan(samples)
+        self.model.eval()
+        results = self._run(self._packs(samples, plan), lambda *_: None, forward_only=True, step=CollectStates)
+        last = parallel_state.is_pipeline_last_stage()
+        layer = self.model.output_layer.weight.detach().to("cpu", copy=True) if last else torch.empty(0)
+        return plan, [result["states"] for result in results] if last else [], layer
+
     def train_step(
-        self, samples: list[Sample], loss: Loss, *, as_sampled: bool = True, plan: list[list[int]] | None = None
+        self,
+        samples: list[Sample],
+        loss: Loss,
+        *,
+        as_sampled: bool = True,
+        plan: list[list[int]] | None = None,
+        step: Callable = ForwardStep,
     ) -> dict[str, float]:
         """One optimizer step on the global batch. Returns the loss's metrics (global means), loss, grad_norm, lr.
 
         The loss sees log-probs as `logprobs` gives them; with as_sampled=False, for texts that were not sampled, those
         of the plain softmax. plan: which samples share a pack, as many packs as the data-parallel ranks can share;
-        without it they are packed here.
+        without it they are packed here. step: what takes a pack through model and loss.
         Raises FloatingPointError, before the weights are touched, when the gradient is not finite.
         """
         heartbeat.at("training")
@@ -163,7 +184,7 @@ class Policy:
             pair = {"loss": (total.detach(), count), **metrics}
             return total, count.int(), {name: torch.stack([a.double(), b.double()]) for name, (a, b) in pair.items()}
 
-        results = self._run(packs, with_loss_metric, forward_only=False, as_sampled=as_sampled)
+        results = self._run(packs, with_loss_metric, forward_only=False, as_sampled=as_sampled, step=step)
         metrics = self._reduce(results)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         # mcore's fp32 optimizer would step on a NaN, so the norm is looked at before it may.
@@ -184,13 +205,14 @@ class Policy:
         self.step += 1
         return metrics | {"grad_norm": grad_norm, "lr": learning_rate}
 
-    def save(self, directory: Path, optimizer: bool = True) -> None:
-        """Writes weights/ (and optimizer/) below `directory` as megatron-core distributed checkpoints."""
-        self._save_part(sharded_state_dict(self.model), Path(directory) / "weights")
+    def save(self, directory: Path, optimizer: bool = True, writes: Writes | None = None) -> None:
+        """Writes weights/ (and optimizer/) below `directory` as megatron-core distributed checkpoints; with `writes` they are only
+        begun, to be ended there."""
+        self._save_part(sharded_state_dict(self.model), Path(directory) / "weights", writes)
         if optimizer:
             tensors, _ = optimizer_state(self.optimizer, sharded_state_dict(self.model), is_loading=False)
             state = {"optimizer": tensors, "scheduler": self.scheduler.state_dict(), "step": self.step}
-            self._save_part(state, Path(directory) / "optimizer")
+            self._save_part(state, Path(directory) / "optimizer", writes)
 
     def load(self, directory: Path, optimizer: bool = True) -> None:
         """Reads what `save` wrote, at any layout. With optimizer=True the step counter and schedule come back as well."""
@@ -253,6 +275,10 @@ class Policy:
             if changed:
                 raise RuntimeError(f"the student came back changed from {checkpoint}: {', '.join(changed[:5])}")
 
+    def forget_weights_of(self, checkpoint: Path) -> None:
+        """Frees the host memory in which a checkpoint waits for `weights_of`; read again if it is asked for again."""
+        self._teachers.pop(checkpoint, None)
+
     def checkpoint_bytes(self) -> int:
         """About what `save` writes on all ranks together, told from the shapes of the weights; the same on every rank."""
         mine = [part for _, _, part in stored_parts(self.model) if is_main_replica(part.replica_id)]
@@ -263,10 +289,14 @@ class Policy:
         dist.all_reduce(total)
         return int(total)
 
-    def matches(self, directory: Path) -> bool:
-        """Whether the weights written below `directory` are bit-equal to those in memory, on every rank."""
-        written = self._read_weights(directory)
-        same = all(torch.equal(tensor, written[name]) for name, tensor in self._tensors().items())
+    def host_copy(self) -> dict[str, torch.Tensor]:
+        """This rank's weights as they are now, in host memory."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors().items()}
+
+    def matches(self, directory: Path, expected: dict[str, torch.Tensor] | None = None) -> bool:
+        """Whether the weights written below `directory` are bit-equal to those in memory, or to a `host_copy`, on every rank."""
+        written, expected = self._read_weights(directory), expected or self._tensors()
+        same = all(torch.equal(tensor.to(self.device), written[name]) for name, tensor in expected.items())
         answer = torch.tensor(int(same), device=self.device)
         dist.all_reduce(answer, op=dist.ReduceOp.MIN)
         return bool(answer)
@@ -317,12 +347,17 @@ class Policy:
         self.optimizer = build_optimizer(self.wrapped, self.config, DTYPES[self.config.precision])
         self.scheduler = build_schedule(self.optimizer, self.config, max_num_steps)
 
+    def plan(self, samples: list[Sample]) -> list[list[int]]:
+        """Which samples share a pack, as many packs as the data-parallel ranks can share."""
+        size, slot = parallel_state.get_data_parallel_world_size(), document_multiple(self.config.megatron_cfg.context_parallel_size)
+        return plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size, slot)
+
     def _packs(self, samples: list[Sample], plan: list[list[int]] | None = None) -> list[Pack]:
         """This rank's share of the global batch; all ranks that hold a part of a pack have the whole of it."""
         size, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         layout = self.config.megatron_cfg
         multiple, slot = pack_alignment(layout), document_multiple(layout.context_parallel_size)
-        plan = plan or plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size, slot)
+        plan = plan or self.plan(samples)
         return [
             build_pack(samples, indices, multiple, self.device, document_multiple=slot) for indices in plan[rank::size]
         ]
@@ -334,12 +369,13 @@ class Policy:
         forward_only: bool,
         as_sampled: bool = True,
         trained_only: bool = True,
+        step: Callable = ForwardStep,
     ) -> list[dict]:
         """megatron-core's schedule over the packs; returns what `loss` put last, a pack each."""
         generation = self.config.generation if as_sampled else GenerationConfig()
         model = self.model if forward_only else self.wrapped
         return get_forward_backward_func()(
-            forward_step_func=ForwardStep(self.model, loss, generation, trained_only),
+            forward_step_func=step(self.model, loss, generation, trained_only),
             data_iterator=iter(packs),
             model=[model],
             num_microbatches=len(packs),
@@ -349,13 +385,10 @@ class Policy:
         )
 
     def _reduce(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Global mean of every metric from this rank's (sum, count) pairs, which the last pipeline stage has."""
+        """`global_metrics` of what the last pipeline stage has, on every rank."""
         means = {}
         if parallel_state.is_pipeline_last_stage():
-            names = sorted(results[0])
-            pairs = torch.stack([sum(result[name] for result in results) for name in names])
-            dist.all_reduce(pairs, group=parallel_state.get_data_parallel_group())
-            means = {name: (pair[0] / pair[1].clamp(min=1e-12)).item() for name, pair in zip(names, pairs)}
+            means = global_metrics(results, parallel_state.get_data_parallel_group())
         return parallel.object_from_last_stage(means)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -391,10 +424,13 @@ class Policy:
         read_hf(self.model, folder, self.preset)
         return {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
 
-    def _save_part(self, state: dict, directory: Path) -> None:
+    def _save_part(self, state: dict, directory: Path, writes: Writes | None) -> None:
         if dist.get_rank() == 0:
             directory.mkdir(parents=True, exist_ok=True)
         dist.barrier()
+        if writes is not None:
+            writes.begin(state, directory)
+            return
         # mcore passes results through a manager process that takes seconds to start and imports the main script again;
         # a synchronous save ends in this process, where a plain queue does.
         filesystem_async._results_queue = queue.Queue()

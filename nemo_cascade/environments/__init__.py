@@ -12,6 +12,7 @@ object. What an environment says of itself, all but the first of which may be mi
     reference(row) -> a reply that is right, where the row tells one, or None
     TIME_LIMIT   seconds after which a reply counts as one that cannot be verified; 10 if not given
     warm_up()    what is better done once in a worker than with the first reply, as slow imports
+    session(row) -> a fresh one, with `call(tool, arguments)`, for agents that make calls and see what they say
     IN_THREADS   True where a reply waits for programs in the sandbox, which has its own limits: no worker is needed
 
 and, where a model has to be asked about what `verify` alone cannot decide (`judged.py`; `env.judges` says which model):
@@ -49,8 +50,25 @@ OURS = (
 )
 GROUP = "nemo_cascade.environments"
 
-__all__ = ["AGENT_SUFFIX", "answer_of", "environment_of", "get", "in_threads", "names", "repaired", "response_of", "reward_range"]
-__all__ += ["asking", "least", "needs_judge", "reference", "row_problem", "self_test", "time_limit", "verifying"]
+__all__ = [
+    "AGENT_SUFFIX",
+    "answer_of",
+    "asking",
+    "environment_of",
+    "get",
+    "in_threads",
+    "least",
+    "names",
+    "needs_judge",
+    "reference",
+    "repaired",
+    "response_of",
+    "reward_range",
+    "row_problem",
+    "self_test",
+    "time_limit",
+    "verifying",
+]
 
 
 def names() -> list[str]:
@@ -85,7 +103,9 @@ def reward_range(name: str) -> tuple[float, float]:
 
 
 def least(name: str, row: dict) -> float:
-    """What a reply to a row of that environment earns if it cannot be verified."""
+    """What a reply to a row of that environment earns if it cannot be verified; 0 where only a server of Gym's knows that."""
+    if name not in names():
+        return 0.0
     own = getattr(get(name), "least", None)
     return own(row) if own is not None else reward_range(name)[0]
 

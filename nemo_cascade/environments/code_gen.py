@@ -9,6 +9,9 @@ base64 of zlib of JSON} as Gym's are. `verifier_metadata` may also have "limits"
 The expected outputs never enter the sandbox; the host compares (`outputs`). Each test is a run of its own. The first that fails
 is the last, and the reward all or nothing, unless the row wants the share of tests passed.
 
+The program is the last block in ``` that is marked as Python or C++, else the last unmarked one, else all of the answer; NeMo Gym
+takes the last block whatever it is marked as, and gives no reward to code without a block.
+
 Left out: problems with several right outputs, which need a checker of their own, and interactive ones.
 """
 
@@ -16,7 +19,9 @@ import base64
 import binascii
 import json
 import re
+import textwrap
 import zlib
+from collections.abc import Iterator
 
 from nemo_cascade import sandbox
 from nemo_cascade.environments.outputs import same_output, same_value
@@ -34,7 +39,9 @@ SPARE_OUTPUT = 2**20
 
 LANGUAGES = {"python": "python", "python3": "python", "py": "python", "cpp": "cpp", "c++": "cpp", "cc": "cpp", "cxx": "cpp"}
 
-_FENCE = re.compile(r"^```([\w+#-]*)[^\n`]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# No blank is looked at twice: a reply of a million of them must not hold up others.
+_FENCE = re.compile(r"^([ \t]*+)```([^\n]*+)(\n?)", re.MULTILINE)
+_MARK = re.compile(r"[\w+#-]*+")
 _UNREADABLE = (ValueError, TypeError, KeyError, RecursionError, zlib.error, binascii.Error)
 
 
@@ -146,12 +153,33 @@ def limits_of(row: dict) -> tuple[float, float, int]:
 
 def code_of(answer: str, default: str = "python") -> tuple[str, str]:
     """(language, code) of the last block marked Python or C++, else the last unmarked one, else all of the answer."""
-    blocks = [(LANGUAGES.get(mark.lower(), "" if mark else default), code, bool(mark)) for mark, code in _FENCE.findall(answer)]
+    blocks = [(LANGUAGES.get(mark.lower(), "" if mark else default), code, bool(mark)) for mark, code in blocks_of(answer)]
     for marked in (True, False):
         for language, code, has_mark in reversed(blocks):
             if language and has_mark == marked:
                 return language, code
     return default, answer
+
+
+def blocks_of(answer: str) -> Iterator[tuple[str, str]]:
+    """(mark, code) of the blocks between two lines that begin with ```.
+
+    A block may be indented, as in a list, and its code is moved to the left; it ends at a fence that is indented no deeper than its
+    first. Fences that nothing closes are none: each is indented deeper than the one before, so that they are few.
+    """
+    fences = [(*match.groups(), match.start(), match.end()) for match in _FENCE.finditer(answer)]
+    number = 0
+    while number < len(fences):
+        indent, rest, newline, _, start = fences[number]
+        number += 1
+        if "`" in rest or not newline:
+            continue
+        for last in range(number, len(fences)):
+            if len(fences[last][0]) <= len(indent):
+                code = answer[start : fences[last][3]]
+                yield _MARK.match(rest)[0], textwrap.dedent(code) if indent else code
+                number = last + 1
+                break
 
 
 def program_of(language: str, code: str, given, function: str | None) -> Program:

@@ -10,6 +10,7 @@ import json
 import tomllib
 from collections.abc import Callable
 from functools import partial
+from math import isinf
 
 import xmltodict
 import yaml
@@ -27,12 +28,30 @@ class Unreadable(ValueError):
     """The text is no such document."""
 
 
+class _Endless(Exception):
+    """A number is too large for a float."""
+
+
 def read(kind: str, text: str):
     """The document of a kind out of KINDS that a text is. Raises Unreadable."""
+    return _read(KINDS[kind], text)
+
+
+def read_json(text: str) -> tuple[object, bool]:
+    """The document that JSON is, and whether all its numbers have an end: 1e999 is infinite. Raises Unreadable."""
+    try:
+        return _read(_FINITE.decode, text), True
+    except _Endless:
+        return _read(_JSON.decode, text), False
+
+
+def _read(reader: Callable, text: str):
     if len(text) > MAX_LENGTH:
         raise Unreadable(f"longer than {MAX_LENGTH} characters")
     try:
-        return KINDS[kind](text)
+        return reader(text)
+    except _Endless:
+        raise
     # Readers fail in many ways at what nobody would write: dates that are none, too many digits, recursion.
     except Exception as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from None
@@ -43,15 +62,15 @@ def typed(kind: str, document, schema):
     if kind == "xml":
         return _typed_xml(document, schema)
     if kind == "csv":
-        columns = schema.get("items", schema).get("properties", {})
-        wanted = {name: column.get("type", "string") for name, column in columns.items()}
+        columns = _said(_said(schema, "items", schema), "properties", {})
+        wanted = {name: _said(column, "type", "string") for name, column in columns.items()}
         return [{name: _typed_cell(cell, wanted.get(name, "string")) for name, cell in row.items()} for row in document]
     return document
 
 
-def _json(text: str):
-    """Keys given twice and NaN are errors: what they mean differs from reader to reader."""
-    return json.loads(text, object_pairs_hook=_object, parse_constant=_not_json)
+def _said(schema, keyword: str, otherwise):
+    """What a schema says under a keyword; true and false, which are schemas too, say nothing."""
+    return schema.get(keyword, otherwise) if isinstance(schema, dict) else otherwise
 
 
 def _object(pairs: list[tuple]) -> dict:
@@ -63,6 +82,19 @@ def _object(pairs: list[tuple]) -> dict:
 
 def _not_json(constant: str):
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(number: str) -> float:
+    found = float(number)
+    if isinf(found):
+        raise _Endless
+    return found
+
+
+# Keys given twice and NaN are errors: what they mean differs from reader to reader. Built once: each would take as long to
+# build as to read a short document.
+_FINITE = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_not_json, parse_float=_finite)
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_not_json)
 
 
 def _yaml(text: str):
@@ -144,7 +176,7 @@ def _typed_text(text, wanted):
 
 
 KINDS: dict[str, Callable] = {
-    "json": _json,
+    "json": _JSON.decode,
     "yaml": _yaml,
     # External and internal entities are refused, as a document that grows when it is read needs them.
     "xml": partial(xmltodict.parse, disable_entities=True),

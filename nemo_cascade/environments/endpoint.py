@@ -20,11 +20,13 @@ from pathlib import Path
 import httpx
 
 from nemo_cascade import heartbeat
+from nemo_cascade.environments import foreign
 
 logger = logging.getLogger(__name__)
 
 # What no request to this endpoint will get past, and what is wrong with one request: to send that again would change nothing.
 CLOSED, HOPELESS = {401, 403, 404, 405}, {400, 413, 422}
+JSON = {"Content-Type": "application/json"}
 # With `logprobs`, so many of the likeliest tokens at each place.
 TOP_LOGPROBS = 20
 
@@ -95,14 +97,14 @@ class Endpoint:
         url = self.config.base_url.rstrip("/") + "/models"
         try:
             answer = httpx.get(url, headers=self._headers(), timeout=min(self.config.timeout, 60.0))
-            names = [model["id"] for model in answer.json()["data"]] if answer.is_success else []
+            names = [str(model["id"]) for model in foreign.read(answer.content)["data"]] if answer.is_success else []
         except httpx.TransportError as error:
             return f"{url} cannot be reached ({type(error).__name__}: {error}); is it running?"
         # Not everybody has such a list.
-        except (ValueError, LookupError, TypeError):
+        except (httpx.RequestError, ValueError, LookupError, TypeError):
             return None
         if answer.status_code in (401, 403):
-            return f"{url} refuses the key, status {answer.status_code}: {answer.text[:200]}"
+            return f"{url} refuses the key, status {answer.status_code}: {foreign.beginning(answer.content)}"
         if names and self.config.model not in names:
             return f"{url} has no model {self.config.model!r}, only {', '.join(names[:10])}"
         return None
@@ -142,26 +144,25 @@ class Endpoint:
     async def _try(self, client: httpx.AsyncClient, body: dict) -> Said | EndpointError | None:
         url = self.config.base_url.rstrip("/") + "/chat/completions"
         try:
-            answer = await client.post(url, json=body)
-        except httpx.TransportError:
+            answer = await client.post(url, content=foreign.write(body), headers=JSON)
+        # Not there, too slow, or with an answer that is not encoded as it says.
+        except httpx.RequestError:
             return None
         heartbeat.beat()
         if answer.status_code in CLOSED | HOPELESS:
-            said = answer.text[:500]
+            said = foreign.beginning(answer.content)
             refusal = EndpointError(f"{url} refuses a request for {self.config.model}, status {answer.status_code}: {said}")
             if answer.status_code in CLOSED:
                 raise refusal
             return refusal
         try:
-            choice = answer.raise_for_status().json()["choices"][0]
+            choice = foreign.read(answer.raise_for_status().content)["choices"][0]
             text = choice["message"]["content"]
-            return Said(text, _tokens(choice)) if isinstance(text, str) else None
+            return Said(foreign.plain(text), _tokens(choice)) if isinstance(text, str) else None
         except (httpx.HTTPStatusError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     def _body(self, messages: list[dict]) -> dict:
-        # A lone surrogate, which a reply may have, is no text that JSON over HTTP can hold.
-        messages = [{**m, "content": m["content"].encode(errors="replace").decode()} for m in messages]
         c = self.config
         settings = dict(temperature=c.temperature, top_p=c.top_p, max_tokens=c.max_tokens)
         settings |= dict(logprobs=True, top_logprobs=TOP_LOGPROBS) if c.logprobs else {}
@@ -170,10 +171,21 @@ class Endpoint:
 
 def _tokens(choice: dict) -> tuple[tuple[str, dict[str, float]], ...]:
     places = (choice.get("logprobs") or {}).get("content") or []
-    return tuple(
-        (place["token"], {likely["token"]: math.exp(likely["logprob"]) for likely in (place, *place["top_logprobs"])})
-        for place in places
-    )
+    return tuple((_text(place), dict(map(_likely, (place, *place["top_logprobs"])))) for place in places)
+
+
+def _text(token: dict) -> str:
+    if not isinstance(token["token"], str):
+        raise TypeError("a token is a text")
+    return foreign.plain(token["token"])
+
+
+def _likely(token: dict) -> tuple[str, float]:
+    logprob = foreign.number(token["logprob"])
+    # Rounding may put one a little above 0.
+    if logprob > 0.01:
+        raise ValueError(f"{logprob} is the logarithm of no probability")
+    return _text(token), math.exp(min(logprob, 0.0))
 
 
 class _Cache:

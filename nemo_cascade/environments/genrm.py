@@ -29,6 +29,15 @@ EXAMPLES = [
 ]
 
 
+def least(row: dict) -> float:
+    """What an answer to the row earns that says nothing, or what is farthest off."""
+    if row.get("grading_mode") != "distance":
+        return 0.0
+    expected = row["expected_scores"]
+    farthest = sum(max(expected[key] - min(allowed), max(allowed) - expected[key]) for key, allowed in FIELDS.items())
+    return min(UNREADABLE, -float(farthest))
+
+
 def problem(row: dict) -> str | None:
     """What keeps an answer to the row from being checked."""
     expected = row.get("expected_scores")

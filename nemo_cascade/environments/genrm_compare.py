@@ -6,11 +6,11 @@ first is much better) to 6. There is no `verify`: a reply alone has no reward. I
 compared with every other one (`nemo_cascade.algorithms.genrm_rewards`), in validation with the row's `reference_reply`.
 """
 
-import json
 import re
 from dataclasses import dataclass
 
 from nemo_cascade.data.rows import messages_of
+from nemo_cascade.environments import foreign
 from nemo_cascade.environments.response import END_OF_THOUGHT
 
 # What a judge says, and the values that it may have.
@@ -52,11 +52,14 @@ def readable(text: str) -> bool:
 
 
 def parse(text: str) -> Comparison:
-    """The last JSON object of a judge's answer, without a thought that was left in it. One that cannot be read counts as undecided: 3, 3 and 3.5, as in NeMo Gym."""
+    """The last JSON object of a judge's answer, without a thought that was left in it.
+
+    One that cannot be read counts as undecided: 3, 3 and 3.5, as in NeMo Gym.
+    """
     for found in reversed(_OBJECT.findall(text.rpartition(END_OF_THOUGHT)[2])):
         try:
-            values = json.loads(found)
-            scores = [float(values[key]) for key in FIELDS]
+            values = foreign.read(found)
+            scores = [foreign.number(values[key]) for key in FIELDS]
         except (ValueError, KeyError, TypeError):
             continue
         if all(min(allowed) <= score <= max(allowed) for score, allowed in zip(scores, FIELDS.values())):

@@ -20,7 +20,8 @@ DATA = ("const", "enum", "default", "examples")
 AS_PYTHON = {"$ref", "$dynamicRef", "pattern", "patternProperties", "multipleOf", "dependencies"}
 # Deeper documents are Python's to refuse.
 DEPTH = 64
-LEAVES = {str, int, bool, type(None)}
+TEXT = {str}
+JSON = {str, int, float, bool, type(None), dict, list}
 
 
 class Schema:
@@ -33,9 +34,12 @@ class Schema:
         self._python = Draft202012Validator(schema, registry=Registry())
         self._rust = None if keywords(schema) & AS_PYTHON else _rust(schema)
 
-    def is_valid(self, document) -> bool:
-        """Whether the document is allowed. Raises what jsonschema does: for too deep a document, a $ref that leads nowhere."""
-        if self._rust is not None and plain(document):
+    def is_valid(self, document, is_plain: bool = False) -> bool:
+        """Whether the document is allowed. Raises what jsonschema does: for too deep a document, a $ref that leads nowhere.
+
+        is_plain: that it is known to be `plain`, which takes longer to find out than what Rust does.
+        """
+        if self._rust is not None and (is_plain or plain(document)):
             try:
                 return self._rust.is_valid(document)
             # Half a character.
@@ -98,20 +102,15 @@ def plain(document) -> bool:
     """Whether a document is what JSON has, and no deeper than DEPTH: no dates of YAML, no keys but texts, no endless numbers."""
     level = [document]
     for _ in range(DEPTH):
-        below = []
-        for value in level:
-            kind = type(value)
-            if kind is dict:
-                if not all(type(key) is str for key in value):
-                    return False
-                below += value.values()
-            elif kind is list:
-                below += value
-            elif kind is float:
-                if not isfinite(value):
-                    return False
-            elif kind not in LEAVES:
+        kinds = set(map(type, level))
+        if not kinds <= JSON or (float in kinds and not all([isfinite(one) for one in level if type(one) is float])):
+            return False
+        dicts = [one for one in level if type(one) is dict] if dict in kinds else []
+        below = [value for one in level if type(one) is list for value in one] if list in kinds else []
+        for one in dicts:
+            if not set(map(type, one)) <= TEXT:
                 return False
+            below += one.values()
         if not below:
             return True
         level = below

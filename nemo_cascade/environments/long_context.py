@@ -13,10 +13,15 @@ What a row carries says how it is scored, with the keys of NeMo Gym's servers `r
                                stop at the end
 
 A row with `needs_judge` has a free answer: boxed or not, it is right where it says what expected_answer says, or where the
-model of env.judges.long_context finds both equal (`equivalence`).
+model of env.judges.long_context finds both equal (`equivalence`). So has every row of Gym's judge servers (JUDGED), whose
+expected answer may stand under `metadata`; where `template_metadata.output_regex` can be searched for safely (`pattern`), what
+it captures last is the answer.
 """
 
-from nemo_cascade.environments import equivalence
+from functools import lru_cache
+
+from nemo_cascade.data.rows import server_of
+from nemo_cascade.environments import equivalence, pattern
 from nemo_cascade.environments.endpoint import Said
 from nemo_cascade.environments.equivalence import usable
 from nemo_cascade.environments.response import answer_of, last_boxed
@@ -25,6 +30,11 @@ from nemo_cascade.environments.similarity import LONGEST, ratio
 REWARD_RANGE = (0.0, 1.0)
 # RULER's questions over documents list spellings of one answer; its other tasks list parts of the answer.
 ANY_OF = ("qa_1", "qa_2")
+
+# Gym's servers of which every row has a free answer.
+JUDGED = ("equivalence_llm_judge", "lc_judge")
+# Characters at the end of an answer in which a row's own pattern looks.
+SEARCHED = 10_000
 
 _TWO = {"outputs": ["4821937", "amber-mill"], "subset": "niah_multivalue"}
 _LISTED = {"outputs": ["KQZTW", "BXMAL"], "wrong_outputs": ["RVUPS"], "answer_characters": 40, "subset": "vt"}
@@ -57,7 +67,7 @@ def problem(row: dict) -> str | None:
         return _problem_of_repeating(row)
     if row.get("outputs") is not None:
         return _problem_of_finding(row)
-    expected = row.get("expected_answer")
+    expected = _expected(row)
     return None if isinstance(expected, str) and normalised(expected) else "no expected_answer (a text)"
 
 
@@ -67,7 +77,7 @@ def reference(row: dict) -> str:
         return row["random_string_to_prepend"] + row["expected_answer"].removeprefix(row["random_string_to_prepend"])
     if row.get("outputs") is not None:
         return row["outputs"][0] if row.get("subset") in ANY_OF else ", ".join(row["outputs"])
-    return f"\\boxed{{{row['expected_answer']}}}"
+    return f"\\boxed{{{_expected(row)}}}"
 
 
 def verify(row: dict, response: dict) -> dict:
@@ -77,29 +87,57 @@ def verify(row: dict, response: dict) -> dict:
         return _repeated(row, answer)
     if row.get("outputs") is not None:
         return _found(row, answer)
-    boxed = last_boxed(answer)
-    if boxed is None and row.get("needs_judge"):
-        boxed = answer
-    right = boxed is not None and normalised(boxed) == normalised(row["expected_answer"])
-    return {"reward": float(right), "extracted_answer": boxed}
+    given = _captured(row, answer) or last_boxed(answer)
+    if given is None and needs_judge(row):
+        given = answer
+    right = given is not None and normalised(given) == normalised(_expected(row))
+    return {"reward": float(right), "extracted_answer": given}
 
 
 def needs_judge(row: dict) -> bool:
     """Whether a judge must be there to verify replies to the row."""
-    return bool(row.get("needs_judge"))
+    return bool(row.get("needs_judge")) or server_of(row) in JUDGED
 
 
 def question(row: dict, response: dict, verdict: dict, answers: list[Said]) -> list[dict] | None:
     """What to ask the judge next about a free answer that is not the expected one to the letter."""
     if not needs_judge(row) or verdict["reward"] == 1.0:
         return None
-    return equivalence.question(equivalence.asked_in(row), row["expected_answer"], verdict["extracted_answer"] or "", answers)
+    return equivalence.question(equivalence.asked_in(row), _expected(row), verdict["extracted_answer"] or "", answers)
 
 
 def judged(row: dict, response: dict, verdict: dict, answers: list[Said | None]) -> dict:
     """The verdict, right where the judge says so, with what it said as "judge_evaluations"."""
     right = equivalence.both_equal(answers)
     return {**verdict, "reward": float(right), "judge_evaluations": equivalence.said_by(answers)}
+
+
+def _expected(row: dict):
+    """The expected answer, which Gym's judge servers also take from `metadata`."""
+    metadata = row.get("metadata") if needs_judge(row) else None
+    return row.get("expected_answer") or (metadata.get("expected_answer") if isinstance(metadata, dict) else None)
+
+
+def _own_pattern(row: dict) -> pattern.Pattern | None:
+    """Of a row with a free answer."""
+    own = (row.get("template_metadata") or {}).get("output_regex") if needs_judge(row) else None
+    return _compiled(own) if own else None
+
+
+@lru_cache(maxsize=1024)
+def _compiled(own: str) -> pattern.Pattern | None:
+    """None for one that could search for ever, as Gym's own for boxes: the judge reads what is boxed, or all, instead."""
+    try:
+        # Across lines, as Gym's judge server searches.
+        return pattern.compiled(f"(?sm:{own})")
+    except ValueError:
+        return None
+
+
+def _captured(row: dict, answer: str) -> str | None:
+    own = _own_pattern(row)
+    found = own.findall(answer, max(0, len(answer) - SEARCHED)) if own else []
+    return found[-1].strip() or None if found else None
 
 
 def normalised(text: str) -> str:

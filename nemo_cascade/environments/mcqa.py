@@ -7,9 +7,10 @@ Row: `options` [{letter: text}, ...], `expected_answer` a letter, and how to rea
 """
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
-from nemo_cascade.environments.pattern import Pattern, compiled
+from nemo_cascade.environments.pattern import Pattern, beginning, compiled, last_captured
 from nemo_cascade.environments.response import answer_of
 
 # A row's own pattern sees so much of a reply's end: a pattern may take time that grows with the square of it.
@@ -85,7 +86,7 @@ def reference(row: dict) -> str | None:
 def verify(row: dict, response: dict) -> dict:
     """{"reward": 1.0 or 0.0, "expected_answer": letter, "extracted_answer": letter or None}."""
     text, expected = answer_of(response), row["expected_answer"].strip().upper()
-    options = _lettered(row.get("options") or [])
+    options = row.get("options") or []
     chosen = _own(_patterns(row), text, options) or MODES[_mode(row)](text, options)
     return {"reward": float(chosen == expected), "expected_answer": expected, "extracted_answer": chosen}
 
@@ -94,45 +95,45 @@ def _mode(row: dict) -> str:
     return row.get("grading_mode") or "strict_single_letter_boxed"
 
 
-def _lettered(options: list[dict]) -> list[tuple[str, str]]:
-    """(capital letter, text) of all that can be chosen; an option without a text cannot."""
-    return [
-        (name.upper(), text)
-        for option in options
-        for name, text in option.items()
-        if text is not None and len(name) == 1 and name.isalpha()
-    ]
+def _lettered(options: list[dict]) -> Iterator[tuple[str, str]]:
+    """(capital letter, text) of all that can be chosen, one by one; an option without a text cannot."""
+    for option in options:
+        for name, text in option.items():
+            if text is not None and len(name) == 1 and name.isalpha():
+                yield name.upper(), text
 
 
-def _patterns(row: dict) -> list[Pattern]:
+def _patterns(row: dict) -> list[tuple[Pattern, str]]:
+    """The row's own patterns, each with the text that what it finds begins with."""
     own = (row.get("template_metadata") or {}).get("output_regex")
     return [] if own is None else _compiled(tuple(own) if isinstance(own, list) else own)
 
 
 @lru_cache(maxsize=1024)
-def _compiled(own: str | tuple[str, ...]) -> list[Pattern]:
-    return [compiled(pattern) for pattern in (own if isinstance(own, tuple) else [own])]
+def _compiled(own: str | tuple[str, ...]) -> list[tuple[Pattern, str]]:
+    patterns = map(compiled, own if isinstance(own, tuple) else [own])
+    return [(pattern, beginning(pattern)) for pattern in patterns]
 
 
-def _own(patterns: list[Pattern], text: str, options: list[tuple[str, str]]) -> str | None:
+def _own(patterns: list[tuple[Pattern, str]], text: str, options: list[dict]) -> str | None:
     """What the first of the row's patterns that finds something captures last: a letter, or an option's text."""
-    for pattern in patterns:
-        captured = pattern.findall(text, max(0, len(text) - MAX_SEARCHED))
-        if not captured:
+    for pattern, begins in patterns:
+        captured = last_captured(pattern, begins, text, max(0, len(text) - MAX_SEARCHED))
+        if captured is None:
             continue
-        last = captured[-1].strip().translate(_LETTERS).strip().upper()
+        last = captured.strip().translate(_LETTERS).strip().upper()
         letter = last if len(last) == 1 and last.isalpha() else _equal(last, options)
         if letter is not None:
             return letter
     return None
 
 
-def _strict_boxed(text: str, options: list[tuple[str, str]]) -> str | None:
+def _strict_boxed(text: str, options: list[dict]) -> str | None:
     found = _BOXED.search(text)
     return _letter(found.group(1), options) if found else None
 
 
-def _lenient_boxed(text: str, options: list[tuple[str, str]]) -> str | None:
+def _lenient_boxed(text: str, options: list[dict]) -> str | None:
     """The letter as above, or the one option whose text stands in the first box."""
     letter = _strict_boxed(text, options)
     start = text.find("\\boxed{") + len("\\boxed{")
@@ -140,11 +141,11 @@ def _lenient_boxed(text: str, options: list[tuple[str, str]]) -> str | None:
     if letter is not None or start < len("\\boxed{") or end < 0:
         return letter
     inside = _plain(text[start:end])
-    found = {letter for letter, option in options if _plain(option) and _plain(option) in inside}
+    found = {letter for letter, option in _lettered(options) if _plain(option) and _plain(option) in inside}
     return found.pop() if len(found) == 1 else None
 
 
-def _answer_colon(text: str, options: list[tuple[str, str]]) -> str | None:
+def _answer_colon(text: str, options: list[dict]) -> str | None:
     """What follows the first "Answer:" on its line: a letter or the text of an option."""
     found = _COLON.search(text)
     if not found or found.end(1) - found.start(1) > MAX_OPTION:
@@ -157,19 +158,19 @@ def _answer_colon(text: str, options: list[tuple[str, str]]) -> str | None:
     return letter or _equal(line, options)
 
 
-def _answer_colon_markdown(text: str, options: list[tuple[str, str]]) -> str | None:
+def _answer_colon_markdown(text: str, options: list[dict]) -> str | None:
     found = _COLON_MARKDOWN.search(text)
     return _letter(found.group(1), options) if found else None
 
 
-def _letter(letter: str, options: list[tuple[str, str]]) -> str | None:
+def _letter(letter: str, options: list[dict]) -> str | None:
     letter = letter.upper()
-    return letter if any(letter == other for other, _ in options) else None
+    return letter if any(letter == other for other, _ in _lettered(options)) else None
 
 
-def _equal(text: str, options: list[tuple[str, str]]) -> str | None:
+def _equal(text: str, options: list[dict]) -> str | None:
     plain = _plain(text)
-    return next((letter for letter, option in options if _plain(option) == plain), None)
+    return next((letter for letter, option in _lettered(options) if _plain(option) == plain), None)
 
 
 def _plain(text: str) -> str:

@@ -1,9 +1,10 @@
 """A regular expression out of a row, refused unless a text of any kind can be searched with it in bounded time."""
 
 import re
+from itertools import takewhile
 from re import Pattern, _constants as code, _parser
 
-__all__ = ["Pattern", "compiled"]
+__all__ = ["Pattern", "beginning", "compiled", "last_captured"]
 
 _REPEATS = (code.MAX_REPEAT, code.MIN_REPEAT, code.POSSESSIVE_REPEAT)
 
@@ -29,6 +30,27 @@ def compiled(pattern: str) -> Pattern:
             f"{pattern!r} repeats something that has repetitions or choices itself, which some replies would never end"
         )
     return found
+
+
+def beginning(pattern: Pattern) -> str:
+    """The characters, of ASCII and in small letters, that all it finds begins with; empty where that is not plain to see."""
+    parts = takewhile(lambda part: part[0] is code.LITERAL and part[1] < 128, _parser.parse(pattern.pattern, re.IGNORECASE))
+    return "".join(chr(value) for _, value in parts).lower()
+
+
+def last_captured(pattern: Pattern, begins: str, text: str, start: int) -> str | None:
+    """The last of pattern.findall(text, start), None where that is empty. begins: its `beginning`.
+
+    Python tries a pattern that is for any case at every character, where it finds a text in a moment.
+    """
+    # The dotted capital and the dotless small "i" and the long "s", which are an "i" and an "s" in any case.
+    if not begins or not text.isascii() and any(odd in text for odd in "\u0130\u0131\u017f"):
+        return (pattern.findall(text, start) or [None])[-1]
+    lowered, found, place = text[start:].lower(), None, 0
+    while (place := lowered.find(begins, place)) >= 0:
+        match = pattern.match(text, start + place)
+        found, place = match or found, match.end() - start if match else place + 1
+    return found and ((found[1] or "") if pattern.groups else found[0])
 
 
 def _is_nested(parsed, inside: bool) -> bool:

@@ -3,7 +3,8 @@
 Row: `question`, `answer` and `metadata` with `source_dataset`, an entry of that data set (nemo_cascade.data.reasoning_gym
 writes such rows). The answer is what stands in the reply's last <answer> tag, else in its first box, else the whole reply.
 
-Some data sets evaluate an answer as Python code. They only get to see one that is nothing but a value or a formula.
+Some data sets evaluate an answer, or a part of the row, as Python code, with or without sympy. They only get to see what is
+nothing but a value or a formula.
 """
 
 import ast
@@ -39,8 +40,8 @@ _FORMULAS = {"countdown", "polynomial_multiplication", "simple_integration", "in
 _FUNCTIONS = "sin|cos|tan|exp|log|ln|sqrt|asin|acos|atan|sinh|cosh|tanh|pi|Abs"
 # No attribute, no name but of a variable or a function, no texts: nothing that could do anything but compute.
 _FORMULA = re.compile(rf"(?:\b(?:{_FUNCTIONS}|[A-Za-z]\d?)\b|(?<![A-Za-z_])\d+(?:\.\d*)?|\.\d+|[-+*/^(), ])*+")
-# These evaluate the row, which is somebody else's file.
-_HEXADECIMAL = re.compile(r"(?:0x[0-9a-fA-F]+|[-+*/%&|^~()<> \d])*+")
+# These evaluate the row, which is somebody else's file. No power, and shifts by few places: they could make numbers of any size.
+_HEXADECIMAL = re.compile(r"(?:(?:<<|>>) *0x[0-9a-fA-F]{1,2} *(?=\)|$)|0x[0-9a-fA-F]{1,40}|\*(?!\*)|[-+/%&|^~() ])*+")
 
 _TAG = "<answer>", "</answer>"
 _BOX = "\\boxed{"
@@ -80,16 +81,17 @@ def problem(row: dict) -> str | None:
         return f"Reasoning Gym is not installed; pip install {EXTRA}"
     if name not in known:
         return f"metadata.source_dataset {name!r} is no data set of Reasoning Gym"
-    if name == "bitwise_arithmetic" and not _HEXADECIMAL.fullmatch(str(row["metadata"].get("problem"))):
-        return "metadata.problem is no sum of hexadecimal numbers, and it would be evaluated"
-    if name == "number_sorting" and not _is_value(row["answer"]):
-        return "answer is no list of numbers, and it would be evaluated"
-    return None
+    return _evaluated(name, row)
 
 
 def verify(row: dict, response: dict) -> dict:
-    """{"reward": score, "score": the same, "task_name": data set, "extracted_answer": text}."""
+    """{"reward": score, "score": the same, "task_name": data set, "extracted_answer": text}.
+
+    Raises ValueError for a row that would be evaluated as code, whether or not its `problem` was asked for.
+    """
     name, answer = row["metadata"]["source_dataset"], extracted(text_of(response))
+    if told := _evaluated(name, row):
+        raise ValueError(told)
     entry = {key: row[key] for key in ("question", "answer", "metadata")}
     score = 0.0
     if len(answer) <= MAX_ANSWER and _is_harmless(name, answer, entry):
@@ -119,13 +121,34 @@ def extracted(text: str) -> str:
     return text.strip()
 
 
+def _evaluated(name: str, row: dict) -> str | None:
+    """What is wrong with the part of the row that the data set's scorer evaluates, if it evaluates any."""
+    metadata, answer = row["metadata"], row["answer"]
+    if name == "bitwise_arithmetic" and not _matches(_HEXADECIMAL, metadata.get("problem")):
+        return "metadata.problem is no sum of hexadecimal numbers, and it would be evaluated"
+    if name == "number_sorting" and not _is_value(answer):
+        return "answer is no list of numbers, and it would be evaluated"
+    if name == "polynomial_multiplication" and not _is_formula(answer):
+        return "answer is no formula, and it would be evaluated"
+    if name in ("simple_integration", "intermediate_integration") and not _is_formula(metadata.get("integrand")):
+        return "metadata.integrand is no formula, and it would be evaluated"
+    return None
+
+
 def _is_harmless(name: str, answer: str, entry: dict) -> bool:
     if name in _VALUES:
-        right = entry["metadata"].get("valid_answers", [entry["answer"]])
-        return answer in right or _is_value(answer)
-    if name in _FORMULAS:
-        return too_hard(answer) is None and _FORMULA.fullmatch(answer) is not None
-    return True
+        # What equals a right answer is not evaluated any more.
+        right = entry["metadata"].get("valid_answers") if name == "n_queens" else [entry["answer"]]
+        return _is_value(answer) or isinstance(right, list) and answer in right
+    return name not in _FORMULAS or _is_formula(answer)
+
+
+def _is_formula(text) -> bool:
+    return _matches(_FORMULA, text) and too_hard(text) is None
+
+
+def _matches(pattern: re.Pattern, text) -> bool:
+    return isinstance(text, str) and len(text) <= MAX_ANSWER and pattern.fullmatch(text) is not None
 
 
 def _is_value(text: str) -> bool:

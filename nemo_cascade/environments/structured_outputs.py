@@ -11,7 +11,7 @@ import json
 from jsonschema import SchemaError
 
 from nemo_cascade.environments import documents
-from nemo_cascade.environments.json_schema import validator
+from nemo_cascade.environments.json_schema import DEPTH, validator
 from nemo_cascade.environments.response import text_of
 
 # What the root of a document of these types always is.
@@ -74,46 +74,53 @@ def verify(row: dict, response: dict) -> dict:
     """
     allowed = validator(row["schema_str"])
     kind = row.get("schema_type", "json")
-    error, document = _called(row, response) if row.get("response_mode") == "tool_call" else _written(kind, response)
+    called = row.get("response_mode") == "tool_call"
+    error, document, is_plain = _called(row, response) if called else _written(kind, response)
     if error is None:
         try:
-            if row.get("response_mode") != "tool_call":
+            if not called:
                 document = documents.typed(kind, document, allowed.schema)
-            error = None if allowed.is_valid(document) else "validation_error"
+            error = None if allowed.is_valid(document, is_plain) else "validation_error"
         # Documents nested too deep, numbers too large for a float, keys that are no texts, a $ref that leads nowhere.
         except Exception:
             error = "validation_error"
     return {"reward": float(error is None), "error_type": error}
 
 
-def _written(kind: str, response: dict) -> tuple[str | None, object]:
-    """(error, document) of the reply's text. Line breaks between a thought and the answer are no part of the answer."""
+def _written(kind: str, response: dict) -> tuple[str | None, object, bool]:
+    """(error, document, whether it is known to be plain) of the text. Line breaks after a thought are no part of the answer."""
     text = text_of(response).lstrip("\r\n")
     if not text.strip():
-        return "empty_response", None
+        return "empty_response", None, False
     try:
-        return None, documents.read(kind, text)
+        return None, *(_json(text) if kind == "json" else (documents.read(kind, text), False))
     except documents.Unreadable:
-        return "parse_error", None
+        return "parse_error", None, False
 
 
-def _called(row: dict, response: dict) -> tuple[str | None, object]:
-    """(error, document) of the reply's call."""
+def _called(row: dict, response: dict) -> tuple[str | None, object, bool]:
+    """(error, document, whether it is known to be plain) of the reply's call."""
     if response.get("error") is not None:
-        return "api_error", None
+        return "api_error", None, False
     calls = [item for item in response.get("output", []) if item.get("type") == "function_call"]
     if len(calls) != 1:
-        return "multiple_tool_calls" if calls else "missing_tool_call", None
+        return "multiple_tool_calls" if calls else "missing_tool_call", None, False
     if row.get("tool_name") and calls[0].get("name") != row["tool_name"]:
-        return "wrong_tool_name", None
-    document, key = calls[0].get("arguments"), row.get("tool_payload_key")
+        return "wrong_tool_name", None, False
+    document, key, is_plain = calls[0].get("arguments"), row.get("tool_payload_key"), False
     if not isinstance(document, dict):
         try:
-            document = documents.read("json", document)
+            document, is_plain = _json(document)
         except (TypeError, documents.Unreadable):
-            return "tool_arguments_parse_error", None
+            return "tool_arguments_parse_error", None, False
     if not key:
-        return None, document
+        return None, document, is_plain
     if not isinstance(document, dict) or key not in document:
-        return "missing_tool_payload_key", None
-    return None, document[key]
+        return "missing_tool_payload_key", None, False
+    return None, document[key], is_plain
+
+
+def _json(text: str) -> tuple[object, bool]:
+    """The document, and whether it is known to be plain: its numbers end, and few brackets are no deep ones."""
+    document, finite = documents.read_json(text)
+    return document, finite and text.count("[") + text.count("{") < DEPTH

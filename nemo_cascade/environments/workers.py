@@ -163,6 +163,8 @@ def _verify(batch: list[Asked]) -> list[dict]:
 def _verify_one(name: str, row: dict, response: dict) -> dict:
     try:
         return environments.get(name).verify(row, response)
+    except sandbox.HostFailed as error:
+        return failed(name, row, f"has no result of its program: {error}")
     except sandbox.SandboxError:
         raise  # not the reply's fault, so it must not pay for it
     except Exception as error:

@@ -10,7 +10,7 @@ import os
 import threading
 
 from nemo_cascade.sandbox.local import Sandbox
-from nemo_cascade.sandbox.programs import MIB, Call, Limits, Program, Result, SandboxError, SandboxUnavailable
+from nemo_cascade.sandbox.programs import MIB, Call, HostFailed, Limits, Program, Result, SandboxError, SandboxUnavailable
 from nemo_cascade.sandbox.remote import RemoteSandbox
 
 URL = "NEMO_CASCADE_SANDBOX_URL"
@@ -18,6 +18,7 @@ URL = "NEMO_CASCADE_SANDBOX_URL"
 __all__ = [
     "MIB",
     "Call",
+    "HostFailed",
     "Limits",
     "Program",
     "RemoteSandbox",

@@ -1,7 +1,7 @@
 """`nemo-cascade sandbox-serve`: the sandbox of this host over HTTP, for trainers whose own container may not make one.
 
-POST /run (see `wire`) with `Authorization: Bearer <token>`; GET /health, with the token too. Plain HTTP: on a network that others are on, put
-TLS or a tunnel in front of it.
+POST /run (see `wire`) with `Authorization: Bearer <token>`; GET /health, with the token too. Plain HTTP: on a network that
+others are on, put TLS or a tunnel in front of it.
 """
 
 import hmac
@@ -12,7 +12,7 @@ from json import dumps
 
 from nemo_cascade.sandbox import wire
 from nemo_cascade.sandbox.local import Sandbox
-from nemo_cascade.sandbox.programs import MIB, Limits, SandboxError, SandboxUnavailable
+from nemo_cascade.sandbox.programs import MIB, HostFailed, Limits, SandboxError, SandboxUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > MAX_BODY:
             self.close_connection = True
-            return self._reply(413, dumps({"error": f"Content-Length {length!r}: a number up to {MAX_BODY} is needed"}).encode())
+            said = f"Content-Length {length!r}: a number up to {MAX_BODY} is needed"
+            return self._reply(413, dumps({"error": said}).encode())
         if not self._may():
             return None
         body = self.rfile.read(int(length))
@@ -85,7 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         except SandboxUnavailable as error:
             status, body = 501, dumps({"error": str(error)}).encode()
         except SandboxError as error:
-            status, body = 500, dumps({"error": str(error)}).encode()
+            # "lost": the program may be to blame after all, and others may run.
+            status, body = 500, dumps({"error": str(error), "lost": isinstance(error, HostFailed)}).encode()
         self._reply(status, body)
 
     def _reply(self, status: int, body: bytes) -> None:

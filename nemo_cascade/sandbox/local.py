@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nemo_cascade.sandbox import packages, probe
 from nemo_cascade.sandbox.inside import values
-from nemo_cascade.sandbox.programs import MIB, Limits, Program, Result, SandboxError, SandboxUnavailable
+from nemo_cascade.sandbox.programs import MIB, HostFailed, Limits, Program, Result, SandboxUnavailable
 from nemo_cascade.sandbox.worker import Worker, WorkerDied, contents, memory_file
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 # <bits/stdc++.h> takes 1.4 seconds and 200 MB of a quiet core.
 COMPILING = Limits(seconds=60.0, memory=1024 * MIB, output=64 * MIB, disk=64 * MIB)
 MESSAGES = 2**16
+# What g++ says when its compiler proper was killed. What runs out of the limits ends otherwise, so it was the host.
+KILLED = "g++: fatal error: Killed signal"
 COMPILE = "g++ -std=gnu++17 -O2 -x c++ - -o program && cat program >&3"
 BINARIES = 64
 OUTPUTS = ("stdout", "stderr", "channel")
@@ -47,7 +49,7 @@ class Sandbox:
         _all.add(self)
 
     def run(self, program: Program, limits: Limits = Limits()) -> Result:
-        """Raises SandboxUnavailable, or SandboxError when the sandbox fails and not the program."""
+        """Raises SandboxUnavailable, HostFailed, or SandboxError when the sandbox fails and not the program."""
         self.probe()
         binary = None
         if program.language == "cpp":
@@ -62,7 +64,10 @@ class Sandbox:
             return list(pool.map(lambda program: self.run(program, limits), programs))
 
     def probe(self) -> dict:
-        """Makes sure that isolation is to be had, once: a program that looks for what it must not find. Raises SandboxUnavailable."""
+        """Makes sure that isolation is to be had, once: a program that looks for what it must not find.
+
+        Raises SandboxUnavailable.
+        """
         with self._probing:
             if self._probed is None:
                 result = self._run(Program("python", probe.LOOK), probe.LIMITS, None)
@@ -106,7 +111,8 @@ class Sandbox:
                 os.close(number)
         limit = ended["limit"] or ("output" if size > limits.output else None)
         # One letter a byte: a binary comes this way too.
-        return Result(ended["status"], out, err, limit, ended["seconds"], returned=returned.decode("latin-1") if returned else None)
+        value = returned.decode("latin-1") if returned else None
+        return Result(ended["status"], out, err, limit, ended["seconds"], returned=value)
 
     def _ask(self, limits: dict, files: dict[str, int], seen: Path | None) -> dict:
         with self._room:
@@ -116,8 +122,11 @@ class Sandbox:
                     ended = worker.run(limits, files)
                 except WorkerDied as error:
                     self._end(worker)
-                    # The host ran out of memory, say. What the first try wrote goes; then it is the program's fault.
-                    logger.warning("%s; %s", error, "its program counts as failed" if last_try else "tried once more")
+                    # The host ran out of memory, say: what exhausts its own is told by the worker, which outlives it.
+                    if last_try:
+                        raise HostFailed(f"the host failed twice at a program, at last: {error}") from None
+                    logger.warning("%s; tried once more", error)
+                    # What the first try wrote goes.
                     for name in OUTPUTS:
                         if name in files:
                             os.ftruncate(files[name], 0)
@@ -128,7 +137,7 @@ class Sandbox:
                     with self._lock:
                         self._idle.append(worker)
                     return ended
-            return {"status": -9, "limit": "memory", "seconds": 0.0}
+            raise AssertionError("unreachable")
 
     def _packages(self) -> Path:
         return packages.folder(probe.requirements(self.python)[1])
@@ -159,7 +168,10 @@ class Sandbox:
         worker.close()
 
     def _compiled(self, source: str) -> bytes | Result:
-        """The binary, or the result of a compilation that failed. Threads that ask for the same source share one."""
+        """The binary, or the result of a compilation that failed. Threads that ask for the same source share one.
+
+        Only what the compiler says of the source is kept: what ended by a limit may compile at a quieter moment.
+        """
         key = hashlib.sha256(source.encode(errors="replace")).hexdigest()
         with self._lock:
             future, mine = self._binaries.get(key), key not in self._binaries
@@ -170,12 +182,19 @@ class Sandbox:
                 self._binaries.popitem(last=False)
         if mine:
             try:
-                future.set_result(self._compile(source))
+                made = self._compile(source)
             except BaseException as error:
-                with self._lock:
-                    self._binaries.pop(key, None)
+                self._drop(key)
                 future.set_exception(error)
+            else:
+                if isinstance(made, Result) and (made.limit is not None or made.returncode < 0):
+                    self._drop(key)
+                future.set_result(made)
         return future.result()
+
+    def _drop(self, key: str) -> None:
+        with self._lock:
+            self._binaries.pop(key, None)
 
     def _compile(self, source: str) -> bytes | Result:
         if shutil.which("g++", path="/usr/local/bin:/usr/bin:/bin") is None:
@@ -183,6 +202,8 @@ class Sandbox:
         done = self._run(Program("shell", COMPILE, stdin=source), COMPILING, None, channel=True)
         if done.ok and done.returned:
             return done.returned.encode("latin-1")
+        if done.limit is None and KILLED in done.stderr:
+            raise HostFailed(f"the host killed the compiler: {done.stderr[:200].strip()}")
         # A template can fill the output with its errors.
         return dataclasses.replace(done, compiled=False, returned=None, stdout="", stderr=done.stderr[:MESSAGES])
 
@@ -201,7 +222,8 @@ def payload(program: Program, binary: bytes | None) -> bytes:
     """What `inside.server.init` reads: the program and its files, with the room that they take."""
     size = sum(len(content.encode(errors="replace")) + 4 * PAGE for content in program.files.values())
     size += len(binary or program.source) * (1 if binary else 4) + 8 * PAGE
-    asked = {"packages": packages.INSIDE if program.packages else None, "language": program.language, "args": list(map(plain, program.args)), "contest": program.contest}
+    asked = {"language": program.language, "args": list(map(plain, program.args)), "contest": program.contest}
+    asked |= {"packages": packages.INSIDE if program.packages else None}
     asked |= {"source": plain(program.source) if binary is None else "", "files": program.files, "size": size}
     asked["inodes"] = 8 + sum(2 + path.count("/") for path in program.files)
     if program.call is not None:

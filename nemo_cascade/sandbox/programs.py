@@ -14,6 +14,10 @@ class SandboxError(RuntimeError):
     """The sandbox itself failed; nothing is known about the program."""
 
 
+class HostFailed(SandboxError):
+    """The host ended a program's sandbox, or the program in it, more than once; other programs may well run."""
+
+
 class SandboxUnavailable(SandboxError):
     """No isolation is to be had here: the reason, and the remedy."""
 
@@ -31,8 +35,9 @@ class Call:
 class Program:
     """Model-written code with what it finds: standard input, files {path: text} in its folder, command-line args.
 
-    contest: a Python program finds what contest sites have imported already (`inside.program.CONTEST`). call: run the program, then call a function of
-    it; `Result.value()` is what that returned. packages: a Python program can import pytest (`packages.folder`).
+    contest: a Python program finds what contest sites have imported already (`inside.program.CONTEST`). call: run the
+    program, then call a function of it; `Result.value()` is what that returned. packages: a Python program can import pytest
+    (`packages.folder`).
     """
 
     language: str
@@ -60,8 +65,8 @@ class Limits:
     """seconds on the wall, after which all of the run is killed. The others are of all processes of a run together:
 
     memory: resident bytes (looked at every 20 ms; a process alone cannot ask for more address space than that);
-    output: bytes of each of stdout, stderr and what a function returns; disk and inodes: bytes and number of all files; processes: they and their
-    threads. open_files is of each process.
+    output: bytes of each of stdout, stderr and what a function returns; disk and inodes: bytes and number of all files;
+    processes: they and their threads. open_files is of each process.
     """
 
     seconds: float = 5.0
@@ -83,8 +88,9 @@ class Result:
     """How a program ended (exit status, or minus the signal that killed it) and what it wrote, cut at `Limits.output`.
 
     limit: the limit that ended it ("seconds", "memory", "output"), None without one; a limit that the program only ran
-    into (an error inside of it) is not named. seconds: how long it ran, on the wall, without waiting for its turn. compiled: False when a C++ program did not compile; stderr says why.
-    returned: what the called function returned, as text; a program can write there too, so it is the program's word.
+    into (an error inside of it) is not named. seconds: how long it ran, on the wall, without waiting for its turn. compiled:
+    False when a C++ program did not compile; stderr says why. returned: what the called function returned, as text; a program
+    can write there too, so it is the program's word.
     """
 
     returncode: int

@@ -1,7 +1,7 @@
 """`RemoteSandbox`: the interface of `Sandbox`, on hosts that run `nemo-cascade sandbox-serve`. Thread-safe.
 
-A run goes to the host that has the fewest of ours. A run changes nothing on its host, so one whose connection broke is tried
-again, elsewhere where there is another host.
+A run goes to the host that has the fewest of ours. A run changes nothing on its host, so one whose connection broke, or at
+which its host failed, is tried again, elsewhere where there is another host.
 """
 
 import http.client
@@ -15,12 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from nemo_cascade.sandbox import wire
-from nemo_cascade.sandbox.programs import Limits, Program, Result, SandboxError, SandboxUnavailable
+from nemo_cascade.sandbox.programs import HostFailed, Limits, Program, Result, SandboxError, SandboxUnavailable
 
 # Seconds to wait before each further try.
 PAUSES = (0.1, 0.5, 2.0, 5.0)
 # Seconds that a run may wait for its turn.
 QUEUE = 600.0
+
+
+class Sick(SandboxError):
+    """A host that answers, with an error of its own or with what is no result."""
 
 
 class RemoteSandbox:
@@ -57,7 +61,10 @@ class RemoteSandbox:
         return found
 
     def run(self, program: Program, limits: Limits = Limits()) -> Result:
-        """As `Sandbox.run`. Raises SandboxError when no host gave a result, with what the last one said."""
+        """As `Sandbox.run`. Raises SandboxError when no host gave a result, with what the last one said.
+
+        HostFailed where the last one says that the program may be to blame.
+        """
         body = wire.ask(program, limits)
         for number in range(len(PAUSES) + 1):
             with self._lock:
@@ -65,13 +72,21 @@ class RemoteSandbox:
                 self._running[url] += 1
             try:
                 answer = self._exchange(url, "POST", "/run", body, limits.seconds + QUEUE)
+                try:
+                    result = wire.answered(answer)
+                except (ValueError, TypeError, RecursionError):
+                    raise Sick(f"the sandbox at {url} answers with what is no result: {said(answer)}") from None
                 self._failed[url] = 0
-                return wire.answered(answer)
-            except (OSError, http.client.HTTPException) as error:
+                return result
+            except (OSError, http.client.HTTPException, Sick, HostFailed) as error:
                 self._failed[url] += 1
-                if number == len(PAUSES):
-                    raise SandboxError(f"the sandbox at {url} cannot be reached: {type(error).__name__}: {error}") from error
-                time.sleep(PAUSES[number])
+                if number < len(PAUSES):
+                    time.sleep(PAUSES[number])
+                elif isinstance(error, SandboxError):
+                    raise
+                else:
+                    reason = f"{type(error).__name__}: {error}"
+                    raise SandboxError(f"the sandbox at {url} cannot be reached: {reason}") from error
             finally:
                 with self._lock:
                     self._running[url] -= 1
@@ -112,8 +127,7 @@ class RemoteSandbox:
             connection.close()
             raise
         if reply.status != 200:
-            kind = SandboxUnavailable if reply.status in (401, 501) else SandboxError
-            raise kind(f"the sandbox at {url} answers {reply.status}: {said(answer)}")
+            raise _kind(reply.status, answer)(f"the sandbox at {url} answers {reply.status}: {said(answer)}")
         return answer
 
     def _forget(self) -> None:
@@ -125,7 +139,20 @@ class RemoteSandbox:
 
 def said(answer: bytes) -> str:
     """The error in a reply, or its beginning where it is not one of ours."""
+    return str(_told(answer).get("error", answer[:200].decode(errors="replace")))
+
+
+def _kind(status: int, answer: bytes) -> type[SandboxError]:
+    if status in (401, 501):
+        return SandboxUnavailable
+    if status < 500:
+        return SandboxError
+    return HostFailed if _told(answer).get("lost") is True else Sick
+
+
+def _told(answer: bytes) -> dict:
     try:
-        return json.loads(answer)["error"]
-    except (ValueError, KeyError, TypeError):
-        return answer[:200].decode(errors="replace")
+        told = json.loads(answer)
+    except (ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}

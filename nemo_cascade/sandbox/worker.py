@@ -40,7 +40,10 @@ class WorkerDied(SandboxError):
 
 
 class Worker:
-    """A warm server; raises WorkerDied when it does not start, with what bubblewrap said. packages: those that its programs see."""
+    """A warm server; raises WorkerDied when it does not start, with what bubblewrap said.
+
+    packages: those that its programs see.
+    """
 
     def __init__(self, executable: str, python: str, packages: Path | None = None):
         self.packages = packages
@@ -76,7 +79,10 @@ class Worker:
             os.close(code)
 
     def run(self, limits: dict, files: dict[str, int]) -> dict:
-        """How the program whose files (name -> number) these are ended: `status` and `limit`. Raises WorkerDied."""
+        """How the program whose files (name -> number) these are ended: `status` and `limit`.
+
+        Raises WorkerDied when the server did, or when the host ended the program.
+        """
         message = json.dumps({"limits": limits, "files": list(files)}).encode()
         try:
             socket.send_fds(self.control, [message], list(files.values()))
@@ -85,6 +91,8 @@ class Worker:
         answer = self._receive(limits["seconds"] + PATIENCE)
         if "broken" in answer:
             raise SandboxError(f"the sandbox could not begin a run: {answer['broken']}")
+        if "lost" in answer:
+            raise WorkerDied(answer["lost"])
         return answer
 
     def _receive(self, seconds: float) -> dict:

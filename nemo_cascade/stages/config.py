@@ -46,17 +46,24 @@ class SFTConfig:
 
 @dataclass
 class AdvantageEstimatorConfig:
-    """`grpo.adv_estimator`: `grpo` (group-normalised reward) or `opd` (teacher minus student log-prob per token)."""
+    """`grpo.adv_estimator`: `grpo` (group-normalised reward) or `opd` (teacher minus student log-prob per token).
+
+    domain_shares, with opd: each domain's share of the loss, of any sum, however long its replies are; without, each token or reply
+    counts as it is (loss_fn.token_level_loss), which is the paper's. full_vocabulary, with opd: the loss is the reverse KL to the
+    teacher over the whole vocabulary, not its estimate from the sampled token.
+    """
 
     name: str = "grpo"
+    domain_shares: dict[str, float] = field(default_factory=dict)
+    full_vocabulary: bool = False
 
 
 @dataclass
 class GRPOConfig:
     """`grpo`: batch shape and length of an RL stage, and which rollouts it trains on. val_period and val_patience are `sft`'s.
 
-    overlong_filtering: replies cut at the length limit are left out of the loss. overlong_reward: what such a reply earns,
-    "zero", or "keep" for what its verifier or judge gives.
+    overlong: what happens to replies cut at the length limit: "reward_zero" (null), "mask" (left out of the loss) or "keep".
+    overlong_filtering: NeMo RL's key for two of these, mask (true) or keep (false).
     use_dynamic_sampling: prompts whose replies all earn the same are replaced by further ones until the batch is full; more
     than dynamic_sampling_max_gen_batches batches for one step stop the run. swe_group_threshold: a group in which no
     reply earns more is left out of the loss (null: all are trained on).
@@ -69,12 +76,17 @@ class GRPOConfig:
     val_patience: int = 0
     normalize_rewards: bool = True
     use_leave_one_out_baseline: bool = False
-    overlong_filtering: bool = False
-    overlong_reward: str = "zero"
+    overlong: str | None = None
+    overlong_filtering: bool | None = None
     use_dynamic_sampling: bool = False
     dynamic_sampling_max_gen_batches: int = 10
     swe_group_threshold: float | None = None
     adv_estimator: AdvantageEstimatorConfig = field(default_factory=AdvantageEstimatorConfig)
+
+    @property
+    def overlong_mode(self) -> str:
+        """The mode of `algorithms.overlong` that the two keys say."""
+        return self.overlong or {None: "reward_zero", True: "mask", False: "keep"}[self.overlong_filtering]
 
 
 @dataclass
@@ -123,20 +135,37 @@ class EnvConfig:
 
 @dataclass
 class LossConfig:
-    """`loss_fn`: token mean (`token_level_loss`) or per-response mean, the train / sampling mismatch correction, and the KL term.
+    """`loss_fn`: the keys of NeMo RL's ClippedPGLossFn by the meaning they have there (docs/algorithms.md); `stages.loss` reads them.
 
-    truncated_importance_sampling_type: null (no correction), "tis" (clamped), "icepop" (dropped outside the band) or
-    "seq-mask-tis" (whole replies dropped by their geometric mean).
-    reference_policy_kl_penalty: coefficient of the KL to where the stage began (0: none); its type "k2" or "k3".
+    token_level_loss: mean over tokens, else over each response and then over responses. A batch is trained on once, so the ratio
+    pi / pi_previous is 1 and its bounds (ratio_clip_*) hold nothing back; disable_ppo_ratio, force_on_policy_ratio, use_cispo and
+    sequence_level_importance_ratios (GSPO) are other forms with the same gradient where a response has one advantage.
+    use_importance_sampling_correction: weights pi_train / pi_sampling, as they are or, by truncated_importance_sampling_type, "tis"
+    (clamped to min and ratio), "icepop" (dropped outside) or "seq-mask-tis" (whole replies dropped by their geometric mean).
+    reference_policy_kl_penalty: coefficient of the KL to where the stage began (0: none); its type "k2" or "k3", its clamps
+    (null: none), and use_on_policy_kl_approximation, which weighs it by pi_train / pi_sampling.
+    use_kl_in_reward and positive_example_nll_weight are known so that a config of NeMo RL may have them, at their neutral values.
     """
 
     token_level_loss: bool = True
+    disable_ppo_ratio: bool = False
+    force_on_policy_ratio: bool = False
+    sequence_level_importance_ratios: bool = False
+    use_cispo: bool = False
+    ratio_clip_min: float = 0.2
+    ratio_clip_max: float = 0.2
+    ratio_clip_c: float | None = None
     use_importance_sampling_correction: bool = False
     truncated_importance_sampling_type: str | None = None
-    truncated_importance_sampling_ratio_min: float = 0.5
-    truncated_importance_sampling_ratio: float = 2.0
+    truncated_importance_sampling_ratio: float | None = None
+    truncated_importance_sampling_ratio_min: float | None = None
     reference_policy_kl_penalty: float = 0.0
     reference_policy_kl_type: str = "k3"
+    kl_input_clamp_value: float | None = 20.0
+    kl_output_clamp_value: float | None = 10.0
+    use_on_policy_kl_approximation: bool = False
+    use_kl_in_reward: bool = False
+    positive_example_nll_weight: float = 0.0
 
 
 @dataclass
@@ -160,6 +189,7 @@ class CheckpointingConfig:
     beside them the newest, to resume from. metric_name: what the best is told by at the stage's validations (val_period):
     val:reward, the mean over all domains, or val:<domain>; a stage then hands on its best checkpoint instead of its last
     (null). checkpoint_must_save_by: DD:HH:MM:SS since the job started, by which the run has saved and stopped (null: no limit).
+    async_save: checkpoints inside a stage are written by other processes while it trains on (Megatron's name for it).
     """
 
     save_period: int = 0
@@ -168,6 +198,7 @@ class CheckpointingConfig:
     higher_is_better: bool = True
     pretrained_checkpoint: PretrainedConfig | None = None
     checkpoint_must_save_by: str | None = None
+    async_save: bool = False
 
 
 @dataclass

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemo_cascade import heartbeat
 from nemo_cascade.engine.config import PolicyConfig
@@ -28,6 +29,9 @@ from nemo_cascade.stages.interruption import Interruption
 from nemo_cascade.stages.metrics import MetricsLog
 from nemo_cascade.stages.progress import Progress
 from nemo_cascade.stages.trackers import Trackers
+
+if TYPE_CHECKING:
+    from nemo_cascade.engine.checkpoint import Unfinished
 
 
 @dataclass(kw_only=True)
@@ -53,7 +57,9 @@ class StageRun:
     dir is the stage's own folder, parent the checkpoint it starts from (None: fresh weights), teachers the checkpoint
     that teaches each domain, judge the one that compares replies to preference rows, unless that is a model behind
     judge_endpoint. validate scores a policy in memory, as `validation.score_policy` does, for loops with a val_period.
-    interruption hears of requests to stop. Only rank 0 writes metrics and shows progress; the others may call the same methods.
+    max_logprob_error: how far two readings of one checkpoint may be apart (`cascade.handover`).
+    interruption hears of requests to stop. unfinished: a checkpoint that is written while the stage trains on. Only rank 0 writes
+    metrics and shows progress; the others may call the same methods.
     """
 
     name: str
@@ -66,8 +72,10 @@ class StageRun:
     judge_endpoint: EndpointConfig | None = None
     validate: Callable[..., dict[str, dict]] | None = None
     rank: int = 0
+    max_logprob_error: float = 0.0
     interruption: Interruption = field(default_factory=Interruption)
     trackers: Trackers = field(init=False, repr=False)
+    unfinished: "Unfinished | None" = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         self.trackers = Trackers(self.dir, self.config.logger, dataclasses.asdict(self.config))

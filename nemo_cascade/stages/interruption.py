@@ -97,11 +97,10 @@ class Interruption:
         if self.why is None and self.time_is_up():
             self.why = self._limit_text
 
-    def saved(self) -> None:
-        """The step's checkpoint is written."""
-        now = time.monotonic()
-        self._longest_save = max(self._longest_save, now - self._step_began)
-        self._step_began = now
+    def saved(self, seconds: float = 0.0) -> None:
+        """What there was to save after the step is over. seconds: what a checkpoint took that is in its place now, if one is."""
+        self._longest_save = max(self._longest_save, seconds)
+        self._step_began = time.monotonic()
 
     def time_is_up(self) -> bool:
         """Whether another step as long as the longest so far, and a checkpoint, would end after the limit.

@@ -175,7 +175,7 @@ def make_rewards(stage: StageRun, policy: Policy, engine, alone: bool) -> Reward
         policy.tokenizer,
         Judge(ask, policy.tokenizer, config.genrm) if ask is not None else None,
         alone=alone,
-        overlong_reward=config.grpo.overlong_reward,
+        overlong=config.grpo.overlong_mode,
         env=config.env,
         answers=answers,
     )

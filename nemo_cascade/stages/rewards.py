@@ -6,7 +6,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+import torch
+
 from nemo_cascade import environments
+from nemo_cascade.algorithms import overlong
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.environments.endpoint import Endpoint
@@ -38,19 +41,19 @@ class Rewards:
         judge: Comparing | None = None,
         *,
         alone: bool = False,
-        overlong_reward: str = "zero",
+        overlong: str = "reward_zero",
         env: EnvConfig = EnvConfig(),
         answers: Path | None = None,
     ):
         self.tokenizer, self.judge, self.alone, self.env = tokenizer, judge, alone, env
-        self.overlong_reward = overlong_reward
+        self.overlong = overlong
         self.judges = {name: Endpoint(endpoint, answers) for name, endpoint in env.judges.items()}
 
     def fill(self, groups: list[Group]) -> None:
         """Fills reward and info of every rollout, the same on every rank, which all call it.
 
-        A reply cut at the length limit earns 0 whatever it says [Nemotron-Cascade 2, section 4.2], unless
-        overlong_reward is "keep". Raises DataError for rows that need a judge where there is none.
+        With overlong "reward_zero" a reply cut at the length limit earns 0, or the least that its environment gives where that is
+        below 0, whatever it says [Nemotron-Cascade 2, section 4.2]. Raises DataError for rows that need a judge where there is none.
         """
         judged = [group for group in groups if environment_of(group.row) == "genrm_compare"]
         self._verify([group for group in groups if environment_of(group.row) != "genrm_compare"])
@@ -58,13 +61,17 @@ class Rewards:
             raise DataError(f"{judged[0].domain}: its replies are compared by a judge; set cascade.judge.stage")
         if judged:
             (self.judge.reward_by_reference if self.alone else self.judge.reward_groups)(judged)
-        if self.overlong_reward == "zero":
-            for rollout in (rollout for group in groups for rollout in group.rollouts):
-                rollout.reward = 0.0 if rollout.finish_reason == "length" else rollout.reward
+        for group in groups:
+            given = torch.tensor([rollout.reward for rollout in group.rollouts], dtype=torch.float64)
+            cut = torch.tensor([rollout.finish_reason == "length" for rollout in group.rollouts], dtype=torch.bool)
+            least = environments.least(environment_of(group.row), group.row)
+            for rollout, reward in zip(group.rollouts, overlong(given, cut, self.overlong, least)[0].tolist()):
+                rollout.reward = reward
 
     def _verify(self, groups: list[Group]) -> None:
         # One rank asks about a group, so that a slow or random verifier cannot give ranks different rewards.
-        verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer, self.env, self.judges), groups)
+        spare = self.overlong == "reward_zero"
+        verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer, self.env, self.judges, spare), groups)
         for group, of_group in zip(groups, verdicts):
             for rollout, verdict in zip(group.rollouts, of_group):
                 rollout.info = {key: value for key, value in verdict.items() if key != "reward"}
@@ -72,15 +79,25 @@ class Rewards:
 
 
 def verify_all(
-    groups: list[Group], tokenizer, config: EnvConfig = EnvConfig(), judges: Mapping[str, Endpoint] = MappingProxyType({})
+    groups: list[Group],
+    tokenizer,
+    config: EnvConfig = EnvConfig(),
+    judges: Mapping[str, Endpoint] = MappingProxyType({}),
+    spare_cut: bool = False,
 ) -> list[list[dict]]:
     """The verdict on every reply of every group; equal replies to a row are verified once.
 
     By servers of NeMo Gym where the config names one for the environment, else by worker processes and then by the
-    environment's judge, if there is one.
+    environment's judge, if there is one. spare_cut: no judge is asked about what was cut at the length limit.
     """
     texts = [[reply_text(rollout, tokenizer) for rollout in group.rollouts] for group in groups]
     asked = [(number, text) for number, said in enumerate(texts) for text in dict.fromkeys(said)]
+    judged = {
+        (number, text)
+        for number, said in enumerate(texts)
+        for rollout, text in zip(groups[number].rollouts, said)
+        if not spare_cut or rollout.finish_reason != "length"
+    }
     by_server: dict[str | None, list[tuple[int, str]]] = {}
     for number, text in asked:
         server = config.nemo_gym.servers.get(environment_of(groups[number].row))
@@ -89,7 +106,11 @@ def verify_all(
     for server, of_server in by_server.items():
         pairs = [response_pair(groups[number].row, text) for number, text in of_server]
         if server is None:
-            told = judged_where_asked(pairs, verifiers(config.num_workers).verify(pairs), judges)
+            told = verifiers(config.num_workers).verify(pairs)
+            whole = [place for place, key in enumerate(of_server) if key in judged]
+            last = judged_where_asked([pairs[place] for place in whole], [told[place] for place in whole], judges)
+            for place, verdict in zip(whole, last):
+                told[place] = verdict
         else:
             gym = config.nemo_gym
             told = GymClient(server, concurrency=gym.concurrency, timeout=gym.timeout).verify_all(pairs)

@@ -6,26 +6,24 @@ is held near where it began.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import torch
+
 from nemo_cascade import heartbeat
-from nemo_cascade.algorithms import (
-    aggregated,
-    group_advantages,
-    importance_weights,
-    kl_penalty,
-    mopd_advantages,
-    policy_gradient_loss,
-)
+from nemo_cascade.algorithms import domain_weights, group_advantages, overlong
 from nemo_cascade.data.sample import Sample
+from nemo_cascade.engine.full_vocabulary import FullVocabularyStep, Lesson
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.types import Group
-from nemo_cascade.stages.config import LossConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.judge import make_rewards
+from nemo_cascade.stages.loss import make_full_vocabulary_loss, make_loss
 from nemo_cascade.stages.prompts import PromptSource
 from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
+from nemo_cascade.stages.self_test import refuse_unless_own_teacher
 from nemo_cascade.stages.start import resume_or_begin
 from nemo_cascade.stages.step import finish_step
 from nemo_cascade.stages.stopwatch import Stopwatch
@@ -46,7 +44,10 @@ def run(stage: StageRun) -> None:
     rewards = make_rewards(stage, policy, engine, alone=distil)
     watch, traces = Stopwatch(), Traces(stage, policy.tokenizer)
     sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed, watch=watch)
-    loss = make_loss(config.loss_fn, distil)
+    domains, full = list(config.data.train), distil and config.grpo.adv_estimator.full_vocabulary
+    loss = make_full_vocabulary_loss(config.loss_fn, domains) if full else make_loss(config.loss_fn, distil, domains)
+    if distil and policy.step == 0:
+        refuse_unless_own_teacher(policy, stage, add_teacher_logprobs)
 
     validations = Validations(stage, config.grpo, done=policy.step)
     with stage.progress(config.grpo.max_num_steps, stage.name, done=policy.step) as bar:
@@ -54,9 +55,14 @@ def run(stage: StageRun) -> None:
             watch.start()
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
+            how = {}
             if distil:
-                samples = distillation_samples(groups)
-                add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers)
+                samples = distillation_samples(groups, config)
+            if full:
+                how = lessons_of(policy, samples, [group.domain for group in groups], stage.teachers)
+                watch.lap("teacher_logprob_inference")
+            elif distil:
+                add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers, sampler.where(step))
                 watch.lap("teacher_logprob_inference")
             else:
                 samples = reward_samples(groups, config.grpo)
@@ -65,9 +71,9 @@ def run(stage: StageRun) -> None:
                 samples = with_gradient(samples, config.loss_fn.token_level_loss)
             watch.lap("data_processing")
             if config.loss_fn.reference_policy_kl_penalty > 0:
-                add_logprobs(policy, samples, stage.parent, "reference_logprobs")
+                add_logprobs(policy, samples, stage.parent, "reference_logprobs", sampler.where(step))
                 watch.lap("policy_and_reference_logprobs")
-            metrics = policy.train_step(samples, loss) | seen
+            metrics = policy.train_step(samples, loss, **how) | seen
             watch.lap("policy_training")
             logged = train_metrics(metrics, watch.read())
             stage.log(logged | validations.after(step, policy), step)
@@ -78,7 +84,7 @@ def run(stage: StageRun) -> None:
 def reward_samples(groups: list[Group], config) -> list[Sample]:
     """GRPO's training samples: every token of a rollout carries the rollout's group advantage.
 
-    Left out of the loss, though they count in the baseline: with `grpo.overlong_filtering` replies cut at the length limit, with
+    Left out of the loss, though they count in the baseline: with `grpo.overlong: mask` replies cut at the length limit, with
     `grpo.swe_group_threshold` groups in which no reply earned more.
     """
     advantages_PG = group_advantages(
@@ -87,9 +93,14 @@ def reward_samples(groups: list[Group], config) -> list[Sample]:
     samples = []
     for group, advantages, kept in zip(groups, advantages_PG.tolist(), acceptable_groups(groups, config).tolist()):
         for rollout, advantage in zip(group.rollouts, advantages):
-            trained = kept and not (config.overlong_filtering and rollout.finish_reason == "length")
-            samples.append(rollout_sample(rollout, trained, advantages=advantage))
+            samples.append(rollout_sample(rollout, kept and stays(rollout, config), advantages=advantage))
     return samples
+
+
+def stays(rollout, config) -> bool:
+    """Whether `grpo.overlong` leaves a reply in the loss."""
+    cut = torch.tensor(rollout.finish_reason == "length")
+    return bool(overlong(torch.zeros(()), cut, config.overlong_mode)[1])
 
 
 def only_advantages_teach(config) -> bool:
@@ -118,9 +129,24 @@ def with_gradient(samples: list[Sample], token_level_loss: bool) -> list[Sample]
     ]
 
 
-def distillation_samples(groups: list[Group]) -> list[Sample]:
-    """MOPD's training samples; their advantages come from `add_teacher_logprobs` and the student's own forward pass."""
-    return [rollout_sample(rollout, trained=True) for group in groups for rollout in group.rollouts]
+def distillation_samples(groups: list[Group], config) -> list[Sample]:
+    """MOPD's training samples; their advantages come from `add_teacher_logprobs` and the student's own forward pass.
+
+    Each token has the number of its domain in data.train, and what it counts with `grpo.adv_estimator.domain_shares`.
+    """
+    domains, shares = list(config.data.train), config.grpo.adv_estimator.domain_shares
+    pairs = [(group.domain, rollout) for group in groups for rollout in group.rollouts]
+    trained = [stays(rollout, config.grpo) for _, rollout in pairs]
+    weights = dict.fromkeys(domains, 1.0)
+    if shares:
+        amounts = dict.fromkeys(domains, 0)
+        for (domain, rollout), kept in zip(pairs, trained):
+            amounts[domain] += kept * (len(rollout.response) if config.loss_fn.token_level_loss else 1)
+        weights |= domain_weights(amounts, shares)
+    return [
+        rollout_sample(rollout, kept, domain=domains.index(domain), domain_weight=weights[domain])
+        for (domain, rollout), kept in zip(pairs, trained)
+    ]
 
 
 def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:
@@ -133,62 +159,49 @@ def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:
             "sampling_logprobs": [0.0] * prompt + rollout.logprobs,
             **{name: [0.0] * prompt + [value] * response for name, value in constant_fields.items()},
         },
+        name=f"prompt {rollout.prompt_id}, reply {rollout.sample}",
     )
 
 
-def add_teacher_logprobs(policy: Policy, samples: list[Sample], domains: list[str], teachers: dict) -> None:
+def add_teacher_logprobs(
+    policy: Policy, samples: list[Sample], domains: list[str], teachers: dict, where: str = "before training"
+) -> None:
     """Fills `teacher_logprobs` of every sample by the teacher of its domain, in the policy's own buffers, in turn.
 
     samples are group-major: len(samples) / len(domains) consecutive samples belong to each domain entry.
     """
-    group = len(samples) // len(domains)
-    of_sample = [domain for domain in domains for _ in range(group)]
-    for teacher in sorted({teachers[domain] for domain in domains}):
-        mine = [sample for sample, domain in zip(samples, of_sample) if teachers[domain] == teacher]
-        add_logprobs(policy, mine, teacher, "teacher_logprobs")
+    for teacher, mine in by_teacher(len(samples), domains, teachers):
+        add_logprobs(policy, [samples[i] for i in mine], teacher, "teacher_logprobs", where)
 
 
-def add_logprobs(policy: Policy, samples: list[Sample], checkpoint_dir: Path, field: str) -> None:
-    """Fills `field` of every sample, a value a token, with the log-probs of another checkpoint, or of a Hugging Face folder."""
+def lessons_of(policy: Policy, samples: list[Sample], domains: list[str], teachers: dict) -> dict:
+    """How `Policy.train_step` is to train on the samples with what their teachers say of the whole vocabulary; order as in
+    `add_teacher_logprobs`."""
+    plan, lessons = [], []
+    for teacher, mine in by_teacher(len(samples), domains, teachers):
+        heartbeat.at(f"last states of {teacher.parent.name}")
+        with policy.weights_of(teacher):
+            packs, states, layer = policy.last_states([samples[i] for i in mine])
+        plan += [[mine[i] for i in pack] for pack in packs]
+        lessons += [Lesson(of_pack, layer) for of_pack in states]
+    return {"plan": plan, "step": partial(FullVocabularyStep, lessons=iter(lessons))}
+
+
+def by_teacher(count: int, domains: list[str], teachers: dict) -> list[tuple[Path, list[int]]]:
+    """(teacher, the samples of its domains) for each; `count` samples, of which count / len(domains) in a row have each domain."""
+    group = count // len(domains)
+    of_sample = [teachers[domain] for domain in domains for _ in range(group)]
+    return [(teacher, [i for i in range(count) if of_sample[i] == teacher]) for teacher in sorted(set(of_sample))]
+
+
+def add_logprobs(
+    policy: Policy, samples: list[Sample], checkpoint_dir: Path, field: str, where: str = "before training"
+) -> None:
+    """Fills `field` of every sample, a value a token, with the log-probs of another checkpoint, or of a Hugging Face folder.
+
+    where: stage and step, for errors. Raises DataError for one that is not finite."""
     heartbeat.at(f"{field} of {checkpoint_dir.parent.name}")
     with policy.weights_of(checkpoint_dir):
         for sample, logprobs in zip(samples, policy.logprobs(samples, trained_only=True)):
             sample.fields[field] = logprobs
-    refuse_unusable_logprobs(samples, field, checkpoint_dir)
-
-
-def make_loss(config: LossConfig, distil: bool):
-    """The loss `Policy.train_step` calls for each pack."""
-    mode = (config.truncated_importance_sampling_type or "none") if config.use_importance_sampling_correction else "none"
-    low, high = config.truncated_importance_sampling_ratio_min, config.truncated_importance_sampling_ratio
-    aggregate = "token" if config.token_level_loss else "sequence"
-
-    def loss(logprobs, pack):
-        current, mask = logprobs.detach(), pack.mask
-        if distil:
-            advantages = mopd_advantages(pack.fields["teacher_logprobs"], current, mask)
-        else:
-            advantages = pack.fields["advantages"]
-        sampled = pack.fields["sampling_logprobs"]
-        weights = importance_weights(current, sampled, mask, pack.segments, mode=mode, low=low, high=high)
-        total, count = policy_gradient_loss(logprobs, advantages, weights, mask, pack.segments, aggregate=aggregate)
-        metrics = {}
-        if config.reference_policy_kl_penalty > 0:
-            # Masked first: a padding token may be so unlikely that exp overflows, and inf * 0 is no number.
-            reference = pack.fields["reference_logprobs"] * mask
-            kl = kl_penalty(logprobs * mask, reference, config.reference_policy_kl_type)
-            total = total + config.reference_policy_kl_penalty * aggregated(kl, mask, pack.segments, aggregate)[0]
-            metrics["kl_penalty"] = ((kl.detach() * mask).sum(), mask.sum())
-        ratio = (current - sampled).exp()
-        tokens = mask.sum()
-        metrics |= {
-            "token_mult_prob_error": (((current - sampled).abs().exp() * mask).sum(), tokens),
-            "sampling_importance_ratio": ((ratio * mask).sum(), tokens),
-            "is_oob_ratio": ((((ratio < low) | (ratio > high)) * mask).sum(), tokens),
-            "approx_entropy": (-(current * mask).sum(), tokens),
-        }
-        if distil:
-            metrics["teacher_student_logprob_gap_mean"] = ((advantages * mask).sum(), tokens)
-        return total, count, metrics
-
-    return loss
+    refuse_unusable_logprobs(samples, field, checkpoint_dir, where)

@@ -18,7 +18,7 @@ from nemo_cascade.stages.config import GRPOConfig
 from nemo_cascade.stages.prompts import Prompt, PromptSource
 from nemo_cascade.stages.rewards import Rewards
 from nemo_cascade.stages.stopwatch import Stopwatch
-from nemo_cascade.stages.usable import refuse_unusable_rollouts
+from nemo_cascade.stages.usable import group_of_one, refuse_unusable_rollouts
 
 
 def make_engine(policy: Policy) -> MegatronEngine:
@@ -48,7 +48,10 @@ class Sampler:
         """
         wanted, seen, kept = config.num_prompts_per_step, [], []
         for draw in range(config.dynamic_sampling_max_gen_batches):
-            groups = self.groups(step, prompts.next(wanted), config.num_generations_per_prompt, draw)
+            asked = prompts.next(wanted)
+            if config.adv_estimator.name == "grpo" and config.num_generations_per_prompt < 2:
+                raise group_of_one(asked[0], self.where(step))
+            groups = self.groups(step, asked, config.num_generations_per_prompt, draw)
             seen += groups
             kept += [group for group in groups if teaches(group, config)] if config.use_dynamic_sampling else groups
             if len(kept) >= wanted:
@@ -64,6 +67,10 @@ class Sampler:
             metrics["filtered_reward"] = mean(r.reward for group in kept[:wanted] for r in group.rollouts)
             metrics["dynamic_sampling_num_gen_batches"] = draw + 1
         return kept[:wanted], metrics
+
+    def where(self, step: int) -> str:
+        """What errors begin with."""
+        return f"stage {self.store.directory.parent.name}, step {step}"
 
     def groups(self, step: int, prompts: list[Prompt], group_size: int, draw: int = 0) -> list[Group]:
         """The groups of a step's draw, replayed from disk when they are there.
@@ -82,8 +89,7 @@ class Sampler:
             self.watch.lap("generation")
             self.rewards.fill(stored)
             self.watch.lap("reward_calculation")
-            where = f"stage {self.store.directory.parent.name}, step {step}"
-            refuse_unusable_rollouts(stored, where, self.rewards.env.nemo_gym.servers)
+            refuse_unusable_rollouts(stored, self.where(step), self.rewards.env.nemo_gym.servers)
             self.store.save(name, stored)
         elif [group.rollouts[0].prompt_id for group in stored] != [prompt.id for prompt in prompts]:
             raise DataError(

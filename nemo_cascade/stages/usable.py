@@ -1,4 +1,5 @@
-"""What no step may be trained on: log-probs that are no numbers, rewards that their environment cannot give."""
+"""What no step may be trained on: log-probs that are no numbers, rewards that their environment cannot give,
+replies that have none to be compared with."""
 
 import math
 from collections.abc import Iterable
@@ -7,6 +8,7 @@ from nemo_cascade import environments
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.rollout.types import Group
+from nemo_cascade.stages.prompts import Prompt
 
 
 def refuse_unusable_rollouts(groups: list[Group], where: str, elsewhere: Iterable[str] = ()) -> None:
@@ -34,12 +36,21 @@ def refuse_unusable_rollouts(groups: list[Group], where: str, elsewhere: Iterabl
                 )
 
 
-def refuse_unusable_logprobs(samples: list[Sample], field: str, source: object) -> None:
-    """Raises DataError for a log-prob of `field` that is not finite on a trained token; source: whose weights they are of."""
-    for number, sample in enumerate(samples):
+def refuse_unusable_logprobs(samples: list[Sample], field: str, source: object, where: str) -> None:
+    """Raises DataError naming `where` (stage and step), the sample and its token for a log-prob of `field` that is not finite on a
+    trained token; source: whose weights they are of."""
+    for sample in samples:
         for place, (on, value) in enumerate(zip(sample.loss_mask, sample.fields[field])):
             if on and not math.isfinite(value):
                 raise DataError(
-                    f"{field} of reply {number} of this step is {value} at token {place}; the weights of {source} or their sums "
+                    f"{where}, {sample.name}: {field} is {value} at token {place}; the weights of {source} or their sums "
                     "overflow: look at that checkpoint's own scores, or take another one"
                 )
+
+
+def group_of_one(prompt: Prompt, where: str) -> DataError:
+    """What is wrong with one reply to a prompt, where replies are compared; where: stage and step."""
+    return DataError(
+        f"{where}, prompt {prompt.id} of {prompt.domain}: a group of one reply has no baseline and no deviation to divide by, so "
+        "nothing can be learned from it; set grpo.num_generations_per_prompt to 2 or more"
+    )

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from nemo_cascade.algorithms import (
     clipped_policy_gradient_loss,
+    domain_weights,
     group_advantages,
     importance_weights,
     informative_groups,
     kl_penalty,
     mopd_advantages,
+    overlong,
     policy_gradient_loss,
     reverse_kl,
     swe_group_mask,
@@ -201,7 +203,34 @@ def test_filters(rewards_PG):
     assert swe_group_mask(values).tolist() == [max(group) > 0.5 for group in rewards_PG]
 
 
+@few
+@given(
+    st.lists(st.tuples(st.floats(-2, 2, width=32), st.booleans()), max_size=6),
+    st.sampled_from(["reward_zero", "mask", "keep"]),
+    st.sampled_from([-10.0, -1.0, 0.0, 1.0]),
+)
+def test_overlong(replies, mode, least):
+    rewards, cut = torch.tensor([r for r, _ in replies]), torch.tensor([c for _, c in replies], dtype=torch.bool)
+    earned, trained = overlong(rewards, cut, mode, least)
+    assert earned.tolist() == [min(0.0, least) if c and mode == "reward_zero" else r for r, c in replies]
+    assert trained.tolist() == [not (c and mode == "mask") for _, c in replies]
+
+
 # -------------------------------------------------------------------------------- distillation
+
+
+@few
+@given(st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(0, 50), st.floats(0.1, 9)), min_size=1))
+def test_domain_weights_give_each_domain_its_share_and_leave_the_mean_weight_at_one(domains):
+    amounts, shares = ({name: pair[k] for name, pair in domains.items()} for k in (0, 1))
+    found = domain_weights(amounts, shares)
+    there = [name for name in domains if amounts[name] > 0]
+    assert set(found) == set(there)
+    if there:
+        total = sum(amounts[name] for name in there)
+        assert sum(found[name] * amounts[name] for name in there) == pytest.approx(total)
+        for name in there:
+            assert found[name] * amounts[name] / total == pytest.approx(shares[name] / sum(shares[n] for n in there))
 
 
 def drawn(shape, seed):

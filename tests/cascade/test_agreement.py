@@ -1,6 +1,7 @@
 """A judge behind an endpoint judges only when it agrees with known preferences, and its address may change under a run."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -47,6 +48,13 @@ def test_agreement_is_the_share_of_preferences_and_is_written_down(judged):
     assert words == "the judge m agrees with 0.650 of 40 known preferences (4 of its answers could not be read)"
     written = json.loads((agreement.Path(cascade.run_dir) / agreement.FILE).read_text())
     assert written == {"model": "m", "agreement": 0.65, "pairs": 40, "unreadable": 4}
+
+
+def test_rows_that_train_a_judge_measure_agreement_too(judged):
+    cascade, _ = judged
+    rows = [{**row, "grading_mode": "distance"} for row in ROWS]
+    Path(cascade.judge.agreement).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert agreement.measure(cascade.judge, Path(cascade.run_dir))["agreement"] == 0.65
 
 
 def test_a_judge_that_agrees_too_little_stops_the_run_before_it_begins(judged):

@@ -104,10 +104,10 @@ def test_stages_differ_in_what_the_recipe_says_and_in_nothing_else():
     stages = load().stages
     for key, expected in {
         "grpo.use_dynamic_sampling": {"if_rl": True},
-        "grpo.overlong_filtering": dict.fromkeys(
-            ["multi_domain_rl", "preference_rl", "rlhf", "long_context_rl", "code_rl"], True
-        ),
-        "grpo.overlong_reward": {"preference_rl": "keep", "rlhf": "keep"},
+        "grpo.overlong": {
+            **dict.fromkeys(["multi_domain_rl", "preference_rl", "rlhf", "long_context_rl", "code_rl", "swe_rl"], "mask"),
+            "mopd": "keep",
+        },
         "grpo.swe_group_threshold": {"swe_rl": 0.5},
         "loss_fn.reference_policy_kl_penalty": {"preference_rl": 0.03, "rlhf": 0.03},
         "policy.generation.top_p": {"code_rl": 0.95},
@@ -488,8 +488,32 @@ CASES = {
         "cascade.stages.rlhf.genrm.top_percentile: must be in [0, 1], got 20.0",
     ),
     "a reward for cut replies": (
-        ["cascade.stages.rlhf.grpo.overlong_reward=kept"],
-        "cascade.stages.rlhf.grpo.overlong_reward: 'kept' is not a choice; did you mean keep?",
+        ["cascade.stages.rlhf.grpo.overlong=kept"],
+        "cascade.stages.rlhf.grpo.overlong: 'kept' is not a choice; did you mean keep?",
+    ),
+    "shares of rewards": (
+        ["+cascade.stages.if_rl.grpo.adv_estimator.domain_shares={instruction_following: 1}"],
+        "cascade.stages.if_rl.grpo.adv_estimator.domain_shares: only distillation",
+    ),
+    "shares of some": (
+        ["+cascade.stages.mopd.grpo.adv_estimator.domain_shares={math: 1}"],
+        "cascade.stages.mopd.grpo.adv_estimator.domain_shares.mcqa: no share for a domain that is trained on",
+    ),
+    "a share of nobody": (
+        ["+cascade.stages.mopd.grpo.adv_estimator.domain_shares={maths: 1}"],
+        "cascade.stages.mopd.grpo.adv_estimator.domain_shares.maths: not a domain of this stage's data.train; did you mean math?",
+    ),
+    "the whole vocabulary of rewards": (
+        ["+cascade.stages.if_rl.grpo.adv_estimator.full_vocabulary=true"],
+        "cascade.stages.if_rl.grpo.adv_estimator.full_vocabulary: only distillation",
+    ),
+    "the whole vocabulary with weighed tokens": (
+        ["+cascade.stages.mopd.grpo.adv_estimator.full_vocabulary=true"],
+        "cascade.stages.mopd.loss_fn.use_importance_sampling_correction: with grpo.adv_estimator.full_vocabulary no",
+    ),
+    "two rules for cut replies": (
+        ["cascade.stages.rlhf.grpo.overlong_filtering=false"],
+        "cascade.stages.rlhf.grpo.overlong_filtering: false is not what grpo.overlong=mask says; remove one of them",
     ),
     "no rows": (["cascade.demo_data.sft_rows=0"], "cascade.demo_data.sft_rows: must be >= 1, got 0"),
     "rows of no domain": (

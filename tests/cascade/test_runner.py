@@ -230,13 +230,13 @@ def test_every_stage_is_scored_by_the_same_sampling_and_rules_whatever_it_trains
 
     def noted(stage, checkpoint, domains, num_samples):
         generation = stage.config.policy.generation
-        seen[stage.name] = (generation.temperature, generation.top_p, stage.config.grpo.overlong_reward)
+        seen[stage.name] = (generation.temperature, generation.top_p, stage.config.grpo.overlong_mode)
         return score_of_one(stage, checkpoint, domains, num_samples)
 
     runs.score = noted
     runs("cascade.validation.temperature=0.9", "cascade.validation.top_p=0.99")
     assert seen.pop("genrm")[0] == 0, "a judge is scored as it answers"
-    assert set(seen) == set(ORDER) - {"genrm"} and set(seen.values()) == {(0.9, 0.99, "zero")}
+    assert set(seen) == set(ORDER) - {"genrm"} and set(seen.values()) == {(0.9, 0.99, "reward_zero")}
 
 
 def test_rows_that_need_a_judge_are_refused_without_one_before_anything_is_trained(runs):

@@ -12,7 +12,9 @@ from nemo_cascade.cascade.strict import is_slip, nearest
 
 Path = tuple[str, ...]
 # These name data that is elsewhere.
-ELSEWHERE = ("full", "node")
+ELSEWHERE = ("full", "node", "mopd")
+# A folder that is elsewhere too says nothing of its network.
+GIVEN = {"mopd": ["policy.model_name=nano_30b_a3b"]}
 SUGGESTED = 0.95
 
 
@@ -54,7 +56,7 @@ def problems(config: dict, name: str) -> list[str]:
 def try_all(name: str, every_path: bool) -> None:
     """every_path: else a key that stands in many stages is tried in one of them."""
     rng = random.Random(0)
-    config = OmegaConf.to_container(compose_config(name))
+    config = OmegaConf.to_container(compose_config(name, GIVEN.get(name, [])))
     tried = list(paths(config)) if every_path else list({path[-2:]: path for path in paths(config)}.values())
     tried = [path for path in tried if not free(path, config["cascade"]["order"])]
     assert problems(config, name) == []
@@ -76,7 +78,7 @@ def test_a_misspelled_key_is_refused_and_the_right_one_suggested(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny", "smoke", "node", "full"])
+@pytest.mark.parametrize("name", ["tiny", "smoke", "node", "full", "mopd"])
 def test_a_misspelled_key_is_refused_and_the_right_one_suggested_wherever_it_stands(name):
     try_all(name, every_path=True)
 

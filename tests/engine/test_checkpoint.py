@@ -152,9 +152,9 @@ def saved_on(directory, leave):
     train(policy, 1)
     honest = policy.save
 
-    def on_a_disk_that_filled_up(path):
+    def on_a_disk_that_filled_up(path, **options):
         disks.fill(directory.parent, leave)
-        honest(path)
+        honest(path, **options)
 
     if leave is not None:
         policy.save = on_a_disk_that_filled_up

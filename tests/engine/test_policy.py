@@ -169,18 +169,21 @@ def test_a_checkpoint_opens_at_another_layout_with_the_same_hash(tmp_path):
 
 def damaged_write(directory, _):
     from nemo_cascade.engine import checkpoint
+    from nemo_cascade.engine.writes import Writes
 
     policy = build()
     train(policy, 1)
     honest = policy.save
 
-    def lying_disk(path, optimizer=True):
-        honest(path, optimizer)
+    def lying_disk(path, **options):
+        honest(path, **options)
         train(policy, 1)
 
     policy.save = lying_disk
     with pytest.raises(RuntimeError, match="differ from those in memory"):
         checkpoint.save(policy, directory, {})
+    with pytest.raises(RuntimeError, match="differ from those in memory"):
+        checkpoint.begin(policy, directory, {}, writes=Writes()).end()
     return checkpoint.latest(directory)
 
 
@@ -189,7 +192,8 @@ def test_a_checkpoint_that_cannot_be_read_back_is_never_renamed(tmp_path):
 
 
 def own_teacher(directory, layout):
-    from nemo_cascade.stages.rl import add_teacher_logprobs, make_loss
+    from nemo_cascade.stages.loss import make_loss
+    from nemo_cascade.stages.rl import add_teacher_logprobs
 
     policy = build(distributed_optimizer=False, **layout)
     policy.save(directory / "policy", optimizer=False)
@@ -198,7 +202,11 @@ def own_teacher(directory, layout):
     for sample, logprobs in zip(samples, policy.logprobs(samples)):
         sample.fields["sampling_logprobs"] = logprobs
     settings = LossConfig(
-        token_level_loss=False, use_importance_sampling_correction=True, truncated_importance_sampling_type="icepop"
+        token_level_loss=False,
+        use_importance_sampling_correction=True,
+        truncated_importance_sampling_type="icepop",
+        truncated_importance_sampling_ratio_min=0.5,
+        truncated_importance_sampling_ratio=2.0,
     )
     seen = []
 
@@ -219,7 +227,8 @@ def test_a_student_that_is_its_own_teacher_has_advantage_loss_and_gradient_exact
 
 
 def held_at_its_start(directory, layout):
-    from nemo_cascade.stages.rl import add_logprobs, make_loss
+    from nemo_cascade.stages.loss import make_loss
+    from nemo_cascade.stages.rl import add_logprobs
 
     policy = build(distributed_optimizer=False, **layout)
     policy.save(directory / "policy", optimizer=False)

@@ -103,6 +103,12 @@ def test_an_endless_program_earns_nothing_and_is_told(monkeypatch):
         ("```python\na\n```\n```C++ 17\nb\n```", ("cpp", "b\n")),
         ("```cpp\na\n```\n```python3\nb\n```", ("python", "b\n")),
         ("```python\nunclosed", ("python", "```python\nunclosed")),
+        ("1. So:\n   ```python\n   if a:\n       b\n\n   c\n   ```\n2. Done", ("python", "if a:\n    b\n\nc\n")),
+        ("\t```cpp\n\ta\n\t```", ("cpp", "a\n")),
+        ("   ```python\na\n```\nno block", ("python", "a\n")),
+        ('```python\nx = """\n   ```\n"""\n```', ("python", 'x = """\n   ```\n"""\n')),
+        ("```python\nunclosed\n  ```\n  a\n  ```", ("python", "a\n")),
+        ("```python\r\na\r\n```\r\n", ("python", "a\r\n")),
     ],
 )
 def test_the_last_block_in_a_known_language_is_the_program(answer, found):
@@ -236,6 +242,8 @@ def test_what_contest_sites_have_imported_is_there():
     code = "h = [int(input())]\nheappush(h, 1)\nprint(pow(3, 2, 5), Counter(h)[2], sys.maxsize > 1, inf, List, end='')"
     row = row_of({"inputs": ["2"], "outputs": ["4 1 True inf typing.List"]})
     assert verdict(code, row)["reward"] == 1.0
+    code = "setrecursionlimit(10**5)\nx = int(stdin.readline())\nstdout.write(f'{x} {maxsize == sys.maxsize} {argv == sys.argv}')\nexit(0)"
+    assert verdict(code, row_of({"inputs": ["2"], "outputs": ["2 True True"]}))["reward"] == 1.0
 
 
 def test_cpp_cannot_be_called():

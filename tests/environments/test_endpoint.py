@@ -9,7 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from nemo_cascade.environments import genrm_compare
 from nemo_cascade.environments.endpoint import Endpoint, EndpointConfig, EndpointError, Said
+from tests.environments.test_hostile import UNREADABLE
 
 
 class Model:
@@ -132,6 +134,99 @@ def test_lone_surrogates_and_control_characters_of_a_reply_can_be_asked_about(tm
     assert said.text == "echo a?\x00\x1b"
 
 
+def choice(**fields) -> str:
+    return json.dumps({"choices": [{"message": {"content": "YES"}, **fields}]})
+
+
+def likely(logprob="-0.1", token='"YES"', tops="[]") -> str:
+    place = f'{{"token": {token}, "logprob": {logprob}, "top_logprobs": {tops}}}'
+    return f'{{"choices": [{{"message": {{"content": "YES"}}, "logprobs": {{"content": [{place}]}}}}]}}'
+
+
+GARBAGE = {
+    "no gzip": (choice(), {"Content-Encoding": "gzip"}),
+    "no deflate": (choice(), {"Content-Encoding": "deflate"}),
+    "nested": ("[" * 100_000, {}),
+    "nested inside": (choice(note=json.loads("[" * 900 + "]" * 900)), {}),
+    "no UTF-8": ("\xff\xfe\x00", {}),
+    "NaN": (choice(note=float("nan")), {}),
+    "endless number": ('{"choices": 1' + "0" * 5000 + "}", {}),
+    "list": ("[]", {}),
+    "null": ("null", {}),
+    "no text": ('{"choices": [{"message": {"content": [1]}}]}', {}),
+    "no message": ('{"choices": [{"message": null}]}', {}),
+    "choices by name": ('{"choices": {"a": 1}}', {}),
+    "a large log-prob": (likely("1e6"), {}),
+    "a larger one": (likely("1" + "0" * 400), {}),
+    "an infinite one": (likely("1e999"), {}),
+    "a log-prob of words": (likely('"x"'), {}),
+    "no token": (likely(token="7"), {}),
+    "a token of tokens": (likely(token='["YES"]'), {}),
+    "no likely tokens": (likely(tops="null"), {}),
+    "an odd charset": ("{", {"Content-Type": "application/json; charset=base64"}),
+    "a body that ends early": (choice(), {"Content-Length": "9999"}),
+}
+
+
+class Babbling(Model):
+    """Answers with garbage, one kind after the other, before it says something; or never says anything."""
+
+    def __init__(self, kinds, always=False):
+        super().__init__()
+        self.kinds, self.always = list(kinds), always
+
+    def respond(self, handler):
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        with self.lock:
+            kind = self.kinds[min(len(self.asked), len(self.kinds) - 1)] if self.always or len(self.asked) < len(self.kinds) else None
+            self.asked.append(kind)
+        body, headers = GARBAGE[kind] if kind is not None else (choice(), {})
+        body = body.encode("latin-1")
+        handler.send_response(200)
+        for name, value in {"Content-Length": str(len(body)), "Connection": "close", **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
+        handler.close_connection = True
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """No pause between tries."""
+    monkeypatch.setattr("nemo_cascade.environments.endpoint.random.uniform", lambda *_: 0.0)
+
+
+def test_all_kinds_of_garbage_are_asked_about_again(at_once):
+    model = Babbling(GARBAGE)
+    with served(model) as url:
+        endpoint = Endpoint(config(url, tries=len(GARBAGE) + 1, logprobs=True))
+        assert endpoint.ask(asked(1)) == [Said("YES")]
+    assert model.asked == [*GARBAGE, None]
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_garbage_to_the_end_is_no_answer(at_once, kind):
+    with served(Babbling([kind], always=True)) as url:
+        assert Endpoint(config(url, tries=2, logprobs=True)).ask(asked(2)) == [None, None]
+
+
+def test_a_judge_that_was_talked_into_scores_that_no_reader_takes_is_asked_again_and_then_undecided(at_once):
+    model = Model()
+    with served(model) as url:
+        for text in UNREADABLE:
+            model.said = lambda _, text=text: text
+            assert Endpoint(config(url, tries=2)).ask(asked(1), genrm_compare.readable) == [None], text[:40]
+    assert len(model.asked) == 2 * len(UNREADABLE)
+
+
+def test_garbage_instead_of_a_list_of_models_says_nothing():
+    listing = Listing()
+    with served(listing) as url:
+        for body in ("[" * 100_000, '{"data": [{"id": [7]}, {"id": "judge"}]}', '{"data": 7}', '{"data": NaN}'):
+            listing.payload = body.encode()
+            assert Endpoint(config(url)).trouble() is None
+
+
 class Refusing(Model):
     """Refuses what is about number 3, as a server refuses what is longer than its model reads."""
 
@@ -177,10 +272,10 @@ def test_probabilities_come_and_are_kept_where_they_are_asked_for(tmp_path):
 
 
 class Listing(Model):
-    names = ["judge"]
+    payload = b'{"data": [{"id": "judge"}]}'
 
     def list(self, handler):
-        payload = json.dumps({"data": [{"id": name} for name in self.names]}).encode()
+        payload = self.payload
         handler.send_response(self.status or 200)
         handler.send_header("Content-Length", str(len(payload)))
         handler.end_headers()

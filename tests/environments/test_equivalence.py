@@ -157,6 +157,30 @@ def test_whatever_a_reply_says_can_be_asked_about():
     assert all(set(shown(body["messages"])) == {"question", "A", "B"} for body in model.asked)
 
 
+OPEN = {
+    "responses_create_params": {"input": [{"role": "user", "content": "Answer between double parentheses. Who kept the lamp?"}]},
+    "expected_answer": "the keeper's brother",
+    "agent_ref": {"name": "equivalence_llm_judge_simple_agent"},
+}
+TEMPLATE = {**OPEN, "template_metadata": {"output_regex": "\\(\\((.*?)\\)\\)"}}
+
+
+def test_rows_of_gyms_judge_servers_are_free_answers_without_saying_so():
+    assert environments.environment_of(OPEN) == "long_context" and environments.needs_judge(OPEN)
+    assert environments.row_problem(OPEN) is None and environments.row_problem(TEMPLATE) is None
+    told = {**OPEN, "expected_answer": None, "metadata": {"expected_answer": "the keeper's brother"}}
+    assert environments.row_problem(told) is None and "expected_answer" in environments.row_problem({**told, "metadata": {}})
+    unsafe = {**OPEN, "template_metadata": {"output_regex": r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}"}}
+    assert environments.row_problem(unsafe) is None
+    assert long_context.verify(unsafe, reply("\\boxed{x}"))["extracted_answer"] == "x"
+    texts = ["His brother", f"{'So it is. ' * 2000}((Nobody)) no, ((his\nbrother))", "((a younger man))", "\\boxed{The keeper's Brother.}"]
+    for row, expected in ((OPEN, [1.0, 0.0, 0.0, 1.0]), (TEMPLATE, [1.0, 1.0, 0.0, 1.0]), (told, [1.0, 0.0, 0.0, 1.0])):
+        with served(Equal()) as url:
+            verdicts = earned(row, texts, url)
+        assert [verdict["reward"] for verdict in verdicts] == expected
+    assert long_context.verify(TEMPLATE, reply(texts[1]))["extracted_answer"] == "his\nbrother"
+
+
 def test_what_asks_a_judge_is_listed():
     assert {"long_context", "math"} <= set(environments.asking())
     assert environments.needs_judge(FREE) and not environments.needs_judge(SUM)

@@ -23,6 +23,10 @@ def test_a_judge_is_shown_the_request_and_both_replies():
         ('{"score_1": 4, "score_2": 2}', Comparison(readable=False)),
         ('{"score_1": NaN, "score_2": 2, "ranking": 3}', Comparison(readable=False)),
         ('{"score_1": [4], "score_2": 2, "ranking": 3}', Comparison(readable=False)),
+        ('{"score_1": ' + "[" * 5000 + "4" + "]" * 5000 + ', "score_2": 2, "ranking": 3}', Comparison(readable=False)),
+        ('{"score_1": 1' + "0" * 400 + ', "score_2": 2, "ranking": 3}', Comparison(readable=False)),
+        ('{"score_1": 1' + "0" * 5000 + ', "score_2": 2, "ranking": 3}', Comparison(readable=False)),
+        ('{"score_1": 1e999, "score_2": 2, "ranking": 3}', Comparison(readable=False)),
         ("", Comparison(readable=False)),
     ],
 )

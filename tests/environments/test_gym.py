@@ -56,9 +56,11 @@ def answering(answers):
             if status is None:
                 self.connection.close()
                 return
+            told, headers = told if isinstance(told, tuple) else (told, {})
             told = told.encode() if isinstance(told, str) else json.dumps(told).encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(told)))
+            for name, value in {"Content-Length": str(len(told)), **headers}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(told)
 
@@ -98,11 +100,18 @@ def test_a_verdict_has_the_whole_body_as_gyms_has():
         assert httpx.post(f"{url}/math/aggregate_metrics", json=verdicts).json()["agent_metrics"]["mean/reward"] == 0.5
 
 
-@pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"response": 3}', '{"response": {}}', '{"response": {"output": []}}'])
-def test_a_request_that_is_none_is_refused_with_a_reason(body):
+def test_a_request_that_is_none_is_refused_with_a_reason():
+    row = '"expected_answer": "7", "response": {"output": []}'
+    bodies = ["", "{", "[]", "{}", '{"response": 3}', '{"response": {}}', '{"response": {"output": []}}', "\xff"]
+    bodies += ["[" * 100_000, f'{{{row}, "n": NaN}}', f'{{{row}, "n": 1e999}}', f'{{{row}, "n": {"[" * 900}{"]" * 900}}}']
+    bodies += [f'{{{row}, "n": 1{"0" * 5000}}}', '{"expected_answer": {}, "response": {"output": []}}']
     with serving(["math"]) as url:
-        answer = httpx.post(f"{url}/math/verify", content=body)
-    assert answer.status_code == 422 and answer.json()["detail"]
+        for body in bodies:
+            for path in ("verify", "aggregate_metrics"):
+                answer = httpx.post(f"{url}/math/{path}", content=body.encode("latin-1"))
+                assert answer.status_code == 422 and "wanted" in answer.json()["detail"] or "mend" in answer.json()["detail"]
+        huge = '{"verify_responses": [{"reward": 1e308}, {"reward": 1e308}, {"reward": 1e308}]}'
+        assert httpx.post(f"{url}/math/aggregate_metrics", content=huge).status_code == 422
 
 
 def test_a_reply_that_hangs_its_verifier_is_answered_and_so_is_the_next(plugin):
@@ -131,13 +140,57 @@ def test_a_server_that_fails_now_and_then_is_asked_again():
         ([(422, "no such row")], "refuses a reply, status 422: no such row"),
         ([(500, "a bug")], "has not answered in 2 tries, the last time status 500: a bug"),
         ([(None, "")], "has not answered in 2 tries"),
-        ([(200, {"score": 1})], "answers without a reward"),
-        ([(200, "hello")], "answers without a reward"),
+        ([(200, {"score": 1})], "has not answered in 2 tries, the last time without a reward: {"),
+        ([(200, "hello")], "has not answered in 2 tries, the last time without a reward: hello"),
     ],
 )
 def test_a_server_that_does_not_answer_is_named(answers, words):
     with answering(answers) as (url, _, _), pytest.raises(GymError, match=f"{url}/verify {words}"):
         GymClient(url, tries=2).verify(ROW, RIGHT)
+
+
+GARBAGE = [
+    ('{"reward": 1}', {"Content-Encoding": "gzip"}),
+    "[" * 100_000,
+    '{"reward": 1' + "0" * 400 + "}",
+    '{"reward": 1' + "0" * 5000 + "}",
+    '{"reward": NaN}',
+    '{"reward": 1e999}',
+    '{"reward": [1]}',
+    '{"reward": 1, "note": ' + "[" * 900 + "]" * 900 + "}",
+    "[1]",
+    "\x00",
+    ("{}", {"Content-Type": "text/html; charset=base64"}),
+]
+
+
+@pytest.mark.parametrize("body", GARBAGE, ids=range(len(GARBAGE)))
+def test_garbage_is_asked_about_again(body):
+    with answering([(200, body), (200, {"reward": 1})]) as (url, sent, _):
+        assert GymClient(url).verify(ROW, RIGHT) == {"reward": 1.0} and len(sent) == 2
+
+
+@pytest.mark.parametrize("answer", [(200, "[" * 100_000), (200, GARBAGE[0]), (500, "a bug"), (422, "no such reply")])
+def test_a_reply_that_a_server_cannot_take_costs_itself_only_and_is_counted(answer):
+    with answering([(200, {"reward": 1}), answer]) as (url, _, _):
+        asked = [(ROW, RIGHT), ({**ROW, "agent_ref": {"name": "finance_simple_agent"}}, RIGHT)]
+        first, second = GymClient(url, concurrency=1, tries=2).verify_all(asked)
+    assert first == {"reward": 1.0} and second["reward"] == 0.0 and url in second["verifier_error"]
+
+
+def test_a_server_that_goes_away_is_not_charged_to_replies():
+    with answering([(200, {"reward": 1}), (503, "busy")]) as (url, _, _), pytest.raises(GymError, match="status 503: busy; is it"):
+        GymClient(url, concurrency=1, tries=2).verify_all([(ROW, RIGHT), (ROW, WRONG)])
+
+
+def test_lone_surrogates_of_a_reply_go_both_ways(plugin):
+    said = environments.response_of("fine \ud800\x00", False)
+    with serving([plugin]) as url:
+        assert GymClient(f"{url}/{plugin}").verify({"note": "\udfff"}, said)["reward"] == 1.0
+        # As a client sends it that escapes them.
+        told = httpx.post(f"{url}/{plugin}/verify", content=json.dumps({"response": said}))
+    assert told.status_code == 200
+    assert told.json()["response"]["output"][0]["content"][0]["text"] == "fine ?\x00"
 
 
 def test_no_more_requests_are_under_way_than_allowed():

@@ -6,6 +6,9 @@ import random
 import pytest
 
 from nemo_cascade import environments
+from nemo_cascade.environments import code_gen, equivalence, genrm_compare
+from nemo_cascade.environments.outputs import same_output
+from nemo_cascade.environments.swe_repair import judge, patches
 from nemo_cascade.environments.workers import Verifiers
 from tests.environments.test_swe_patches import block
 
@@ -179,6 +182,33 @@ MEGABYTES = [
 ]
 
 
+# What reads replies in the trainer's own process, where nothing ends it, and a million characters that were hard on one or another.
+READERS = {
+    "code": code_gen.code_of,
+    "printed": lambda text: same_output(text, text + ".0"),
+    "patch": lambda text: (patches.read(text), patches.diff_of(text[:200_000]), patches.blocks_of(text[:200_000])),
+    "judgement": lambda text: (judge.usable(text), equivalence.usable(text), genrm_compare.parse(text)),
+}
+MILLION = 1_000_000
+ADVERSARIES = ["```" + "a" * MILLION + "`", "```" + "a" * MILLION, " " * MILLION + "x", "\t" * MILLION + "```x"]
+ADVERSARIES += [line * (MILLION // len(line)) for line in ("```\n", "```python\n", " " * 50 + "```\n", "x" * 50 + "`", "\n", "1 ", "1. ", "1\n")]
+ADVERSARIES += ["".join(" " * place + "```\n" for place in range(1400)), "  ```python\n" + (" " * 50_000 + "x\n") * 20 + "  ```"]
+ADVERSARIES += ["9" * MILLION, "9" * MILLION + ".5", "." * MILLION, "1e" + "9" * MILLION]
+ADVERSARIES += ["--- a\n+++ b\n" + head + piece * (180_000 // len(piece)) for head, piece in (
+    ("diff --git ://", " "), ("diff --git ", "://"), ("diff --git a/", ' "b'), ("Binary files", " and x"), ("Binary files x", " and\t1"),
+    ("@@ -", "1"), ("@@ -1,9 +1,9 @@\n", " \n"), ("@@ -1 +1 @@\n-a\n+b\n", "@"), ("--- ", "\t"), ("", "--- a\n+++ b\n"))]  # fmt: skip
+ADVERSARIES += ["a\n<<<<<<< SEARCH\n" + "\n" * 180_000, "### " + "a" * 90_000 + " " * 90_000 + "b\n<<<<<<< SEARCH\n"]
+ADVERSARIES += ["<<<<<<< SEARCH\n" * 12_000, "<<<<<<< SEARCH" + " " * 180_000]
+ADVERSARIES += [head + piece * (MILLION // len(piece)) for head, piece in (
+    ("<judgement>", " "), ("", "<judgement> "), ("<judgement>YES", " "), ("", "[[A"), ("", "[[A=B]"), ("", "{"), ("", "{a"), ("{", "a"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_no_reply_keeps_a_reader_in_the_trainers_process(reader):
+    for text in ADVERSARIES:
+        READERS[reader](text)
+
+
 def asked(name: str, replies: list[str]) -> list[tuple[dict, dict]]:
     rows = [row | {"agent_ref": {"name": name}} for row in ROWS[name]]
     return [(rows[place % len(rows)], environments.response_of(reply, thinking=False)) for place, reply in enumerate(replies)]
@@ -216,6 +246,19 @@ def test_hostile_replies_earn_nothing(name):
 @pytest.mark.parametrize("name", ROWS)
 def test_ten_megabytes_earn_nothing(name):
     assert not any("verifier_error" in verdict for verdict in earn_nothing(name, MEGABYTES))
+
+
+# JSON that no reader takes: nested thousands deep, with numbers of hundreds and thousands of digits or none.
+_BRACKETS = "[" * 5000 + "4" + "]" * 5000
+UNREADABLE = [
+    f'{{"score_1": {value}, "score_2": 2, "ranking": 2, "a": {value}}}'
+    for value in (_BRACKETS, "[" * 100_000, "1" + "0" * 400, "1" + "0" * 5000, "1e999", "-1e999", "NaN", '"\\ud800"', '{"a":' * 5000)
+]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_json_that_no_reader_takes_earns_nothing(name):
+    assert not any("verifier_error" in verdict for verdict in earn_nothing(name, UNREADABLE))
 
 
 @pytest.mark.slow

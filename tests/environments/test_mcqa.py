@@ -1,10 +1,12 @@
 """Multiple choice: each way to read a reply finds the letter it should, in time that grows with the reply's length."""
 
+import random
+
 import pytest
 
 from nemo_cascade.environments import response_of
 from nemo_cascade.environments.mcqa import MAX_SEARCHED, MODES, problem, verify
-from nemo_cascade.environments.pattern import compiled
+from nemo_cascade.environments.pattern import beginning, compiled, last_captured
 
 ROW = {"options": [{"A": "x"}, {"B": "y"}], "expected_answer": "A"}
 
@@ -84,3 +86,24 @@ def test_a_row_with_its_own_pattern_needs_no_options():
     row = {"expected_answer": "c"} | own(r"pick: (\w)")
     assert problem(row) is None
     assert verify(row, response_of("</think>pick: C"))["reward"] == 1.0
+
+
+STARTS = [r"Answer\s*:\s*(?!Answer)\s*(\w)", r"\\boxed\{(.)", r"ab|ac", r"is\b", r"a(b)?", r"(?<=a)b", r"aé", r"k(.)\Z"]
+
+
+@pytest.mark.parametrize("pattern", STARTS)
+def test_what_a_pattern_captures_last_is_the_last_of_all_it_finds(pattern):
+    found, rng = compiled(pattern), random.Random(0)
+    pieces = ["answer: ", "ANSWER :", "\\boxed{", "\\BOXED{"]
+    pieces += ["a", "B", "c", " ", "is", "I\u017f", "\u0130s", "\u212ax", "AÉ", "’"]
+    for _ in range(300):
+        text = "".join(rng.choices(pieces, k=rng.randint(0, 9)))
+        for start in (0, len(text) // 2):
+            expected = (found.findall(text, start) or [None])[-1]
+            assert last_captured(found, beginning(found), text, start) == expected, (text, start)
+
+
+def test_only_three_characters_are_a_letter_of_ascii_in_any_case_and_not_in_small_letters():
+    every = "".join(map(chr, range(0x110000)))
+    alike = set(compiled("[a-z]").findall(every))
+    assert {letter for letter in alike if len(letter.lower()) > 1 or not letter.lower().isascii()} == set("\u0130\u0131\u017f")

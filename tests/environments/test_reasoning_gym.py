@@ -84,12 +84,35 @@ def test_every_data_set_that_runs_its_answers_is_known():
     assert running - set(FAULTY) == checked
 
 
-def test_rows_that_would_be_evaluated_are_refused_unless_they_are_numbers():
-    (row,) = rows("number_sorting", "train", 1)
-    assert problem(row) is None and "evaluated" in problem(row | {"answer": "exit()"})
-    (row,) = rows("bitwise_arithmetic", "train", 1)
-    assert problem(row) is None
-    assert "evaluated" in problem(row | {"metadata": row["metadata"] | {"problem": "exit()"}})
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("number_sorting", "answer"),
+        ("polynomial_multiplication", "answer"),
+        ("bitwise_arithmetic", "problem"),
+        ("simple_integration", "integrand"),
+        ("intermediate_integration", "integrand"),
+    ],
+)
+def test_a_row_is_never_run_as_code(name, key, tmp_path):
+    for row in rows(name, "train", 20):
+        assert problem(row) is None and score(row, row["answer"]) == 1.0
+    for code in [*HARMFUL, "9**9**9**9", "(0x9**0x9)**0x99", "0x1 << 0x3 * 0xfff", "0x1 << 0xffffffff", None, 7, ["x"]]:
+        code = code.replace("{}", str(tmp_path / "made")) if isinstance(code, str) else code
+        other = {**row, "answer": code} if key == "answer" else {**row, "metadata": {**row["metadata"], key: code}}
+        assert problem(other) is not None, code
+        # An answer that the scorer would read itself, so that the row's turn comes.
+        with pytest.raises(ValueError, match="evaluated"):
+            score(other, row["answer"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["string_insertion", "spiral_matrix", "binary_matrix"])
+def test_a_row_cannot_allow_code_as_an_answer(name, tmp_path):
+    (row,) = rows(name, "train", 1)
+    code = HARMFUL[0].replace("{}", str(tmp_path / "made"))
+    assert score({**row, "metadata": {**row["metadata"], "valid_answers": [code]}}, code) == 0.0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", FAULTY)

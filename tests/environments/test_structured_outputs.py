@@ -205,3 +205,21 @@ def call(name="save", arguments=json.dumps(PEAR)) -> dict:
 def test_the_arguments_of_the_one_call_are_the_document_where_a_call_is_asked_for(more, output, said):
     verdict = verify(row(FRUIT) | {"response_mode": "tool_call"} | more, {"output": output})
     assert verdict == {"reward": float(said is None), "error_type": said}
+
+
+def test_infinite_numbers_and_deep_documents_are_left_to_python_as_text_or_call():
+    deep = "[" * 64 + "]" * 64
+    cases = [("1e999", {"type": "number"}, 1.0), ("[1e999]", {"items": {"type": "null"}}, 0.0), (deep, {"type": "array"}, 1.0)]
+    cases += [('{"a": 1.5}', {"properties": {"a": {"type": "null"}}}, 0.0)]
+    cases += [('{"a": -1e999}', {"properties": {"a": {"type": "number"}}}, 1.0)]
+    for text, schema, earned in cases:
+        call = {"output": [{"type": "function_call", "name": "f", "arguments": text}]}
+        assert reward(schema, text) == earned, text
+        assert verify(row(schema) | {"response_mode": "tool_call"}, call)["reward"] == earned, text
+
+
+@pytest.mark.parametrize("schema", ["true", "{}", '{"items": true}', '{"items": {"properties": {"a": true}}}'])
+@pytest.mark.parametrize("kind, text", [("csv", "a\n1"), ("xml", "<a>1</a>"), ("json", "[]")])
+def test_a_schema_that_allows_everything_allows_a_document_of_any_kind(schema, kind, text):
+    row = {"schema_str": schema, "schema_type": kind}
+    assert problem(row) is None and verify(row, response_of(text, thinking=False)) == {"reward": 1.0, "error_type": None}

@@ -62,6 +62,37 @@ def test_forged_verdicts_earn_nothing(body):
     assert result["applied"] and result["reward"] == 0.0 and BOTH[0] in result["failed_tests"]
 
 
+# What is on the stack, and all texts that anything in memory has, as one text.
+SHOW = """import gc, os, sys
+frame, shown = sys._getframe(), []
+while frame:
+    shown += [repr(frame.f_locals), repr(frame.f_code.co_consts)]
+    frame = frame.f_back
+shown += [repr(one) for one in gc.get_objects() if type(one) in (dict, list, tuple, set)]
+shown = "\\n".join(shown)
+"""
+SHOWING = {
+    "printed": "print(shown)",
+    "printed past a capture": "print(shown, file=sys.__stdout__, flush=True); sys.__stderr__.write(shown)",
+    "raised": "raise ValueError(shown)",
+    "written to every file": """for number in range(1, 64):
+    try:
+        os.write(number, shown.encode(errors='replace'))
+    except OSError:
+        pass
+os._exit(0)""",
+}
+TESTED_BY_PYTEST = {**ROW, "runner": "pytest"}
+
+
+@pytest.mark.parametrize("row", [ROW, TESTED_BY_PYTEST], ids=["plain", "pytest"])
+@pytest.mark.parametrize("way", SHOWING)
+def test_who_shows_all_that_is_on_the_stack_and_in_memory_passes_nothing(row, way):
+    body = f"{SHOW}{SHOWING[way]}\nreturn 0"
+    result = verdict(replacing(body), row)
+    assert result["applied"] and result["reward"] == 0.0 and BOTH[0] in result["failed_tests"]
+
+
 def test_the_hidden_tests_are_in_no_file():
     hunt = """import os
 texts = [open(os.path.join(folder, name)).read() for folder, _, names in os.walk('..') for name in names]

@@ -1,5 +1,6 @@
 """A sandbox on another host is the same sandbox: same results, same errors, nothing without the token."""
 
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -14,7 +15,8 @@ import pytest
 
 from nemo_cascade import sandbox
 from nemo_cascade.cascade import checks
-from nemo_cascade.sandbox import Call, Limits, Program, RemoteSandbox, Sandbox, SandboxError, SandboxUnavailable, http_server, remote, wire
+from nemo_cascade.sandbox import Call, HostFailed, Limits, Program, RemoteSandbox, Sandbox, SandboxError, SandboxUnavailable
+from nemo_cascade.sandbox import http_server, remote, wire
 
 PATIENT = Limits(seconds=60.0)
 PROGRAMS = [
@@ -129,6 +131,56 @@ def test_a_host_that_is_gone_is_replaced_by_another(server, monkeypatch):
         gone = f"http://127.0.0.1:{listening.getsockname()[1]}"
     with RemoteSandbox(f"{gone}, {server.url}/", "token") as client:
         assert all(client.run(PROGRAMS[0], PATIENT).ok for _ in range(5))
+
+
+@contextlib.contextmanager
+def saying(status, body):
+    """A host that answers every run with that."""
+
+    class Handler(http_server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http_server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as host:
+        thread = threading.Thread(target=host.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{host.server_port}"
+        host.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (500, b'{"error": "no memory", "lost": false}', SandboxError, "answers 500: no memory"),
+        (500, b'{"error": "killed", "lost": true}', HostFailed, "answers 500: killed"),
+        (503, b"<html>", SandboxError, "answers 503: <html>"),
+        (200, b"[" * 100_000, SandboxError, r"what is no result: \[\["),
+        (200, b'{"colour": 1}', SandboxError, "what is no result"),
+        (200, b"[1]", SandboxError, "what is no result"),
+    ],
+)
+def test_a_sick_host_is_replaced_by_another_and_alone_is_named(server, monkeypatch, status, body, kind, words):
+    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.0))
+    with saying(status, body) as sick:
+        with RemoteSandbox(f"{sick},{server.url}", "token") as client:
+            assert all(client.run(PROGRAMS[0], PATIENT).ok for _ in range(3))
+        with RemoteSandbox(sick, "token") as client, pytest.raises(SandboxError, match=words) as told:
+            client.run(PROGRAMS[0], PATIENT)
+    assert isinstance(told.value, HostFailed) == (kind is HostFailed)
+
+
+def test_a_host_that_cannot_isolate_is_told_at_once(server):
+    with saying(501, b'{"error": "no bubblewrap"}') as without:
+        with RemoteSandbox(f"{without},{server.url}", "token") as client, pytest.raises(SandboxUnavailable, match="no bubblewrap"):
+            client.run(PROGRAMS[0], PATIENT)
 
 
 def test_a_connection_that_breaks_is_made_anew(server):

@@ -8,13 +8,17 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
-from nemo_cascade.sandbox import Call, Limits, Program, Sandbox, SandboxError, local
+from nemo_cascade import environments
+from nemo_cascade.environments import workers
+from nemo_cascade.sandbox import Call, HostFailed, Limits, Program, Sandbox, SandboxError, local
+from nemo_cascade.sandbox.inside import server
 
 MIB = 2**20
 PATIENT = Limits(seconds=60.0)
@@ -103,6 +107,26 @@ def test_a_cpp_program_reads_prints_and_ends(sandbox):
 def test_a_cpp_program_that_does_not_compile_is_told(sandbox):
     result = sandbox.run(Program("cpp", "int main() { return x; }"), PATIENT)
     assert not result.compiled and not result.ok and "'x' was not declared" in result.stderr.replace("‘", "'").replace("’", "'")
+
+
+def test_only_what_the_compiler_says_of_a_source_is_kept(monkeypatch):
+    busy = [Limits(seconds=0.01), Limits(seconds=60.0, memory=2**30, output=2**26, disk=2**26)]
+    with Sandbox(workers=1) as own:
+        own.probe()
+        monkeypatch.setattr(local, "COMPILING", busy[0])
+        assert own.run(Program("cpp", CPP, stdin="1 2"), PATIENT).timed_out
+        monkeypatch.setattr(local, "COMPILING", busy[1])
+        assert own.run(Program("cpp", CPP, stdin="1 2", args=(".",)), PATIENT).stdout == "3."
+        # As the host's kernel does when its memory is used up.
+        monkeypatch.setattr(local, "COMPILE", "kill -9 $$")
+        own.run(Program("cpp", "int main() { return x; }"), PATIENT)
+        monkeypatch.setattr(local, "COMPILE", f"echo '{local.KILLED} terminated program cc1plus' >&2; exit 1")
+        with pytest.raises(HostFailed, match="the host killed the compiler"):
+            own.run(Program("cpp", "int main() { return x; }"), PATIENT)
+        monkeypatch.undo()
+        for _ in range(2):
+            told = own.run(Program("cpp", "int main() { return x; }"), PATIENT)
+            assert told.returncode == 1 and "was not declared" in told.stderr
 
 
 def test_a_cpp_program_is_compiled_once_for_many_inputs_at_a_time(monkeypatch):
@@ -260,24 +284,54 @@ def test_a_server_that_is_killed_is_replaced(caplog):
         assert own.run(python("print(1)"), PATIENT).stdout == "1\n" and "tried once more" in caplog.text
 
 
-def test_a_program_whose_server_is_killed_each_time_counts_as_failed():
-    with Sandbox(workers=1) as own:
-        own.probe()
-        done = threading.Event()
+@contextmanager
+def killing(sandbox, which):
+    """Kills again and again what `which` finds among the processes of a worker."""
+    done = threading.Event()
 
-        def kill():
-            while not done.is_set():
-                for worker in list(own._workers):
-                    worker.process.kill()
-                time.sleep(0.2)
+    def kill():
+        while not done.wait(0.2):
+            for worker in list(sandbox._workers):
+                try:
+                    which(psutil.Process(worker.process.pid)).kill()
+                except (psutil.Error, LookupError):
+                    continue
 
-        killer = threading.Thread(target=kill)
-        killer.start()
-        result = own.run(python("import time; print(1, flush=True); time.sleep(3)"), PATIENT)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield
+    finally:
         done.set()
         killer.join()
-        assert not result.ok and result.limit == "memory" and result.stdout == ""
+
+
+# The server itself, and the first process of the program's namespaces, bubblewrap's own process being the outermost.
+KILLED = {"server": lambda worker: worker, "first process": lambda worker: worker.children()[0].children()[0]}
+
+
+@pytest.mark.parametrize("who", KILLED)
+def test_a_program_that_the_host_kills_each_time_is_lost_and_counted_not_failed(who, monkeypatch):
+    row = {"verifier_metadata": {"unit_tests": {"inputs": [""], "outputs": ["1"]}}, "agent_ref": {"name": "code_gen"}}
+    reply = environments.response_of("```python\nimport time; time.sleep(3); print(1)\n```", thinking=False)
+    with Sandbox(workers=1) as own:
+        monkeypatch.setattr("nemo_cascade.sandbox._current", own)
+        own.probe()
+        with killing(own, KILLED[who]):
+            with pytest.raises(HostFailed, match="the host failed twice.*" + who):
+                own.run(python("import time; print(1, flush=True); time.sleep(3)"), PATIENT)
+            (verdict,) = workers._verify([("code_gen", row, reply)])
+        assert verdict["reward"] == 0.0 and "the host failed twice" in verdict["verifier_error"]
         assert own.run(python("print(2)"), PATIENT).stdout == "2\n"
+        # Who ends itself so, or takes too much, is not lost.
+        assert own.run(python("import os; os.kill(os.getpid(), 9)")).returncode == -9
+        grown = own.run(python("import os\nfor _ in range(4): os.fork()\nx = b'1' * 2**26\nwhile True: pass"), PATIENT)
+        assert grown.limit == "memory"
+        assert "MemoryError" in own.run(python("x = b'1' * 2**30"), PATIENT).stderr
+
+
+def test_processes_that_the_kernel_killed_for_memory_are_counted():
+    assert server.oom_kills() >= 0 and isinstance(server.oom_kills(), int)
 
 
 def test_closing_ends_every_process_and_a_later_run_starts_anew():

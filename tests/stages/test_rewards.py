@@ -6,6 +6,7 @@ from nemo_cascade import environments
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.tokenizer import load_tokenizer
+from nemo_cascade.environments import genrm, swe_repair
 from nemo_cascade.environments.endpoint import EndpointConfig
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rewards
@@ -74,14 +75,38 @@ def test_a_reply_that_may_not_think_is_all_answer():
 
 
 @pytest.mark.parametrize(
-    "overlong_reward, verified, judged", [("zero", [0.0, 0.0], [0.0, 0.0]), ("keep", [1.0, 0.0], [3.5, 3.5])]
+    "mode, verified, judged",
+    [("reward_zero", [0.0, 0.0], [0.0, 0.0]), ("mask", [1.0, 0.0], [3.5, 3.5]), ("keep", [1.0, 0.0], [3.5, 3.5])],
 )
-def test_a_cut_reply_earns_nothing_or_keeps_what_it_was_given(overlong_reward, verified, judged):
+def test_a_cut_reply_earns_nothing_or_keeps_what_it_was_given(mode, verified, judged):
     cut = [group(row, RIGHT, WRONG, finish_reason="length") for row in (SUM, LETTER)]
     whole = [group(row, RIGHT, WRONG) for row in (SUM, LETTER)]
-    Rewards(TOKENIZER, Judge(), overlong_reward=overlong_reward).fill(cut + whole)
+    Rewards(TOKENIZER, Judge(), overlong=mode).fill(cut + whole)
     assert earned(cut) == [verified, judged]
     assert earned(whole) == [[1.0, 0.0], [3.5, 3.5]]
+
+
+GENRM = {**genrm.EXAMPLES[0][0], "agent_ref": {"name": "genrm_simple_agent"}}
+PATCH = {**next(row for row, *_ in swe_repair.EXAMPLES if row.get("reward_mode")), "agent_ref": {"name": "swe_repair_simple_agent"}}
+
+
+@pytest.mark.parametrize(
+    "row, worst",
+    [
+        (GENRM, ["no verdict"]),
+        ({**GENRM, "grading_mode": "distance"}, ["no verdict", '{"score_1": 1, "score_2": 5, "ranking": 6}']),
+        ({**GENRM, "grading_mode": "distance", "expected_scores": {"score_1": 1, "score_2": 5, "ranking": 6}},
+         ["no verdict", '{"score_1": 5, "score_2": 1, "ranking": 1}']),
+        (PATCH, ["no patch", "sums.py\n<<<<<<< SEARCH\nnot there\n=======\nx\n>>>>>>> REPLACE"]),
+        ({**PATCH, "reward_mode": "judge"}, ["no patch"]),
+        (SUM, ["</think>\\boxed{8}"]),
+    ],
+    ids=["agreement", "distance", "the farthest distance", "similarity", "judge", "math"],
+)  # fmt: skip
+def test_no_whole_reply_earns_less_than_a_cut_one(row, worst):
+    cut, whole = (group(row, *(f"</think>{text}" for text in worst), finish_reason=reason) for reason in ("length", "stop"))
+    Rewards(TOKENIZER).fill([cut, whole])
+    assert max(earned([cut])[0]) <= min(earned([whole])[0]) <= 0.0
 
 
 @pytest.mark.parametrize("alone, reward", [(False, 3.5), (True, 0.5)], ids=["in a group", "alone"])
@@ -152,6 +177,17 @@ def test_a_judge_has_the_last_word_on_what_the_verifier_does_not_find_equal_and_
         Rewards(TOKENIZER, env=env, answers=tmp_path / "answers").fill(groups)
     assert len(model.asked) == 3, "answers are kept"
     assert [rollout.info.get("judge_readable") for rollout in groups[0].rollouts] == [True, True]
+
+
+def test_no_judge_is_asked_about_a_cut_reply_that_earns_nothing_anyhow():
+    row, said = {**SUM, "expected_answer": "3 km"}, "a</think>\\boxed{9}"
+    for overlong, asked in (("reward_zero", 1), ("mask", 2)):
+        groups = [group(row, said), group({**row, "question": "How far?"}, said, finish_reason="length")]
+        groups[0].rollouts.append(encoded(said, "length", 1))
+        with served(Equal()) as url:
+            Rewards(TOKENIZER, env=EnvConfig(judges={"math": EndpointConfig(url, "judge")}), overlong=overlong).fill(groups)
+        heard = ["judge_readable" in rollout.info for one in groups for rollout in one.rollouts]
+        assert heard == [True, True, asked == 2], overlong
 
 
 def on_a_rank(_):

@@ -10,8 +10,10 @@ from nemo_cascade.engine.batch import build_pack
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rollouts
-from nemo_cascade.stages.config import EnvConfig, GRPOConfig, LossConfig
-from nemo_cascade.stages.rl import distillation_samples, make_loss, only_advantages_teach, reward_samples, with_gradient
+from nemo_cascade.stages.config import AdvantageEstimatorConfig, DataConfig, DatasetConfig, EnvConfig, GRPOConfig, LossConfig
+from nemo_cascade.stages.context import LoopConfig
+from nemo_cascade.stages.loss import make_loss
+from nemo_cascade.stages.rl import distillation_samples, only_advantages_teach, reward_samples, with_gradient
 from nemo_cascade.stages.prompts import Prompt
 from nemo_cascade.stages.rollouts import Sampler, make_requests, rollout_metrics
 
@@ -22,6 +24,10 @@ def rollout(k=0, response=(5, 6, 11), finish_reason="stop", reward=None) -> Roll
 
 def group(rewards, domain="math", **settings) -> Group:
     return Group({"expected_answer": "7"}, domain, [rollout(k, reward=r, **settings) for k, r in enumerate(rewards)])
+
+
+def mopd(domains=("math",), **settings) -> LoopConfig:
+    return LoopConfig(grpo=GRPOConfig(**settings), data=DataConfig(train={domain: DatasetConfig() for domain in domains}))
 
 
 def test_a_prompt_drawn_twice_asks_for_other_samples():
@@ -43,10 +49,13 @@ def test_overlong_filtering_trains_on_finished_replies_but_compares_with_all():
     mixed.rollouts[3].finish_reason = "length"
     settings = dict(num_generations_per_prompt=4, normalize_rewards=False)
     plain = reward_samples([mixed], GRPOConfig(**settings))
-    filtered = reward_samples([mixed], GRPOConfig(overlong_filtering=True, **settings))
     assert [sum(sample.loss_mask) for sample in plain] == [3, 3, 3, 3]
-    assert [sum(sample.loss_mask) for sample in filtered] == [3, 3, 3, 0]
-    assert [s.fields["advantages"] for s in plain] == [s.fields["advantages"] for s in filtered]
+    for masked in (GRPOConfig(overlong="mask", **settings), GRPOConfig(overlong_filtering=True, **settings)):
+        filtered = reward_samples([mixed], masked)
+        assert [sum(sample.loss_mask) for sample in filtered] == [3, 3, 3, 0]
+        assert [s.fields["advantages"] for s in plain] == [s.fields["advantages"] for s in filtered]
+    assert [sum(sample.loss_mask) for sample in distillation_samples([mixed], mopd(overlong="mask"))] == [3, 3, 3, 0]
+    assert [sum(sample.loss_mask) for sample in distillation_samples([mixed], mopd(overlong="keep"))] == [3, 3, 3, 3]
 
 
 def test_a_group_without_an_acceptable_reply_is_left_out_where_the_stage_says_so():
@@ -73,7 +82,7 @@ def test_rollouts_without_an_advantage_are_left_out_and_the_gradient_stays(token
         rollout_.response, rollout_.logprobs = [token] * length, [-0.5] * length
     # A reply cut short is masked, and counts in no mean.
     groups[3].rollouts[1].finish_reason = "length"
-    config = GRPOConfig(num_generations_per_prompt=2, overlong_filtering=True)
+    config = GRPOConfig(num_generations_per_prompt=2, overlong="mask")
     samples, settings = reward_samples(groups, config), LossConfig(token_level_loss=token_level)
     kept = with_gradient(samples, token_level)
     assert [sample.tokens[2] for sample in kept] == [5, 6, 11]
@@ -189,8 +198,38 @@ def test_without_dynamic_sampling_every_group_is_trained_on():
 
 
 def test_distillation_trains_on_every_reply_whatever_its_reward():
-    samples = distillation_samples([group([0.0, 0.0]), group([1.0, None])])
+    samples = distillation_samples([group([0.0, 0.0]), group([1.0, None])], mopd())
     assert len(samples) == 4 and all(sum(sample.loss_mask) == 3 for sample in samples)
+
+
+def lesson(config, lengths: dict[str, list[int]]):
+    """The pack of a distillation batch, whose teacher says 0.5 more of math's tokens and 0.25 less of the others'."""
+    groups = []
+    for domain, of_domain in lengths.items():
+        for length in of_domain:
+            groups.append(Group({}, domain, [rollout(response=[5] * length)]))
+    samples = distillation_samples(groups, config)
+    for sample, domain in zip(samples, (g.domain for g in groups)):
+        sample.fields["teacher_logprobs"] = [-0.5 if domain == "math" else -1.25] * len(sample.tokens)
+    return build_pack(samples, range(len(samples)), 8, "cpu", dtype=torch.float64)
+
+
+@pytest.mark.parametrize("token_level", [True, False], ids=["token mean", "sequence mean"])
+def test_domains_have_their_shares_of_a_distillations_gradient_however_long_their_replies_are(token_level):
+    lengths, shares = {"math": [7, 9], "mcqa": [1, 2, 2]}, {"math": 1.0, "mcqa": 3.0, "code_gen": 5.0}
+    config = mopd(shares, adv_estimator=AdvantageEstimatorConfig("opd", shares))
+    config.loss_fn.token_level_loss = token_level
+    pack = lesson(config, lengths)
+    logprobs = torch.full_like(pack.mask, -1.0).requires_grad_()
+    total, count, metrics = make_loss(config.loss_fn, True, list(shares))(logprobs, pack)
+    (gradient,) = torch.autograd.grad(total / count, logprobs)
+    of_math = pack.fields["domain"] == 0
+    assert gradient[of_math & (pack.mask > 0)].sum().item() == pytest.approx(-0.5 * 1 / 4)
+    assert gradient[~of_math].sum().item() == pytest.approx(0.25 * 3 / 4)
+    # Metrics are of the tokens as they are; of a domain without any, there is none to be logged.
+    told = {name: (a.item(), b.item()) for name, (a, b) in metrics.items() if name.endswith("reverse_kl")}
+    assert told == {"math/reverse_kl": (-8.0, 16), "mcqa/reverse_kl": (1.25, 5), "code_gen/reverse_kl": (0, 0)}
+    assert metrics["teacher_student_logprob_gap_mean"][0].item() == 8.0 - 1.25
 
 
 def test_metrics_are_means_over_rollouts_and_by_domain():
@@ -249,7 +288,11 @@ def test_distillation_pulls_towards_the_teacher_and_drops_ratios_outside_the_ban
     pack = FakePack(teacher_logprobs=torch.tensor([-0.5, -0.5, -3.0, -1.0]), sampling_logprobs=sampled)
     logprobs = torch.full((4,), -1.0, requires_grad=True)
     settings = LossConfig(
-        token_level_loss=False, use_importance_sampling_correction=True, truncated_importance_sampling_type="icepop"
+        token_level_loss=False,
+        use_importance_sampling_correction=True,
+        truncated_importance_sampling_type="icepop",
+        truncated_importance_sampling_ratio_min=0.5,
+        truncated_importance_sampling_ratio=2.0,
     )
     total, count, metrics = make_loss(settings, distil=True)(logprobs, pack)
     (gradient,) = torch.autograd.grad(total, logprobs)

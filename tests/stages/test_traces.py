@@ -7,7 +7,7 @@ import pytest
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.rollout.types import Group, Rollout
-from nemo_cascade.stages.config import GRPOConfig
+from nemo_cascade.stages.config import DataConfig, DatasetConfig, GRPOConfig
 from nemo_cascade.stages.context import LoopConfig, StageRun
 from nemo_cascade.stages.rl import distillation_samples, reward_samples
 from nemo_cascade.stages.traces import LONGEST_VALUE, Traces, chosen, token_ends
@@ -54,7 +54,7 @@ def test_a_reply_is_kept_as_text_with_reward_and_advantage(tmp_path, tokenizer):
 
 def test_a_taught_reply_has_the_teachers_gap_of_each_token(tmp_path, tokenizer):
     groups = [group([1.0])]
-    samples = distillation_samples(groups)
+    samples = distillation_samples(groups, LoopConfig(data=DataConfig(train={"math": DatasetConfig()})))
     samples[0].fields["teacher_logprobs"] = [0.0, 0.0, -1.25, -0.05]
     traces(tmp_path, tokenizer).write(3, groups, samples)
     (line,) = written(tmp_path)

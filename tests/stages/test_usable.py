@@ -7,6 +7,9 @@ import pytest
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.rollout.types import Group, Rollout
+from nemo_cascade.stages.config import AdvantageEstimatorConfig, GRPOConfig
+from nemo_cascade.stages.prompts import Prompt
+from nemo_cascade.stages.rollouts import Sampler
 from nemo_cascade.stages.usable import refuse_unusable_logprobs, refuse_unusable_rollouts
 
 
@@ -38,8 +41,30 @@ def test_sound_rollouts_pass():
     refuse_unusable_rollouts([group(0.0), group(1.0), group(0.5)], "here")
 
 
-def test_a_teachers_logprob_is_looked_at_where_it_teaches():
-    fields = {"teacher_logprobs": [math.nan, -1.0, -2.0]}
-    refuse_unusable_logprobs([Sample([1, 2, 3], [0, 1, 1], fields)], "teacher_logprobs", "t/step_3")
-    with pytest.raises(DataError, match="teacher_logprobs of reply 0 of this step is nan at token 0; the weights of t/step_3"):
-        refuse_unusable_logprobs([Sample([1, 2, 3], [1, 1, 1], fields)], "teacher_logprobs", "t/step_3")
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", ["teacher_logprobs", "reference_logprobs"])
+def test_anothers_logprob_is_looked_at_where_it_teaches(field, odd):
+    def looked_at(mask):
+        sample = Sample([1, 2, 3], mask, {field: [odd, -1.0, -2.0]}, name="prompt ab, reply 4")
+        refuse_unusable_logprobs([sample], field, "t/step_3", "stage 07-mopd, step 2")
+
+    looked_at([0, 1, 1])
+    with pytest.raises(DataError, match=f"^stage 07-mopd, step 2, prompt ab, reply 4: {field} is {odd} at token 0; the weights of t/step_3"):
+        looked_at([1, 1, 1])
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_group_of_one_names_stage_step_and_prompt_and_nothing_is_sampled(tmp_path, normalize):
+    class One:
+        def next(self, n):
+            return [Prompt("ab", "sums", {}, [1])] * n
+
+    def sampler(**settings):
+        config = GRPOConfig(num_prompts_per_step=2, num_generations_per_prompt=1, normalize_rewards=normalize, **settings)
+        return Sampler(None, None, None, tmp_path / "03-if_rl" / "rollouts", seed=1).batch(7, One(), config)
+
+    with pytest.raises(DataError, match="^stage 03-if_rl, step 7, prompt ab of sums: a group of one reply has no baseline"):
+        sampler()
+    # Where teachers give the advantages it is asked for its replies, here of an engine that there is not.
+    with pytest.raises(AttributeError):
+        sampler(adv_estimator=AdvantageEstimatorConfig("opd"))

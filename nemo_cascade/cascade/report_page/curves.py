@@ -48,6 +48,7 @@ PANELS = (
         (r"train/(teacher_student_logprob_gap_mean)",),
         sign=-1,
     ),
+    Panel("Reverse KL by domain", "nats a token", (r"train/([^/]+)/reverse_kl",)),
     Panel("KL to the start of the stage", "nats a token", (r"train/(kl_penalty)",)),
     Panel(
         "Groups that teach",

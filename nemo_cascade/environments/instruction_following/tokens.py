@@ -44,7 +44,10 @@ NO_NAMES = STARTERS - {"i"} | frozenset(
     "use used want was water way we well what where who whose why will with work world would write year years "
     "you".split()
 )
-_RUN = re.compile(r"\S+")
+# A run of characters without space that has a mark in it that may end a sentence.
+_MARKED = re.compile(r"(?<!\S)[^\s.?!]*+[.?!]\S*")
+_NEXT = re.compile(r"\s+(\S+)")
+_LETTERS = re.compile(r"[A-Za-z]{2,}")
 _MARK = re.escape(NO_WORD)
 # Dashes or dots, else a word up to a mark or to a comma that ends it, else one character.
 _TOKEN = re.compile(
@@ -58,19 +61,19 @@ _NUMBER = re.compile(r"-?[.,]?\d[\d,.-]*")
 def sentences(text: str) -> list[str]:
     """The sentences of a text, in order."""
     found, begin = [], 0
-    runs = list(_RUN.finditer(text))
-    for run, after in zip(runs, [*runs[1:], None]):
-        end = _possible_end(run.group(), after is not None)
+    for marked in _MARKED.finditer(text):
+        run, after = marked.group(), _NEXT.match(text, marked.end())
+        end = _possible_end(run, after is not None)
         if end < 0:
             continue
-        word, rest = run.group()[: end + 1], run.group()[end + 1 :]
-        if not _ends(word, rest[0] if rest else f" {after.group()}"):
+        word, rest = run[: end + 1], run[end + 1 :]
+        if not (_surely_ends(word) or _ends(word, rest[0] if rest else f" {after.group(1)}")):
             continue
         # A bracket or quotation mark that closes stays with the sentence it closes.
         if not rest.strip(CLOSERS):
             end += len(rest)
-        found.append(text[begin : run.start() + end + 1])
-        begin = run.start() + end + 1
+        found.append(text[begin : marked.start() + end + 1])
+        begin = marked.start() + end + 1
     found.append(text[begin:])
     return [sentence for sentence in map(str.strip, found) if sentence]
 
@@ -83,6 +86,11 @@ def _possible_end(run: str, more: bool) -> int:
         if run[place] in ".?!" and run[place + 1] in NO_WORD:
             return place
     return -1
+
+
+def _surely_ends(word: str) -> bool:
+    """Whether a word ends a sentence whatever follows: most do, and nothing more has to be looked at."""
+    return word[-1] != "." or (_LETTERS.fullmatch(word, 0, len(word) - 1) is not None and word[:-1].lower() not in ABBREVIATIONS)
 
 
 def _ends(word: str, follows: str) -> bool:
@@ -115,50 +123,73 @@ def _in_two(found: re.Match) -> str:
 
 
 # Marks that are words wherever they stand; those that open a quotation, before it is told which marks open one.
-_OPENING = str.maketrans({mark: f" {mark} " for mark in "«“‘„"})
-_APART = str.maketrans({mark: f" {mark} " for mark in ";@#$%&?!*[](){}<>»”’‒–—―"})
-# (what a text must have for the rule to be tried, pattern, replacement); the first saves most of the time.
+_OPENING = "«“‘„"
+_APART = ";@#$%&?!*[](){}<>»”’‒–—―"
+# Stands between sentences, so that all of them are parted at once. One of ASCII: other texts are searched at half the speed.
+_END = "\0"
+# What a text has of it is this meanwhile, which Unicode has set aside.
+_NO_END = "\ufdd0"
+# (what a text must have some of for the rule to be tried, pattern, replacement); the first saves most of the time. A pattern
+# begins with a character to be found, and looks at what is before it afterwards: so it is tried at few places of a text.
 _QUOTES = [
     ("`", re.compile(r"``|`"), r" \g<0> "),
-    ('"', re.compile(r'^"'), " `` "),
-    ("", re.compile(r"([ (\[{<])(?:\"|'')"), r"\1 `` "),
-    ("'", re.compile(r"(?<!\w)'(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)", re.I), "' "),
+    ('"', re.compile(rf'"(?<![^{_END}]")'), " `` "),
+    (('"', "''"), re.compile(r"\"(?<=[ (\[{<]\")|''(?<=[ (\[{<]'')"), " `` "),
+    ("'", re.compile(r"'(?<!\w')(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)", re.I), "' "),
 ]
 _STOPS = [
     # The full stop that ends the sentence, whatever closes after it.
-    (".", re.compile(r"([^.])\.([\])}>\"'»”’ ]*)$"), r"\1 . \2 "),
-    ("", re.compile(r"([:,])(\D)"), r" \1 \2"),
-    ("", re.compile(r"([:,])$"), r" \1 "),
-    ("..", re.compile(r"\.{2,}"), r" \g<0> "),
+    (".", re.compile(rf"\.(?<=[^.{_END}]\.)([\])}}>\"'»”’ ]*)(?![^{_END}])"), r" . \1 "),
+    (":,", re.compile(rf"([:,])([^\d{_END}])"), r" \1 \2"),
+    (":,", re.compile(rf"([:,])(?![^{_END}])"), r" \1 "),
+    (("..",), re.compile(r"\.{2,}"), r" \g<0> "),
 ]
-_APOSTROPHES = [("'", re.compile(r"([^'])' "), r"\1 ' ")]
+_CLOSING = [
+    ("'", re.compile(rf"'(?<=[^'{_END}]') "), " ' "),
+    (("--",), re.compile(r"--"), " -- "),
+    (('"', "''"), re.compile(r"''|\""), " '' "),
+]
 _ENDINGS = [
-    ("--", re.compile(r"--"), " -- "),
-    ("", re.compile(r"''|\""), " '' "),
-    ("", re.compile(r"\s+"), " "),
-    ("'", re.compile(r"([^' ])('[sS]|'[mM]|'[dD]|') "), r"\1 \2 "),
-    ("'", re.compile(r"([^' ])('ll|'LL|'re|'RE|'ve|'VE|n't|N'T) "), r"\1 \2 "),
-    ("", re.compile(r"\b(?:(can)(not)|(d)('ye)|(gim)(me)|(gon)(na)|(got)(ta)|(lem)(me)|(more)('n))\b", re.I), _in_two),
-    ("", re.compile(r"\b(wan)(na)(?=\s)", re.I), r" \1 \2 "),
-    ("'", re.compile(r" ('t)(is|was)\b", re.I), r" \1 \2 "),
+    ("'", re.compile(r"'(?<=[^' ]')([sSmMdD]?) "), r" '\1 "),
+    (("n't ", "N'T "), re.compile(r"n't(?<=[^' ]n't) |N'T(?<=[^' ]N'T) "), r" \g<0>"),
+    ("'", re.compile(r"'(?<=[^' ]')(ll|LL|re|RE|ve|VE) "), r" '\1 "),
 ]
+_TWO_IN_ONE = (
+    (re.compile(r"\b(?:(can)(not)|(d)('ye)|(gim)(me)|(gon)(na)|(got)(ta)|(lem)(me)|(more)('n))\b", re.I), _in_two),
+    (re.compile(r"\b(wan)(na)(?=\s)", re.I), r" \1 \2 "),
+)
+# Without one of these, in small letters, a text has no such word.
+_JOINED = ("cannot", "d'ye", "gimme", "gonna", "gotta", "lemme", "more'n", "wanna")
+_LAST = [(("'t", "'T"), re.compile(r" ('t)(is|was)\b", re.I), r" \1 \2 ")]
 
 
 def words(text: str) -> list[str]:
     """The words of a text, marks among them, sentence by sentence."""
-    return [word for sentence in sentences(text) for word in words_of(sentence)]
+    if _END in text:
+        return [word.replace(_NO_END, _END) for word in words(text.replace(_END, _NO_END))]
+    text = _END.join(sentences(text))
+    text = _replaced(_apart(text, _OPENING), _QUOTES)
+    text = _apart(_replaced(text, _STOPS), _APART)
+    text = _replaced(text, _CLOSING).replace(_END, " ")
+    text = _replaced(f" {' '.join(text.split())} ", _ENDINGS)
+    # Beyond ASCII others than "k" and "K" are a "k" in any case, as the Kelvin sign is.
+    lowered = text.lower()
+    if not text.isascii() or any([joined in lowered for joined in _JOINED]):
+        for pattern, replacement in _TWO_IN_ONE:
+            text = pattern.sub(replacement, text)
+    return _replaced(text, _LAST).split()
 
 
-def words_of(sentence: str) -> list[str]:
-    """The words of one sentence."""
-    text = _replaced(sentence.translate(_OPENING), _QUOTES)
-    text = _replaced(text, _STOPS).translate(_APART)
-    text = _replaced(text, _APOSTROPHES)
-    return _replaced(f" {text} ", _ENDINGS).split()
+def _apart(text: str, marks: str) -> str:
+    for mark in marks:
+        text = text.replace(mark, f" {mark} ")
+    return text
 
 
 def _replaced(text: str, rules: list[tuple]) -> str:
-    for trigger, pattern, replacement in rules:
-        if trigger in text:
-            text = pattern.sub(replacement, text)
+    for triggers, pattern, replacement in rules:
+        for trigger in triggers:
+            if trigger in text:
+                text = pattern.sub(replacement, text)
+                break
     return text

@@ -21,8 +21,19 @@ from nemo_cascade.environments.swe_repair.patches import Files
 from nemo_cascade.environments.swe_repair.repository import files_of
 from nemo_cascade.environments.swe_repair.similarity import changed, similarity
 
-__all__ = ["EXAMPLES", "IN_THREADS", "REWARD_RANGE", "judged", "needs_judge", "problem", "question", "reference", "usable"]
-__all__ += ["verify"]
+__all__ = [
+    "EXAMPLES",
+    "IN_THREADS",
+    "REWARD_RANGE",
+    "judged",
+    "least",
+    "needs_judge",
+    "problem",
+    "question",
+    "reference",
+    "usable",
+    "verify",
+]
 
 # What a reply can earn by any mode; `least` has what one earns that cannot be verified.
 REWARD_RANGE = (-1.0, 1.0)

@@ -3,10 +3,12 @@
 Plain ones, `tests` {path: text} of functions with asserts, are given to a small runner and are in no file. Where a row has
 `runner: pytest`, a `repository` or a `test_patch`, pytest runs the test files themselves, which lie beside the patched ones.
 
-A test has passed when its own random token is printed, which happens once it has returned: exiting early and printing verdicts
-gain nothing. Files that are tests' (`_is_test`) or steer pytest are as they were before the patch. But patched code and tests share
-a process, as they do wherever pytest runs: a patch made for it could find the tokens on the stack, change pytest in memory, or
-return values that equal everything.
+A test has passed when its own random token is written, which happens once it has returned: exiting early and printing
+verdicts gain nothing. Beside each token lies a decoy that is never written, and what is printed is not looked at: who shows
+all that is on the stack or in memory, by design or by chance, passes nothing. Files that are tests' (`_is_test`) or steer
+pytest are as they were before the patch. But patched code and tests share a process, as they do wherever pytest runs, so that
+nothing there can be a secret: a patch made for this very runner could take the right ones of the tokens, change pytest in
+memory, or return values that equal everything. A second process would only have to believe what this one says.
 """
 
 import json
@@ -28,11 +30,14 @@ STEER_PYTEST = ("conftest.py", "pytest.ini", ".pytest.ini", "tox.ini", "setup.cf
 
 _TEST_FILE = re.compile(r"test_.*\.py|.*_test\.py")
 
-# A test file is run once; if that fails, so do all of its tests.
+# A test file is run once; if that fails, so do all of its tests. What is printed goes to stderr, which is not looked at.
 _PLAIN = """
 def run(tests, wanted):
+    import os
+    said, write = os.dup(1), os.write
+    os.dup2(2, 1)
     spaces = {}
-    for path, function, token in wanted:
+    for path, function, (token, decoy) in wanted:
         try:
             if path not in spaces:
                 spaces[path] = {"__name__": path}
@@ -40,10 +45,10 @@ def run(tests, wanted):
             spaces[path][function]()
         except BaseException:
             continue
-        print(token, flush=True)
+        write(said, token.encode() + b"\\n")
 
 """
-# addopts may name plugins that are not there. The token is printed past pytest's capture once all three parts have passed.
+# addopts may name plugins that are not there. The token is written past pytest's capture once all three parts have passed.
 _PYTEST = r"""
 def run(wanted):
     import os, sys
@@ -52,7 +57,8 @@ def run(wanted):
     import pytest
     sys.path[:0] = [path for path in (os.getcwd(), os.path.join(os.getcwd(), "src")) if os.path.isdir(path)]
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    said = os.dup(1)
+    said, write = os.dup(1), os.write
+    os.dup2(2, 1)
 
     class Tokens:
         def __init__(self):
@@ -68,7 +74,8 @@ def run(wanted):
             if not report.passed or type(report) is pytest.TestReport:
                 parts.append(report.when if report.passed else "failed")
             if parts == ["setup", "call", "teardown"]:
-                os.write(said, (wanted[report.nodeid] + "\\n").encode())
+                token, decoy = wanted[report.nodeid]
+                write(said, (token + "\\n").encode())
 
     files = sorted({name.partition("::")[0] for name in wanted})
     arguments = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir=.", "--continue-on-collection-errors"]
@@ -160,18 +167,20 @@ def failed(row: dict, before: Files, patched: Files) -> list[str]:
 def failed_tests(files: Files, tests: Files, names: list[str]) -> list[str]:
     """Those of the named plain tests that do not pass with these files, in one process."""
     tokens = _tokens(names)
-    wanted = [(*name.split("::", 1), token) for name, token in tokens.items()]
+    wanted = [(*name.split("::", 1), pair) for name, pair in tokens.items()]
     source = f"{_PLAIN}run({tests!r}, {wanted!r})"
     return _without(tokens, sandbox.get().run(Program("python", source, files=files), Limits(seconds=TIMEOUT)).stdout)
 
 
-def _tokens(names: list[str]) -> dict[str, str]:
-    return {name: secrets.token_hex(16) for name in names}
+def _tokens(names: list[str]) -> dict[str, tuple[str, str]]:
+    """Of each test what is written when it has passed, and a decoy."""
+    return {name: (secrets.token_hex(16), secrets.token_hex(16)) for name in names}
 
 
-def _without(tokens: dict[str, str], printed: str) -> list[str]:
-    found = set(re.findall(r"[0-9a-f]{32}", printed))
-    return [name for name, token in tokens.items() if token not in found]
+def _without(tokens: dict[str, tuple[str, str]], written: str) -> list[str]:
+    found = set(re.findall(r"[0-9a-f]{32}", written))
+    forged = any(decoy in found for _, decoy in tokens.values())
+    return [name for name, (token, _) in tokens.items() if forged or token not in found]
 
 
 def _steers(path: str) -> bool:

@@ -36,6 +36,8 @@ _FENCE, _FENCE_ENDS = re.compile(r"```(?:diff|patch)[ \t]*"), re.compile(r"```[ 
 # Where one of these begins a line that no hunk accounts for, a hunk is longer than it says.
 _OF_A_HUNK = re.compile(r"[-+@]| .*\S")
 _BEGINS = re.compile(r"^(?:diff --git |--- )", re.MULTILINE)
+# Over lines that begin so unidiff's patterns take time that grows with the square of their length, or worse. Two paths are shorter.
+_HEADERS, LONGEST_HEADER = ("diff --git ", "Binary file"), 512
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def diff_of(text: str) -> list[Change]:
     if not fenced and begin is None:
         return []
     text = "".join(fenced) if fenced else text[begin.start() :]
+    if any(len(line) > LONGEST_HEADER and line.startswith(_HEADERS) for line in text.split("\n")):
+        return []
     try:
         files = list(PatchSet(text))
     except (UnidiffParseError, ValueError):

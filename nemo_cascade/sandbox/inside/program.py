@@ -32,7 +32,7 @@ WARM = (
 
 # What contest sites have imported, all names of these and the modules themselves; replies rely on it.
 CONTEST = (
-    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io json typing"
+    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json typing"
 ).split()
 CONTEST_RECURSION = 50_000
 contest_names: dict = {}
@@ -49,7 +49,7 @@ def warm_up() -> None:
         module = sys.modules[name]
         public = getattr(module, "__all__", [key for key in vars(module) if not key.startswith("_")])
         contest_names.update({key: getattr(module, key) for key in public})
-    contest_names.update({name: sys.modules[name] for name in (*CONTEST, "sys")})
+    contest_names.update({name: sys.modules[name] for name in CONTEST})
     # Python's own come last: pow is not that of math.
     contest_names.update(vars(builtins))
     exec(compile("for i in [1]:\n    pass", "program.py", "exec"), {})
@@ -84,6 +84,7 @@ def python(source: str, args: list, contest: bool, call: dict) -> int:
     if contest:
         # As built-in names, so that those of the program stay its own.
         names["__builtins__"] = contest_names
+        contest_names["argv"] = sys.argv
         sys.setrecursionlimit(CONTEST_RECURSION)
     status = 0
     try:

@@ -51,8 +51,11 @@ def main() -> None:
 
 
 def run(limits: dict, files: dict, filter_: seccomp.Filter, control: socket.socket) -> dict:
-    """{"status": exit status or minus a signal, "limit": the one that ended it, or None, "seconds"} or {"broken": why}."""
-    begun = time.monotonic()
+    """{"status": exit status or minus a signal, "limit": the one that ended it, or None, "seconds"}.
+
+    Or {"broken": why it could not begin}, or {"lost": how the host ended it}.
+    """
+    begun, killed = time.monotonic(), oom_kills()
     reading, writing = os.pipe()
     child = namespaces.clone()
     if child == 0:
@@ -71,8 +74,12 @@ def run(limits: dict, files: dict, filter_: seccomp.Filter, control: socket.sock
     os.close(reading)
     if report.startswith("broken:"):
         return {"broken": report[len("broken:") :]}
-    # Without a report the program's first process was killed, and it with that.
-    ended = -signal.SIGKILL if limit or not report else os.waitstatus_to_exitcode(int(report))
+    if not limit and not report:
+        # No program reaches the first process of its namespace.
+        return {"lost": "the host killed a program's first process"}
+    ended = -signal.SIGKILL if limit else os.waitstatus_to_exitcode(int(report))
+    if not limit and ended == -signal.SIGKILL and oom_kills() != killed:
+        return {"lost": "the host ran out of memory and killed a program that was within its limits"}
     return {"status": ended, "limit": limit, "seconds": time.monotonic() - begun}
 
 
@@ -143,6 +150,15 @@ def watch(child: int, limits: dict, end: float, files: dict, control: socket.soc
                 return "memory"
     finally:
         os.close(handle)
+
+
+def oom_kills() -> int:
+    """Processes that this host's kernel, or its container's limit, has killed for memory so far; 0 where it does not tell."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0
 
 
 def memory(most: int) -> int:

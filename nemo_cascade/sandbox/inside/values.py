@@ -1,10 +1,15 @@
 """Values as they pass the wall: JSON, with what JSON cannot tell apart (tuples, sets, dicts, bytes) as tagged objects.
 
 No class of either side passes: what comes out is built here from plain types, so that no `__eq__` of a program's making
-is ever called on the host.
+is ever called on the host. Neither is a set or a dict built whose keys were chosen to have one hash, which takes time that grows
+with the square of their number.
 """
 
 import json
+from itertools import groupby
+
+# So many keys may have one hash; among keys of any use two rarely do.
+SAME_HASH = 64
 
 
 def encode(value) -> str:
@@ -51,4 +56,8 @@ def untagged(value):
     items = untagged(items)
     if not isinstance(items, list):
         raise ValueError(f"a {tag} of {type(items).__name__}")
+    if tag in ("set", "dict"):
+        hashes = sorted(hash(key) for key in (items if tag == "set" else [key for key, _ in items]))
+        if max((sum(1 for _ in equal) for _, equal in groupby(hashes)), default=0) > SAME_HASH:
+            raise ValueError(f"a {tag} with more than {SAME_HASH} keys of one hash")
     return {"dict": dict, "tuple": tuple, "set": set, "complex": lambda parts: complex(*parts)}[tag](items)
