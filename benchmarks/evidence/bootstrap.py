@@ -37,11 +37,12 @@ def difference(before: Values, after: Values) -> Values:
 def interval(seeds: list[Values], resamples: int = RESAMPLES) -> list[float]:
     """[mean, low, high]: 95 % by a bootstrap of seeds, and of prompts within each domain of each seed drawn.
 
-    The noise of prompts is in the spread of n seeds already, and would be counted twice [Davison & Hinkley 1997, 3.8]: deviations of
-    drawn prompts are divided by sqrt(n), which leaves what keeps n values from being n steps. The bootstrap of a handful of seeds is too narrow
+    The noise of prompts is in the spread of n seeds already; drawn again in full it would count twice [Davison & Hinkley 1997,
+    section 3.8], so that deviations of drawn prompts are divided by sqrt(n). The bootstrap of a handful of seeds is too narrow
     besides: its spread is that of n - 1 in n, and its quantiles are the normal law's. Both are made up for by quantiles further
-    out, the expanded percentile interval [Hesterberg 2015, "What teachers should know about the bootstrap"]. It is an interval for all seeds there might have
-    been; with one seed alone, for that seed's prompts. Draws are seeded, so the same scores always give the same interval.
+    out: the expanded percentile interval [Hesterberg 2015, "What teachers should know about the bootstrap"]. It is an interval for
+    all seeds that there might have been; with one seed alone, for that seed's prompts. Draws are seeded, so the same scores always
+    give the same interval.
     """
     count, rng = len(seeds), np.random.default_rng(0)
     drawn = rng.integers(count, size=(resamples, count))

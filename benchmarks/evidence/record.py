@@ -25,8 +25,8 @@ FORMAT = 1
 # `stages.validations.FILE`, whose import would bring megatron-core into a process that only waits.
 HISTORY = "validations.json"
 DOMAINS = ("instruction_following", "math", "mcqa")
-# Of the mismatch between sampling and training: mean of exp |log ratio|, share of tokens outside of the band, mean ratio.
-METRICS = ("token_mult_prob_error", "is_oob_ratio", "sampling_importance_ratio")
+# Of the mismatch between sampling and training: mean of exp |log ratio|, mean weight, and where a band is set the share of tokens outside.
+METRICS = ("token_mult_prob_error", "sampling_importance_ratio", "is_oob_ratio")
 
 
 class IncompleteError(ValueError):
@@ -71,7 +71,7 @@ def stage_document(manifest: Manifest, name: str) -> dict:
             {"step": entry["step"], "scores": packed(entry["scores"])}
             for entry in (json.loads(history.read_text()) if history.exists() else [])
         ],
-        "metrics": {key: mean_of(steps, key) for key in METRICS if kind == "rl"},
+        "metrics": {key: mean_of(steps, key) for key in METRICS if f"train/{key}" in steps[-1]},
     }
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/evidence/report.py [--results FOLDER] [--doc docs/evidence.md]
 
-What stands between the markers of the page is replaced; the figure is written beside the page. Nothing here chooses what is told: every
-comparison that the page names beforehand has its row, whatever comes out.
+What stands between the markers of the page is replaced; the figure is written beside the page. Nothing here chooses what is told:
+every comparison that the page names beforehand has its row, whatever comes out.
 """
 
 import argparse
@@ -85,15 +85,26 @@ def generated(documents: list[dict], figure: str) -> str:
     told = [f"Not yet measured: {listed('seed', missing)}."] if missing else []
     if not documents:
         return "\n\n".join(["", *told, ""])
-    told.insert(0, f"Measured: {listed('seed', seeds)}, {len(prompts(documents))} domains of {counts(documents)} validation prompts.")
+    told.insert(0, f"Measured: {listed('seed', seeds)}, {counts(documents)} validation prompts a domain.")
     if len(documents) == 1:
         told.append("**Intervals of a single seed are those of its prompts alone: they say nothing of other seeds.**")
     parts = [
-        "### (a) The cascade or all domains at once", differences(documents, "a"), costs(documents, ("if_rl", "math_rl", "mcqa_rl", "mixed")),
-        "### (b) MOPD, GRPO, a judge's comparisons", differences(documents, "b"), levels(documents), verdict(documents),
-        costs(documents, ("mopd", *curves.TEACHERS.values(), "mixed", "mixed_on", "preferred")), f"![Gains over SFT]({figure})",
-        "### (c) What each stage does to the other domains", matrix(documents), differences(documents, "c"), anchors(documents),
-        "### (d) Ablations of MOPD from SFT", differences(documents, "d"), mismatch(documents),
+        "### (a) The cascade or all domains at once",
+        differences(documents, "a"),
+        costs(documents, ("if_rl", "math_rl", "mcqa_rl", "mixed")),
+        "### (b) MOPD, GRPO, a judge's comparisons",
+        differences(documents, "b"),
+        levels(documents),
+        verdict(documents),
+        costs(documents, ("mopd", *curves.TEACHERS.values(), "mixed", "mixed_on", "preferred")),
+        f"![Gains over SFT]({figure})",
+        "### (c) What each stage does to the other domains",
+        matrix(documents),
+        differences(documents, "c"),
+        anchors(documents),
+        "### (d) Ablations of MOPD from SFT",
+        differences(documents, "d"),
+        mismatch(documents),
     ]
     return "\n\n".join(["", *told, *parts, ""])
 
@@ -153,12 +164,12 @@ def anchors(documents: list[dict]) -> str:
 
 def mismatch(documents: list[dict]) -> str:
     """How far sampling and training were apart in the ablations, means over steps and seeds."""
-    stages = [name for name in documents[0]["stages"] if name.startswith("d_")]
-    rows = [
-        [stage, *(f"{np.mean([document['stages'][stage]['metrics'][name] for document in documents]):.4f}" for name in METRICS)]
-        for stage in stages
-    ]
-    return table(["stage", "mean exp abs log ratio", "tokens outside the band", "mean ratio"], rows)
+    rows = []
+    for stage in (name for name in documents[0]["stages"] if name.startswith("d_")):
+        metrics = [document["stages"][stage]["metrics"] for document in documents]
+        known = [[one[name] for one in metrics if name in one] for name in METRICS]
+        rows.append([stage, *(f"{np.mean(values):.4f}" if values else "-" for values in known)])
+    return table(["stage", "mean exp abs log ratio", "mean weight", "tokens outside the band"], rows)
 
 
 # -------------------------------------------------------------------------------- costs, and the teachers' level
@@ -203,12 +214,14 @@ def verdict(documents: list[dict]) -> str:
                 by_rollouts = first.count(True)
             how = f"{cost}, teachers' own {'counted' if counted else 'not counted'}"
             neither = f", neither in {first.count(None)}" if None in first else ""
-            lines.append(f"- {how}: MOPD first in {first.count(True)} of {len(first)} seeds, not first in {first.count(False)}{neither}")
+            ahead, behind = first.count(True), first.count(False)
+            lines.append(f"- {how}: MOPD first in {ahead} of {len(first)} seeds, not first in {behind}{neither}")
     if len(documents) < len(SEEDS):
         told = f"{len(SEEDS)} seeds are to decide."
     else:
         holds = by_rollouts >= CLAIM * len(documents)
-        told = f"That MOPD reaches its teachers' level in fewer rollouts than GRPO **{'holds' if holds else 'does not hold'}** here by what was fixed beforehand."
+        found = "holds" if holds else "does not hold"
+        told = f"By what was fixed beforehand, that MOPD reaches its teachers' level in fewer rollouts than GRPO **{found}** here."
     return "Who came to the teachers' level first, MOPD or GRPO:\n\n" + "\n".join(lines) + f"\n\n{told}"
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/evidence/run.py --seeds 1 2 3 4 5 --out runs/evidence
 
-Every seed runs in OUT/seed_N. Killed or stopped, the same command goes on: finished seeds are skipped, finished stages too, a stage
-that had begun goes on from its last checkpoint (every 20 steps) with the rollouts that it had drawn. Ctrl-C and SIGTERM let it save where it
-is; who kills this process outright has to end the torchrun that it started, too. What has to be kept is written to --results when a
-seed is done; OUT may be removed then. `report.py` makes tables, curves and docs/evidence.md of the results.
+Every seed runs in OUT/seed_N. Killed or stopped, the same command goes on: finished seeds are skipped, finished stages too, a
+stage that had begun goes on from its last checkpoint (every 20 steps) with the rollouts that it had drawn. Ctrl-C and SIGTERM let
+it save where it is; who kills this process outright has to end the torchrun that it started, too. What has to be kept is written
+to --results when a seed is done; OUT may be removed then. `report.py` makes tables, curves and docs/evidence.md of the results.
 """
 
 import argparse

@@ -17,7 +17,7 @@ import torch
 from nemo_cascade.algorithms import comparison_pairs
 from nemo_cascade.algorithms.genrm import base_rewards
 from nemo_cascade.rollout.types import Group, Rollout
-from nemo_cascade.stages import judge, rl
+from nemo_cascade.stages import rl
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.rewards import Rewards
 from nemo_cascade.stages.rollouts import Sampler
@@ -81,12 +81,12 @@ class PreferenceRewards(Rewards):
 
 
 def preference_rewards(stage: StageRun, policy, engine, alone: bool, *, seed: int) -> PreferenceRewards:
-    """In the place of `judge.make_rewards`."""
-    config, given = stage.config, judge.make_rewards(stage, policy, engine, alone)
+    """In the place of `stages.judge.make_rewards`."""
+    config = stage.config
     return PreferenceRewards(
         policy.tokenizer,
         alone=alone,
-        overlong_reward=given.overlong_reward,
+        overlong=config.grpo.overlong_mode,
         env=config.env,
         seed=seed,
         strategy=config.genrm.comparison_strategy,

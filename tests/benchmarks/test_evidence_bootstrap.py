@@ -1,4 +1,4 @@
-"""The evidence's intervals hold what they say on scores made with a known effect, and curves reach levels only when they stay there."""
+"""The evidence's intervals hold what they say on scores made with a known effect, and curves reach levels where they stay there."""
 
 import sys
 from pathlib import Path

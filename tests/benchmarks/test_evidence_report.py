@@ -14,7 +14,7 @@ from evidence import report as page_of  # noqa: E402
 from evidence.record import DOMAINS  # noqa: E402
 
 PROMPTS = 100
-LAST = {"sft": 0.4, "mixed": 0.7, "mixed_on": 0.8, "mopd": 0.75, "preferred": 0.6, "mcqa_rl": 0.7, "mopd_end": 0.72, "grpo_end": 0.72}
+LAST = {"sft": 0.4, "preferred": 0.6, "mopd_end": 0.72, "grpo_end": 0.72}  # all others 0.7
 
 
 def scores(share: float, domains=DOMAINS) -> dict:
@@ -42,7 +42,8 @@ def document(seed: int, mopd_course=(0.5, 0.69, 0.75), mixed_course=(0.5, 0.6, 0
     """All teachers end at 0.7; by the courses MOPD is there after 2 steps, GRPO after 3."""
     names = {name for part in page_of.COMPARED.values() for _, first, second in part for name in (first, second)}
     made = {name: stage(LAST.get(name, 0.7), [0.5]) for name in sorted(names - {page_of.TEACHERS})}
-    made |= {"sft": stage(0.4, [0.4]), "mopd": stage(0.75, mopd_course), "mixed": stage(0.7, mixed_course), "mixed_on": stage(0.8, [0.8])}
+    made |= {"sft": stage(0.4, [0.4]), "mopd": stage(0.75, mopd_course)}
+    made |= {"mixed": stage(0.7, mixed_course), "mixed_on": stage(0.8, [0.8])}
     for domain, name in curves.TEACHERS.items():
         made[name] = stage(0.7, [0.5, 0.7], DOMAINS if name == "if_rl" else (domain,))
     made["mopd_end"]["teachers"] = {"math": "math_rl"}
