@@ -5,6 +5,7 @@ the arm, after SFT.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def gains(documents: list[dict], arm: str) -> list[tuple[dict[str, float], list[
     ]
 
 
-def draw(documents: list[dict], path) -> None:
+def draw(documents: list[dict], path: Path) -> None:
     """The figure: gain over SFT of every arm, its mean over domains by each cost and each domain by rollouts, with 95 % bands."""
     import matplotlib
 
