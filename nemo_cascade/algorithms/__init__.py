@@ -2,7 +2,7 @@
 
 from nemo_cascade.algorithms.advantages import domain_weights, group_advantages, mopd_advantages
 from nemo_cascade.algorithms.divergence import reverse_kl
-from nemo_cascade.algorithms.filters import OVERLONG, informative_groups, overlong, swe_group_mask
+from nemo_cascade.algorithms.filters import informative_groups, overlong, swe_group_mask
 from nemo_cascade.algorithms.genrm import comparison_pairs, genrm_rewards
 from nemo_cascade.algorithms.losses import (
     aggregated,
@@ -16,7 +16,6 @@ from nemo_cascade.algorithms.losses import (
 from nemo_cascade.algorithms.mismatch import mismatch_metrics, ratio_metrics, weight_metrics
 
 __all__ = [
-    "OVERLONG",
     "aggregated",
     "clipped_policy_gradient_loss",
     "comparison_pairs",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cascade import environments
-from nemo_cascade.algorithms import OVERLONG
 from nemo_cascade.cascade import compute, judge_checks, layout, loss_checks, operation_checks, start_checks
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing, is_slip, join, nearest
 from nemo_cascade.data import demo
@@ -45,7 +44,7 @@ CHOICES = {
     "policy.megatron_cfg.optimizer.optimizer": ("adam",),
     "policy.megatron_cfg.scheduler.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
     "grpo.adv_estimator.name": ("grpo", "opd"),
-    "grpo.overlong": (None, *OVERLONG),
+    "grpo.overlong": (None, "reward_zero", "mask", "keep"),
     "genrm.comparison_strategy": ("all_pairs", "circular"),
     "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop", "seq-mask-tis"),
     # k1 has a gradient of mean 0, so as a loss it would hold nothing in place.

@@ -142,8 +142,9 @@ def _up_to_last(end: str, text: str) -> str:
 
 def _string_parameters(name: str, tools: list[dict] | None) -> set[str]:
     functions = [tool.get("function", tool) for tool in tools or []]
-    properties = next((f.get("parameters", {}).get("properties", {}) for f in functions if f.get("name") == name), {})
-    return {key for key, schema in properties.items() if schema.get("type") == "string"}
+    parameters = next((f.get("parameters") or {} for f in functions if f.get("name") == name), {})
+    properties = (parameters.get("properties") or {}).items()
+    return {key for key, schema in properties if isinstance(schema, dict) and schema.get("type") == "string"}
 
 
 def _json_or_text(text: str):

@@ -134,13 +134,28 @@ def messages_of(row: dict) -> list[dict]:
 
 
 def tools_of(row: dict) -> list[dict] | None:
-    """Tool definitions of a row in chat-completions form ({"type": "function", "function": {...}}), None without any."""
-    tools = row.get("responses_create_params", {}).get("tools") or row.get("tools") or []
+    """Tool definitions of a row in chat-completions form ({"type": "function", "function": {...}}), None without any.
+
+    Raises DataError for what are none.
+    """
+    params = row.get("responses_create_params")
+    tools = (params.get("tools") if isinstance(params, dict) else None) or row.get("tools") or []
+    if not isinstance(tools, list) or not all(map(_is_tool, tools)):
+        raise DataError("tools must be a list of objects, each with the name and perhaps the parameters (a schema) of a function")
     chat = []
     for tool in tools:
         flat = {key: value for key, value in tool.items() if key not in ("type", "strict")}
         chat.append(tool if "function" in tool else {"type": "function", "function": flat})
     return chat or None
+
+
+def _is_tool(tool) -> bool:
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return False
+    parameters = function["parameters"] if function.get("parameters") is not None else {}
+    properties = parameters.get("properties", {}) if isinstance(parameters, dict) else None
+    return isinstance(properties, dict) and all(isinstance(schema, dict | bool) for schema in properties.values())
 
 
 def server_of(row: dict) -> str | None:

@@ -31,7 +31,7 @@ import importlib
 from functools import cache
 from importlib.metadata import entry_points
 
-from nemo_cascade.data.rows import AGENT_SUFFIX, environment_of
+from nemo_cascade.data.rows import AGENT_SUFFIX, DataError, environment_of
 from nemo_cascade.environments.response import answer_of, response_of
 
 OURS = (
@@ -49,6 +49,8 @@ OURS = (
     "genrm",
 )
 GROUP = "nemo_cascade.environments"
+# What a row with values of other types than expected makes Python raise.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 __all__ = [
     "AGENT_SUFFIX",
@@ -121,9 +123,17 @@ def in_threads(name: str) -> bool:
 
 
 def row_problem(row: dict) -> str | None:
-    """What keeps the row's own environment from verifying a reply to it, None when nothing is known to."""
+    """What keeps the row's own environment from verifying a reply to it, None when nothing is known to. Never raises for a row.
+
+    A row is somebody's file: where a value is of a type that nobody thought of, what Python says of it is told.
+    """
     problem = getattr(get(environment_of(row)), "problem", None)
-    return problem(row) if problem is not None else None
+    try:
+        return problem(row) if problem is not None else None
+    except DataError as error:
+        return str(error)
+    except MALFORMED as error:
+        return f"it is not as rows of {environment_of(row)} are: {type(error).__name__}: {error}"
 
 
 def needs_judge(row: dict) -> bool:

@@ -41,10 +41,11 @@ def least(row: dict) -> float:
 def problem(row: dict) -> str | None:
     """What keeps an answer to the row from being checked."""
     expected = row.get("expected_scores")
-    try:
-        decided = Comparison(**{key: float(value) for key, value in expected.items()}).first_wins != 0.5
-    except (AttributeError, TypeError, ValueError):
+    if not isinstance(expected, dict) or expected.keys() != FIELDS.keys() or not all(map(_is_number, expected.values())):
         return "no expected_scores with score_1, score_2 and ranking (numbers)"
+    if not all(min(allowed) <= expected[key] <= max(allowed) for key, allowed in FIELDS.items()):
+        return "expected_scores are not from 1 to 5, or their ranking not from 1 to 6"
+    decided = Comparison(**expected).first_wins != 0.5
     if row.get("grading_mode", "agreement") not in ("agreement", "distance"):
         return f"grading_mode is agreement or distance, not {row['grading_mode']!r}"
     return None if decided else "expected_scores prefers neither reply, so no judge could agree with it"
@@ -65,3 +66,7 @@ def verify(row: dict, response: dict) -> dict:
     else:
         reward = float(agrees)
     return {"reward": reward, "score_error": off / 2, "readable": said.readable, "agrees": agrees}
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -71,6 +71,8 @@ def problem(row: dict) -> str | None:
     if not isinstance(row.get("question"), str) or not isinstance(row.get("metadata"), dict):
         return "no question (a text) or no metadata (an object with source_dataset)"
     name = row["metadata"].get("source_dataset")
+    if not isinstance(name, str):
+        return f"metadata.source_dataset {name!r} is no name of a data set"
     if name in FAULTY:
         return f"metadata.source_dataset {name!r} cannot be trained on: {FAULTY[name]}"
     if not isinstance(row.get("answer"), str):

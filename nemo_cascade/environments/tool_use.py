@@ -48,7 +48,8 @@ def problem(row: dict) -> str | None:
     unknown = [name for name in offered(row) if name not in PARAMETERS]
     if unknown or not offered(row):
         return f"tools must be some of {', '.join(PARAMETERS)}, not {', '.join(map(repr, unknown)) or 'none'}"
-    items = (row.get("initial_state") or {}).get("items")
+    state = row.get("initial_state")
+    items = state.get("items") if isinstance(state, dict) else None
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         return "no initial_state (an object with items, a list of texts)"
     calls = row.get("expected_calls")

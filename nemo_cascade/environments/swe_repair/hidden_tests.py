@@ -109,13 +109,19 @@ def by_pytest(row: dict) -> bool:
 
 
 def problem(row: dict, files: Files) -> str | None:
-    """What keeps the row's tests from being run."""
+    """What keeps the row's tests from being run. Raises ValueError saying so, too."""
     failing, passing = names_of(row)
     if not failing:
         return 'no fail_to_pass (a list of "path::function"; pass_to_pass likewise, which may be empty)'
+    tests = row.get("tests")
+    if tests is not None and not (isinstance(tests, dict) and all(isinstance(text, str) for text in tests.values())):
+        return "tests must be an object {path: text}"
+    if not isinstance(row.get("test_patch"), str | None):
+        return "test_patch must be a text"
+    # Raises ValueError for a path that leads out of the folder.
+    Program("python", "", files={**files, **(tests or {})})
     if not by_pytest(row):
-        tests = row.get("tests")
-        if not isinstance(tests, dict) or not tests or not all(isinstance(text, str) for text in tests.values()):
+        if not tests:
             return "no tests (an object {path: text})"
         for name in failing + passing:
             path, _, function = name.partition("::")
