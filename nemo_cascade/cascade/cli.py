@@ -8,6 +8,7 @@ process group exists. Under torchrun only rank 0 speaks.
 import json as json_format
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -255,7 +256,7 @@ def pack(
 def gym_serve(
     names: Annotated[Optional[list[str]], typer.Argument(metavar="ENVIRONMENT...", help="Which; all without any")] = None,
     host: Annotated[str, typer.Option(help="The address to listen at; whoever reaches it can have replies verified")] = "127.0.0.1",
-    port: int = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     workers: Annotated[int, typer.Option(help="Processes that verify; 0: one a core")] = 0,
 ) -> None:
     """Serve environments as NeMo Gym's resources servers do: POST http://host:port/<environment>/verify."""
@@ -265,12 +266,18 @@ def gym_serve(
     from nemo_cascade.environments.serve import application
 
     served = names or environments.verifying()
+    # Before anything is loaded, and before it is said that something is served.
     try:
-        app = application(served, workers)
-    except KeyError as error:
-        refuse([error.args[0]])
-    print(f"serving {', '.join(served)} at http://{host}:{port}/<environment>/verify")
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+        listening = socket.create_server((host, port))
+    except OSError as error:
+        refuse([f"--host {host} --port {port}: {os.strerror(error.errno) if error.errno else error}; choose another --port"])
+    with listening:
+        try:
+            app = application(served, workers)
+        except KeyError as error:
+            refuse([error.args[0]])
+        print(f"serving {', '.join(served)} at http://{host}:{listening.getsockname()[1]}/<environment>/verify", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 
 @app.command()

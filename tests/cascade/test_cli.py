@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -174,3 +175,11 @@ def test_pack_refuses_a_document_longer_than_a_pack_in_a_line_a_document_and_lea
     assert "Traceback" not in done.stderr and not (tmp_path / "packed").exists()
     done = module(*command, "--on-too-long", "skip", cwd=tmp_path)
     assert done.returncode == 0 and "left out: 1 documents longer than a pack and 0 bad rows" in done.stdout
+
+
+def test_a_port_in_use_is_told_before_anything_is_served(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = module("gym-serve", "math", "--port", str(port), cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"--port {port}: Address already in use; choose another --port" in done.stderr and "Traceback" not in done.stderr
