@@ -270,7 +270,7 @@ def gym_serve(
     try:
         listening = socket.create_server((host, port))
     except OSError as error:
-        refuse([f"--host {host} --port {port}: {os.strerror(error.errno) if error.errno else error}; choose another --port"])
+        refuse([f"--host {host} --port {port}: {error.strerror or error}; choose another"])
     with listening:
         try:
             app = application(served, workers)
