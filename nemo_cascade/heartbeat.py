@@ -7,6 +7,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -50,6 +51,11 @@ def beat() -> None:
     """Something came to its end: a token of all sequences, a verdict, a microbatch."""
     global _moved
     _moved = time.monotonic()
+
+
+def forget(run_dir: Path) -> None:
+    """Removes what an earlier start of a run has written: where that was is not where this one is."""
+    shutil.rmtree(Path(run_dir) / FOLDER, ignore_errors=True)
 
 
 def still_for() -> float:

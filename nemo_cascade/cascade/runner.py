@@ -74,12 +74,14 @@ def run(
     try:
         state.refuse_unwritable([Path(cascade.run_dir)])
         on_rank_0(lock.take)
-        manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage, redo))
-        state.refuse_unwritable([manifest.directory(name) for name in plan.run])
-        state.refuse_damaged(manifest, state.read_by(cascade, manifest, plan.run))
-        known, noted = check_rows(cascade, plan.run)
-        on_rank_0(lambda: refuse_absent_judges(cascade, plan.run))
-        agreed = on_rank_0(lambda: agreement_of_endpoint(cascade)) if plan.run else None
+        # What is asked to stop here has nothing to save, but says that it shall go on.
+        with Interruption(Path(cascade.run_dir), parallel.rank()):
+            manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage, redo))
+            state.refuse_unwritable([manifest.directory(name) for name in plan.run])
+            state.refuse_damaged(manifest, state.read_by(cascade, manifest, plan.run))
+            known, noted = check_rows(cascade, plan.run)
+            on_rank_0(lambda: refuse_absent_judges(cascade, plan.run))
+            agreed = on_rank_0(lambda: agreement_of_endpoint(cascade)) if plan.run else None
     except Exception:
         # Raised on every rank alike, so that every rank can leave and none is left behind with a traceback.
         parallel.shutdown()
@@ -120,6 +122,7 @@ def begin(
     # The plan first: it refuses changed settings, and rewriting the rows of finished stages could not be undone.
     check_model_overrides(cascade)
     plan = make_plan(cascade, manifest, only, from_stage, redo)
+    heartbeat.forget(manifest.run_dir)
     judge_again(cascade, manifest)
     refuse_stopped(cascade, manifest, [name for name in concerned(cascade, only) if name != only])
     state.remove_stale(manifest.run_dir)

@@ -130,9 +130,26 @@ IN_STEPS = """
 """
 
 
+BEFORE_STAGES = """
+import sys, time
+from nemo_cascade.cascade import runner
+from nemo_cascade.cascade.compose import compose_config
+from nemo_cascade.cascade.config import load_config
+def reading(*_):
+    print("ready", flush=True)
+    time.sleep(600)
+runner.check_rows = reading
+paths = [f"cascade.run_dir={sys.argv[1]}", f"cascade.demo_data.path={sys.argv[1]}/data"]
+runner.run(load_config(compose_config("smoke", paths), 1))
+"""
+
+
 def left(tmp_path, body, *signals, setup=""):
     """(exit code, output, standard error) of a process that gets these signals, each after a line it writes."""
-    program = WAITING.format(setup=setup, body=body.strip())
+    return left_by(WAITING.format(setup=setup, body=body.strip()), tmp_path, *signals)
+
+
+def left_by(program, tmp_path, *signals):
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -149,6 +166,15 @@ def test_a_signal_between_stages_ends_at_once_with_code_75_and_a_note(tmp_path):
     assert (code, out) == (75, "ready\n")
     assert err == "nemo-cascade: SIGTERM: stopped; the same command goes on from what is on disk\n"
     assert json.loads((tmp_path / FILE).read_text())["why"] == "SIGTERM"
+
+
+def test_a_run_that_still_reads_its_rows_ends_so_too_and_its_last_place_is_forgotten(tmp_path):
+    (tmp_path / "heartbeats").mkdir()
+    (tmp_path / "heartbeats" / "rank_0.json").write_text('{"stage": "an earlier start\'s"}')
+    code, out, err = left_by(BEFORE_STAGES, tmp_path, signal.SIGTERM)
+    assert (code, out) == (75, "ready\n") and err.endswith("SIGTERM: stopped; the same command goes on from what is on disk\n")
+    assert json.loads((tmp_path / FILE).read_text())["why"] == "SIGTERM"
+    assert not (tmp_path / "heartbeats").exists()
 
 
 def test_a_second_signal_ends_at_once(tmp_path):
