@@ -112,6 +112,5 @@ def test_scores_of_prompts_are_kept_whether_right_or_wrong_or_graded():
 
 
 def test_the_figure_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
     curves.draw([document(1), document(2)], tmp_path / "evidence.png")
     assert (tmp_path / "evidence.png").stat().st_size > 10_000
