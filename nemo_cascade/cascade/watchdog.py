@@ -24,6 +24,7 @@ class Watchdog:
         self.run_dir, self.timeout = Path(run_dir), 60 * minutes
         self.claim = self.run_dir / heartbeat.FOLDER / "hangs.txt"
         self.heart = heartbeat.Heart(run_dir, rank, ranks, min(heartbeat.SECONDS, self.timeout / 10), self.look)
+        self._hung_before = False
 
     def __enter__(self) -> "Watchdog":
         if self.heart.rank == 0:
@@ -35,11 +36,11 @@ class Watchdog:
         self.heart.__exit__(*exception)
 
     def look(self) -> None:
-        """In the heartbeat's thread."""
-        if heartbeat.still_for() < self.timeout:
-            return
+        """In the heartbeat's thread. Only what hangs at two looks in a row does: a run that is suspended while it writes its heartbeat
+        has not moved at the first look after, and the heartbeat tells the suspension before the second."""
         beats, now = heartbeat.read(self.run_dir), time.time()
-        if not beats or min(heartbeat.unmoved(beat, now) for beat in beats) < self.timeout:
+        before, self._hung_before = self._hung_before, self._hangs(beats, now)
+        if not (before and self._hung_before):
             return
         told = "\n".join(report(beats, now, self.timeout))
         if self._is_first(told):
@@ -49,6 +50,11 @@ class Watchdog:
         # Whoever starts the processes ends all of them with the first; the others must get their stacks out before.
         time.sleep(3 * self.heart.seconds)
         os._exit(EXIT_HANGS)
+
+    def _hangs(self, beats: list[dict | None], now: float) -> bool:
+        if heartbeat.still_for() < self.timeout or not beats:
+            return False
+        return min(heartbeat.unmoved(beat, now) for beat in beats) >= self.timeout
 
     def _is_first(self, told: str) -> bool:
         """One rank speaks for all, the first to write this file."""

@@ -30,7 +30,7 @@ def verify_for_ever():
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 dist.barrier()
-with Watchdog(Path(sys.argv[1]), rank, 2, minutes=3 / 60):
+with Watchdog(Path(sys.argv[1]), rank, 2, minutes={seconds} / 60):
     heartbeat.at("start", stage="math_rl", number=2, stages=3, steps=9)
     for step in (1, 2):
         heartbeat.at("rollouts", step=step)
@@ -46,10 +46,10 @@ print("came through")
 """
 
 
-def world(tmp_path, body):
-    """The two processes, started."""
+def world(tmp_path, body, seconds=3):
+    """The two processes, started; seconds: their watchdog's timeout."""
     environment = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), WORLD_SIZE="2", OMP_NUM_THREADS="1")
-    program = RANK.replace("{body}", body)
+    program = RANK.replace("{body}", body).replace("{seconds}", str(seconds))
     return [
         subprocess.Popen(
             [sys.executable, "-c", program, str(tmp_path)],
@@ -92,16 +92,19 @@ def test_a_rank_that_is_stopped_is_told_from_one_that_waits(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_was_suspended_as_a_whole_goes_on(tmp_path):
-    (only, other) = world(tmp_path, "print('here', flush=True); time.sleep(10); dist.barrier()")
+    # They stay at one place for much longer than the timeout, but most of it suspended. Naps: not every kernel counts a suspension
+    # as part of a sleep.
+    naps = "until = time.monotonic() + 42; [time.sleep(0.1) for _ in iter(lambda: time.monotonic() < until, False)]"
+    (only, other) = world(tmp_path, f"print('here', flush=True); {naps}; dist.barrier()", seconds=15)
     try:
         for process in (only, other):
             assert process.stdout.readline() == "here\n"
-        for number, seconds in ((signal.SIGSTOP, 9), (signal.SIGCONT, 0)):
+        for number, seconds in ((signal.SIGSTOP, 40), (signal.SIGCONT, 0)):
             for process in (only, other):
                 process.send_signal(number)
             time.sleep(seconds)
-        ended = [(process.communicate(timeout=200)[0], process.returncode) for process in (only, other)]
-        assert ended == [("came through\n", 0)] * 2
+        ended = [(*process.communicate(timeout=200), process.returncode) for process in (only, other)]
+        assert [(out, code) for out, _, code in ended] == [("came through\n", 0)] * 2, ended
     finally:
         for process in (only, other):
             process.kill()

@@ -17,6 +17,9 @@ from nemo_cascade.environments.serve import application
 from nemo_cascade.environments.workers import Verifiers
 from tests.environments.plugin import plugin  # noqa: F401 - a fixture
 
+# The first request waits for its verifier's process to start, which takes long on a busy machine.
+CALLER = httpx.Client(timeout=120)
+
 
 @contextlib.contextmanager
 def serving(names):
@@ -82,7 +85,7 @@ RIGHT, WRONG = (environments.response_of(f"so</think>\\boxed{{{n}}}") for n in (
 
 def test_the_same_row_and_reply_earn_the_same_here_and_over_http():
     with serving(["math", "mcqa"]) as url, Verifiers(1) as here:
-        assert httpx.get(url).json() == {"environments": ["math", "mcqa"]}
+        assert CALLER.get(url).json() == {"environments": ["math", "mcqa"]}
         pairs = [(ROW, RIGHT), (ROW, WRONG)] * 20
         assert GymClient(f"{url}/math/").verify_all(pairs) == here.verify(pairs)
         for row, reply, reward in environments.get("mcqa").EXAMPLES:
@@ -93,11 +96,11 @@ def test_the_same_row_and_reply_earn_the_same_here_and_over_http():
 def test_a_verdict_has_the_whole_body_as_gyms_has():
     with serving(["math"]) as url:
         sent = {**ROW, "id": 3, "response": complete(RIGHT)}
-        told = httpx.post(f"{url}/math/verify", json=sent).json()
+        told = CALLER.post(f"{url}/math/verify", json=sent).json()
         assert told.items() >= sent.items() and told["reward"] == 1.0
-        assert httpx.post(f"{url}/math/seed_session", json={}).json() == {}
+        assert CALLER.post(f"{url}/math/seed_session", json={}).json() == {}
         verdicts = {"verify_responses": [told, {**told, "reward": 0.0}]}
-        assert httpx.post(f"{url}/math/aggregate_metrics", json=verdicts).json()["agent_metrics"]["mean/reward"] == 0.5
+        assert CALLER.post(f"{url}/math/aggregate_metrics", json=verdicts).json()["agent_metrics"]["mean/reward"] == 0.5
 
 
 def test_a_request_that_is_none_is_refused_with_a_reason():
@@ -108,10 +111,10 @@ def test_a_request_that_is_none_is_refused_with_a_reason():
     with serving(["math"]) as url:
         for body in bodies:
             for path in ("verify", "aggregate_metrics"):
-                answer = httpx.post(f"{url}/math/{path}", content=body.encode("latin-1"))
+                answer = CALLER.post(f"{url}/math/{path}", content=body.encode("latin-1"))
                 assert answer.status_code == 422 and "wanted" in answer.json()["detail"] or "mend" in answer.json()["detail"]
         huge = '{"verify_responses": [{"reward": 1e308}, {"reward": 1e308}, {"reward": 1e308}]}'
-        assert httpx.post(f"{url}/math/aggregate_metrics", content=huge).status_code == 422
+        assert CALLER.post(f"{url}/math/aggregate_metrics", content=huge).status_code == 422
 
 
 def test_a_reply_that_hangs_its_verifier_is_answered_and_so_is_the_next(plugin):
@@ -188,7 +191,7 @@ def test_lone_surrogates_of_a_reply_go_both_ways(plugin):
     with serving([plugin]) as url:
         assert GymClient(f"{url}/{plugin}").verify({"note": "\udfff"}, said)["reward"] == 1.0
         # As a client sends it that escapes them.
-        told = httpx.post(f"{url}/{plugin}/verify", content=json.dumps({"response": said}))
+        told = CALLER.post(f"{url}/{plugin}/verify", content=json.dumps({"response": said}))
     assert told.status_code == 200
     assert told.json()["response"]["output"][0]["content"][0]["text"] == "fine ?\x00"
 
