@@ -127,13 +127,17 @@ def row_problem(row: dict) -> str | None:
 
     A row is somebody's file: where a value is of a type that nobody thought of, what Python says of it is told.
     """
-    problem = getattr(get(environment_of(row)), "problem", None)
+    try:
+        name = environment_of(row)
+        problem = getattr(get(name), "problem", None)
+    except (DataError, KeyError) as error:
+        return error.args[0]
     try:
         return problem(row) if problem is not None else None
     except DataError as error:
         return str(error)
     except MALFORMED as error:
-        return f"it is not as rows of {environment_of(row)} are: {type(error).__name__}: {error}"
+        return f"it is not as rows of {name} are: {type(error).__name__}: {error}"
 
 
 def needs_judge(row: dict) -> bool:

@@ -85,7 +85,9 @@ def problem(row: dict) -> str | None:
         return f"ground_truth has {len(calls)} calls; at most {MAX_CALLS} are made"
     unknown = [name for name in _offered(row) if name not in TOOLS]
     if unknown or not _offered(row):
-        return f"responses_create_params.tools must be some of ours, not {', '.join(map(repr, unknown)) or 'none'}"
+        offered = ", ".join(map(repr, unknown)) if unknown else "no tool"
+        some = ", ".join(sorted(TOOLS)[:3])
+        return f"responses_create_params.tools offers {offered}; it must offer some of the {len(TOOLS)} tools there are: {some}, ..."
     if source_of(row) is None:
         return f"nothing says which data its calls are for: set {VARIABLE} to their folder, or the row's {ROW_KEY}"
     try:
