@@ -74,6 +74,7 @@ AT_LEAST_ONE = (
     "grpo.num_prompts_per_step",
     "grpo.num_generations_per_prompt",
     "grpo.dynamic_sampling_max_gen_batches",
+    "grpo.max_rollout_turns",
     "genrm.judge_max_new_tokens",
     "env.nemo_gym.concurrency",
 )
@@ -238,6 +239,8 @@ def sampling_problems(cascade: "CascadeConfig") -> Iterator[str]:
         yield f"cascade.validation.num_prompts: must be >= 0 (0: no validation), got {validation.num_prompts}"
     if validation.num_samples < 1:
         yield f"cascade.validation.num_samples: must be >= 1, got {validation.num_samples}"
+    if validation.max_rollout_turns < 1:
+        yield f"cascade.validation.max_rollout_turns: must be >= 1, got {validation.max_rollout_turns}"
     if validation.temperature < 0:
         yield f"cascade.validation.temperature: must be >= 0, got {validation.temperature}"
     if not 0 < validation.top_p <= 1:

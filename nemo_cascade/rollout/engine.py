@@ -4,6 +4,7 @@ Stepped, because agents and slow rewards need to act between steps. Under tensor
 the same requests in the same order; `generate_global` does so for a batch that all ranks know.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch.distributed as dist
@@ -43,12 +44,16 @@ def generate(engine: RolloutEngine, requests: list[Request], params: SamplingPar
     return [finished[request.prompt_id, request.sample] for request in requests]
 
 
-def generate_global(engine: RolloutEngine, requests: list[Request], params: SamplingParams) -> list[Rollout]:
-    """Every rank passes the same requests and gets all rollouts, in request order; data-parallel ranks share the work."""
+def generate_global(
+    engine: RolloutEngine, requests: list[Request], params: SamplingParams, run: Callable = generate
+) -> list[Rollout]:
+    """Every rank passes the same requests and gets all rollouts, in request order; data-parallel ranks share the work.
+
+    run: what a rank does with its share, as `generate`."""
     group = parallel_state.get_data_parallel_group()
     size, rank = group.size(), group.rank()
     mine = share(requests, size)[rank]
-    rollouts = generate(engine, mine, params)
+    rollouts = run(engine, mine, params)
     if size > 1:
         parts: list = [None] * size
         dist.all_gather_object(parts, rollouts, group=group)

@@ -30,7 +30,12 @@ class Request:
 
 @dataclass
 class Rollout:
-    """One sampled reply. `response` ends in its stop token when finish_reason is "stop"; `logprobs` is as long as it."""
+    """One sampled reply, or a conversation with tools: all that follows the prompt, token by token as it was sampled or told.
+
+    `response` ends in its stop token unless finish_reason is "length"; "turns" is the end of one whose last turn called a tool and
+    was the last allowed. `logprobs` is as long as it. own [len(response)]: 1 for tokens that the model wrote, 0 for what it was
+    told, whose log-probs are 0; None where all are its own.
+    """
 
     prompt_id: str
     sample: int
@@ -40,6 +45,12 @@ class Rollout:
     finish_reason: str
     reward: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    own: list[int] | None = None
+
+    @property
+    def written(self) -> list[int]:
+        """`own`, spelled out."""
+        return self.own if self.own is not None else [1] * len(self.response)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Rewards of sampled groups: verifiers for most rows, a judge for rows whose replies can only be compared."""
 
+import itertools
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -10,13 +11,13 @@ import torch
 
 from nemo_cascade import environments
 from nemo_cascade.algorithms import overlong
-from nemo_cascade.data.rows import DataError, environment_of
+from nemo_cascade.data.rows import DataError, environment_of, tools_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.environments.endpoint import Endpoint
 from nemo_cascade.environments.gym import GymClient
 from nemo_cascade.environments.judged import judge_all
 from nemo_cascade.environments.workers import Verifiers
-from nemo_cascade.rollout.types import Group, Rollout
+from nemo_cascade.rollout.types import Group, Rollout, SamplingParams
 from nemo_cascade.stages.config import EnvConfig
 from nemo_cascade.stages.prompts import thinking
 
@@ -74,7 +75,7 @@ class Rewards:
         verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer, self.env, self.judges, spare), groups)
         for group, of_group in zip(groups, verdicts):
             for rollout, verdict in zip(group.rollouts, of_group):
-                rollout.info = {key: value for key, value in verdict.items() if key != "reward"}
+                rollout.info |= {key: value for key, value in verdict.items() if key != "reward"}
                 rollout.reward = float(verdict["reward"])
 
 
@@ -90,7 +91,7 @@ def verify_all(
     By servers of NeMo Gym where the config names one for the environment, else by worker processes and then by the
     environment's judge, if there is one. spare_cut: no judge is asked about what was cut at the length limit.
     """
-    texts = [[reply_text(rollout, tokenizer) for rollout in group.rollouts] for group in groups]
+    texts = [[spoken(rollout, tokenizer) for rollout in group.rollouts] for group in groups]
     asked = [(number, text) for number, said in enumerate(texts) for text in dict.fromkeys(said)]
     judged = {
         (number, text)
@@ -136,12 +137,32 @@ def judged_where_asked(pairs: list[tuple[dict, dict]], verdicts: list[dict], jud
 verifiers = cache(Verifiers)
 
 
-def response_pair(row: dict, text: str) -> tuple[dict, dict]:
-    """A row and what was said to it as a response."""
-    return row, environments.response_of(text, thinking(row))
+def response_pair(row: dict, texts: tuple[str, ...]) -> tuple[dict, dict]:
+    """A row and what was said to it, as `spoken`, as a response."""
+    if len(texts) == 1:
+        return row, environments.response_of(texts[0], thinking(row))
+    return row, environments.response_of_turns(texts, thinking(row), tools_of(row))
+
+
+def spoken(rollout: Rollout, tokenizer) -> tuple[str, ...]:
+    """The texts of a rollout, the model's and what it was told in turn: one, where no tool was called. Stop tokens are left out."""
+    if rollout.own is None:
+        return (reply_text(rollout, tokenizer),)
+    texts, start = [], 0
+    for own, tokens in itertools.groupby(rollout.own):
+        end = start + len(list(tokens))
+        text = rollout.response[start:end]
+        if own and text[-1] in SamplingParams.stop_ids:
+            text = text[:-1]
+        texts.append(decoded(text, tokenizer))
+        start = end
+    return tuple(texts)
 
 
 def reply_text(rollout: Rollout, tokenizer) -> str:
     """What the model wrote, without its stop token; special tokens such as </think> stay, because verifiers need them."""
-    tokens = rollout.response[:-1] if rollout.finish_reason == "stop" else rollout.response
+    return decoded(rollout.response if rollout.finish_reason == "length" else rollout.response[:-1], tokenizer)
+
+
+def decoded(tokens: list[int], tokenizer) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)

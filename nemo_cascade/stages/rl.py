@@ -43,7 +43,8 @@ def run(stage: StageRun) -> None:
     engine = make_engine(policy)
     rewards = make_rewards(stage, policy, engine, alone=distil)
     watch, traces = Stopwatch(), Traces(stage, policy.tokenizer)
-    sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed, watch=watch)
+    turns = config.grpo.max_rollout_turns
+    sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed, watch=watch, turns=turns)
     domains, full = list(config.data.train), distil and config.grpo.adv_estimator.full_vocabulary
     loss = make_full_vocabulary_loss(config.loss_fn, domains) if full else make_loss(config.loss_fn, distil, domains)
     if distil and policy.step == 0:
@@ -141,7 +142,7 @@ def distillation_samples(groups: list[Group], config) -> list[Sample]:
     if shares:
         amounts = dict.fromkeys(domains, 0)
         for (domain, rollout), kept in zip(pairs, trained):
-            amounts[domain] += kept * (len(rollout.response) if config.loss_fn.token_level_loss else 1)
+            amounts[domain] += kept * (sum(rollout.written) if config.loss_fn.token_level_loss else 1)
         weights |= domain_weights(amounts, shares)
     return [
         rollout_sample(rollout, kept, domain=domains.index(domain), domain_weight=weights[domain])
@@ -150,11 +151,11 @@ def distillation_samples(groups: list[Group], config) -> list[Sample]:
 
 
 def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:
-    """prompt + response; loss on the response (its stop token included), prompts carry zeros."""
+    """prompt + response; loss on what the model wrote of it (its stop tokens included), prompts carry zeros."""
     prompt, response = len(rollout.prompt), len(rollout.response)
     return Sample(
         tokens=rollout.prompt + rollout.response,
-        loss_mask=[0] * prompt + [int(trained)] * response,
+        loss_mask=[0] * prompt + [int(trained) * own for own in rollout.written],
         fields={
             "sampling_logprobs": [0.0] * prompt + rollout.logprobs,
             **{name: [0.0] * prompt + [value] * response for name, value in constant_fields.items()},

@@ -26,7 +26,15 @@ def score_policy(
     heartbeat.at("validation")
     prompts = [prompt for domain in domains.values() for prompt in render(domain, policy.tokenizer, policy.config)]
     engine = make_engine(policy)
-    groups = sample_groups(policy, engine, prompts, num_samples, seed=seed, generation=stage.config.policy.generation)
+    groups = sample_groups(
+        policy,
+        engine,
+        prompts,
+        num_samples,
+        seed=seed,
+        generation=stage.config.policy.generation,
+        turns=stage.config.grpo.max_rollout_turns,
+    )
     make_rewards(stage, policy, engine, alone=True).fill(groups)
     scores = {}
     for name in domains:

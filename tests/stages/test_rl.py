@@ -164,7 +164,7 @@ def test_rewards_that_differ_in_single_precision_only_are_informative():
 def test_every_draw_has_noise_of_its_own_and_is_replayed_with_its_rewards_from_its_own_file(tmp_path, monkeypatch):
     seeds, rewarded = [], []
 
-    def sampled(policy, engine, prompts, group_size, seed):
+    def sampled(policy, engine, prompts, group_size, seed, turns):
         seeds.append(seed)
         return [group([None, None]) for _ in prompts]
 
