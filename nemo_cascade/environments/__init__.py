@@ -45,6 +45,7 @@ OURS = (
     "long_context",
     "code_gen",
     "swe_repair",
+    "swe_agentic",
     "genrm_compare",
     "genrm",
 )

@@ -18,7 +18,8 @@ from megatron.core import parallel_state
 from nemo_cascade import heartbeat
 from nemo_cascade.rollout.engine import RolloutEngine
 from nemo_cascade.rollout.protocol import ToolProtocol
-from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
+from nemo_cascade.rollout.types import FAILED, Request, Rollout, SamplingParams
+from nemo_cascade.sandbox import SandboxError
 
 # Characters of an answer that a model sees; of a longer one its beginning and its end.
 MAX_ANSWER = 20_000
@@ -30,7 +31,11 @@ PAUSE = 0.002
 
 
 class Session(Protocol):
-    """What an environment gives a conversation (its `session(row)`)."""
+    """What an environment gives a conversation (its `session(row)`).
+
+    It may have `finished`, true once the model has said that it is done, and `outcome()`, what its verifier is given beside the
+    reply, as JSON. A call that raises SandboxError is the host's failure and ends the conversation; others are told to the model.
+    """
 
     tools: list[dict]
     max_steps: int
@@ -70,6 +75,8 @@ class Conversation:
     answers: list[str] | None = None
     finish_reason: str | None = None
     errors: int = 0
+    failed: str | None = None
+    finished: bool = False
 
     def next_request(self) -> Request:
         return Request(self.request.prompt_id, self.request.sample, (*self.request.prompt, *self.response))
@@ -84,7 +91,13 @@ class Conversation:
         self.own += [own] * len(tokens)
 
     def rollout(self) -> Rollout:
-        info = {"turns": self.turns, "tool_calls": self.calls, "tool_errors": self.errors} if self.session is not None else {}
+        info: dict = {}
+        if self.session is not None:
+            info = {"turns": self.turns, "tool_calls": self.calls, "tool_errors": self.errors}
+            if self.finish_reason in FAILED:
+                info["verifier_error"] = self.failed or "a tool took too long"
+            elif hasattr(self.session, "outcome"):
+                info["outcome"] = self.session.outcome()
         return Rollout(
             prompt_id=self.request.prompt_id,
             sample=self.request.sample,
@@ -153,6 +166,9 @@ def _call(conversation: Conversation, calls: list[dict], room: threading.Semapho
         for call in calls:
             try:
                 answers.append(shortened(str(conversation.session.call(call["name"], call["arguments"]))))
+            except SandboxError as error:
+                conversation.failed = f"{type(error).__name__}: {error}"
+                break
             except Exception as error:  # noqa: BLE001 - whatever a tool does, the model is told and the step goes on
                 conversation.errors += 1
                 answers.append(shortened(f"Error: {type(error).__name__}: {error}"))
@@ -165,7 +181,7 @@ def answered(waiting: dict[tuple[str, int], Conversation], talk: Talk) -> list[C
         return []
     now = time.monotonic()
     ready = {
-        key: (conversation.answers, conversation.errors)
+        key: (conversation.answers, conversation.errors, conversation.failed, getattr(conversation.session, "finished", False))
         for key, conversation in waiting.items()
         if conversation.answers is not None or now - conversation.since > talk.timeout
     }
@@ -175,9 +191,10 @@ def answered(waiting: dict[tuple[str, int], Conversation], talk: Talk) -> list[C
         dist.broadcast_object_list(box, parallel_state.get_tensor_model_parallel_src_rank(), group=group)
         ready = box[0]
     done = []
-    for key, (answers, errors) in ready.items():
+    for key, (answers, errors, failed, finished) in ready.items():
         conversation = waiting.pop(key)
-        conversation.answers, conversation.errors = answers, errors
+        conversation.answers, conversation.errors, conversation.failed = answers, errors, failed
+        conversation.finished = finished
         done.append(conversation)
     return done
 
@@ -186,6 +203,10 @@ def go_on(engine: RolloutEngine, conversation: Conversation, params: SamplingPar
     """Tells a conversation what its tools said and asks for its next turn, where there is one to come."""
     if conversation.answers is None:
         conversation.finish_reason, conversation.errors = "tool_timeout", conversation.errors + 1
+    elif conversation.failed is not None:
+        conversation.finish_reason = "tool_failed"
+    elif conversation.finished:
+        conversation.finish_reason = "stop"
     elif conversation.turns >= min(talk.turns, conversation.session.max_steps):
         conversation.finish_reason = "turns"
     else:

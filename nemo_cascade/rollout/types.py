@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+# Ends of a rollout that are no doing of its model: its tools did not answer. Nothing is learned from it.
+FAILED = ("tool_timeout", "tool_failed")
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are drawn. The noise of a token depends on (seed, prompt_id, sample, position) and nothing else.

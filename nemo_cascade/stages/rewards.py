@@ -1,6 +1,7 @@
 """Rewards of sampled groups: verifiers for most rows, a judge for rows whose replies can only be compared."""
 
 import itertools
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from nemo_cascade.environments.endpoint import Endpoint
 from nemo_cascade.environments.gym import GymClient
 from nemo_cascade.environments.judged import judge_all
 from nemo_cascade.environments.workers import Verifiers
-from nemo_cascade.rollout.types import Group, Rollout, SamplingParams
+from nemo_cascade.rollout.types import FAILED, Group, Rollout, SamplingParams
 from nemo_cascade.stages.config import EnvConfig
 from nemo_cascade.stages.prompts import thinking
 
@@ -91,7 +92,7 @@ def verify_all(
     By servers of NeMo Gym where the config names one for the environment, else by worker processes and then by the
     environment's judge, if there is one. spare_cut: no judge is asked about what was cut at the length limit.
     """
-    texts = [[spoken(rollout, tokenizer) for rollout in group.rollouts] for group in groups]
+    texts = [[(spoken(r, tokenizer), json.dumps(r.info.get("outcome"))) for r in group.rollouts] for group in groups]
     asked = [(number, text) for number, said in enumerate(texts) for text in dict.fromkeys(said)]
     judged = {
         (number, text)
@@ -105,7 +106,7 @@ def verify_all(
         by_server.setdefault(server, []).append((number, text))
     verdicts = {}
     for server, of_server in by_server.items():
-        pairs = [response_pair(groups[number].row, text) for number, text in of_server]
+        pairs = [response_pair(groups[number].row, *said) for number, said in of_server]
         if server is None:
             told = verifiers(config.num_workers).verify(pairs)
             whole = [place for place, key in enumerate(of_server) if key in judged]
@@ -116,7 +117,16 @@ def verify_all(
             gym = config.nemo_gym
             told = GymClient(server, concurrency=gym.concurrency, timeout=gym.timeout).verify_all(pairs)
         verdicts.update(zip(of_server, told))
-    return [[verdicts[number, text] for text in said] for number, said in enumerate(texts)]
+    told = [[verdicts[number, text] for text in said] for number, said in enumerate(texts)]
+    return [
+        [failure(group.row) if rollout.finish_reason in FAILED else verdict for rollout, verdict in zip(group.rollouts, of_group)]
+        for group, of_group in zip(groups, told)
+    ]
+
+
+def failure(row: dict) -> dict:
+    """The verdict on a rollout whose tools failed; why is in its info already."""
+    return {"reward": environments.least(environment_of(row), row)}
 
 
 def judged_where_asked(pairs: list[tuple[dict, dict]], verdicts: list[dict], judges: Mapping[str, Endpoint]) -> list[dict]:
@@ -137,11 +147,13 @@ def judged_where_asked(pairs: list[tuple[dict, dict]], verdicts: list[dict], jud
 verifiers = cache(Verifiers)
 
 
-def response_pair(row: dict, texts: tuple[str, ...]) -> tuple[dict, dict]:
-    """A row and what was said to it, as `spoken`, as a response."""
+def response_pair(row: dict, texts: tuple[str, ...], outcome: str = "null") -> tuple[dict, dict]:
+    """A row and what was said to it, as `spoken`, as a response; outcome: that of its session, as JSON."""
     if len(texts) == 1:
-        return row, environments.response_of(texts[0], thinking(row))
-    return row, environments.response_of_turns(texts, thinking(row), tools_of(row))
+        response = environments.response_of(texts[0], thinking(row))
+    else:
+        response = environments.response_of_turns(texts, thinking(row), tools_of(row))
+    return row, response if outcome == "null" else response | {"outcome": json.loads(outcome)}
 
 
 def spoken(rollout: Rollout, tokenizer) -> tuple[str, ...]:

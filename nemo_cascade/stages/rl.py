@@ -16,7 +16,7 @@ from nemo_cascade.algorithms import domain_weights, group_advantages, overlong
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine.full_vocabulary import FullVocabularyStep, Lesson
 from nemo_cascade.engine.policy import Policy
-from nemo_cascade.rollout.types import Group
+from nemo_cascade.rollout.types import FAILED, Group
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.judge import make_rewards
@@ -99,7 +99,9 @@ def reward_samples(groups: list[Group], config) -> list[Sample]:
 
 
 def stays(rollout, config) -> bool:
-    """Whether `grpo.overlong` leaves a reply in the loss."""
+    """Whether a reply is in the loss: `grpo.overlong` may leave it out, and nothing is learned where tools failed."""
+    if rollout.finish_reason in FAILED:
+        return False
     cut = torch.tensor(rollout.finish_reason == "length")
     return bool(overlong(torch.zeros(()), cut, config.overlong_mode)[1])
 

@@ -10,6 +10,7 @@ from nemo_cascade.data.chat import render_prompt, render_tool_call
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.rollout.protocol import ToolProtocol
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
+from nemo_cascade.sandbox import HostFailed
 from tests.engine.cases import layout
 from tests.helpers import run_distributed
 from tests.rollout.test_megatron_engine import write_weights
@@ -124,6 +125,9 @@ def everything_that_goes_wrong():
     def fails(text):
         raise KeyError(text)
 
+    def dies(text):
+        raise HostFailed("the host ended it twice")
+
     calling, done = f"</think>{CALL}", "</think>done"
     said = {
         ("01", 0): [calling],
@@ -134,6 +138,7 @@ def everything_that_goes_wrong():
         ("06", 0): ["</think>" + "long " * 300],
         ("07", 0): [done],
         ("08", 0): ["</think><tool_call>\nnot a call"],
+        ("09", 0): [calling, done],
     }
     sessions = {
         "01": Tools(max_steps=3),
@@ -144,6 +149,7 @@ def everything_that_goes_wrong():
         "06": Tools(),
         "07": None,
         "08": Tools(),
+        "09": Tools(dies),
     }
     rollouts, _ = talked(said, sessions, turns=1000, tokens=24_000, timeout=3.0)
     return [(r.finish_reason, r.info, len(r.response), TOKENIZER.decode(r.response), r.own) for r in rollouts]
@@ -152,7 +158,7 @@ def everything_that_goes_wrong():
 def test_whatever_tools_do_every_conversation_ends_and_it_is_counted():
     (told,) = run_distributed(everything_that_goes_wrong, 1)
     ends = [end for end, *_ in told]
-    assert ends == ["turns", "stop", "stop", "tool_timeout", "length", "length", "stop", "stop"]
+    assert ends == ["turns", "stop", "stop", "tool_timeout", "length", "length", "stop", "stop", "tool_failed"]
     infos = [info for _, info, *_ in told]
     assert infos[0] == {"turns": 3, "tool_calls": 3, "tool_errors": 0}
     assert [info["tool_errors"] for info in infos[1:4]] == [1, 0, 1]
@@ -160,6 +166,27 @@ def test_whatever_tools_do_every_conversation_ends_and_it_is_counted():
     assert told[4][2] <= 24_000, "no more than the sequence has room for"
     assert infos[6] == {} and told[6][4] is None, "without tools it is a reply like any"
     assert infos[7]["tool_calls"] == 0
+    assert infos[3]["verifier_error"] == "a tool took too long" and infos[8]["verifier_error"] == "HostFailed: the host ended it twice"
+
+
+def test_nothing_is_learned_where_tools_failed():
+    from nemo_cascade.rollout.types import Group
+    from nemo_cascade.stages.config import GRPOConfig
+    from nemo_cascade.stages.rl import reward_samples
+    from nemo_cascade.stages.rewards import verify_all
+
+    row = {"agent_ref": {"name": "math_simple_agent"}, "expected_answer": "7"}
+    right = [*ids("</think>\\boxed{7}"), END]
+    rollouts = [
+        Rollout("ab", number, ids("begin"), right, [-0.5] * len(right), end)
+        for number, end in enumerate(("stop", "tool_failed", "tool_timeout", "stop"))
+    ]
+    groups = [Group(row, "math", rollouts)]
+    ((*rewards,),) = verify_all(groups, TOKENIZER)
+    assert [verdict["reward"] for verdict in rewards] == [1.0, 0.0, 0.0, 1.0]
+    for rollout, verdict in zip(rollouts, rewards):
+        rollout.reward = verdict["reward"]
+    assert [any(sample.loss_mask) for sample in reward_samples(groups, GRPOConfig())] == [True, False, False, True]
 
 
 def workplace(turns):
