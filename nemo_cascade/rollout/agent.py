@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from nemo_cascade import heartbeat
-from nemo_cascade.rollout.engine import RolloutEngine
+from nemo_cascade.rollout.engine import RolloutEngine, nothing_to_do
 from nemo_cascade.rollout.protocol import ToolProtocol
 from nemo_cascade.rollout.types import FAILED, Request, Rollout, SamplingParams
 from nemo_cascade.sandbox import SandboxError
@@ -110,9 +110,17 @@ class Conversation:
         )
 
 
-def converse(engine: RolloutEngine, requests: list[Request], params: SamplingParams, talk: Talk) -> list[Rollout]:
-    """All requests of this rank to their end, in request order; the first turn of each is what `generate` gives."""
+def converse(
+    engine: RolloutEngine,
+    requests: list[Request],
+    params: SamplingParams,
+    talk: Talk,
+    ended: Callable[[list[Rollout]], None] = nothing_to_do,
+) -> list[Rollout]:
+    """All requests of this rank to their end, in request order; the first turn of each is what `generate` gives, and `ended` is
+    what it is there."""
     conversations = {(r.prompt_id, r.sample): Conversation(r, *talk.open(r)) for r in requests}
+    running, rollouts = dict(conversations), {}
     room = threading.Semaphore(CONCURRENCY)
     waiting: dict[tuple[str, int], Conversation] = {}
     for conversation in conversations.values():
@@ -121,16 +129,23 @@ def converse(engine: RolloutEngine, requests: list[Request], params: SamplingPar
         heartbeat.beat()
         for conversation in answered(waiting, talk):
             go_on(engine, conversation, params, talk)
-        if engine.busy():
-            for turn in engine.step():
-                conversation = conversations[turn.prompt_id, turn.sample]
-                conversation.hear(turn)
-                if call_tools(conversation, turn, talk, room):
-                    waiting[turn.prompt_id, turn.sample] = conversation
-        elif anyone(bool(waiting)):
+        busy = engine.busy()
+        for turn in engine.step() if busy else []:
+            conversation = conversations[turn.prompt_id, turn.sample]
+            conversation.hear(turn)
+            if call_tools(conversation, turn, talk, room):
+                waiting[turn.prompt_id, turn.sample] = conversation
+        over = {key for key, conversation in running.items() if conversation.finish_reason is not None}
+        if over:
+            done = of_first_tensor_rank([running[key].rollout() for key in sorted(over)])
+            rollouts |= {(rollout.prompt_id, rollout.sample): rollout for rollout in done}
+            running = {key: conversation for key, conversation in running.items() if key not in over}
+            ended(done)
+        # Ranks that step together take these ways together.
+        if not busy and not anyone(bool(running)):
+            return [rollouts[request.prompt_id, request.sample] for request in requests]
+        if not busy and not over:
             time.sleep(PAUSE)
-        else:
-            return [conversations[request.prompt_id, request.sample].rollout() for request in requests]
 
 
 def ask(engine: RolloutEngine, conversation: Conversation, params: SamplingParams, talk: Talk) -> None:
@@ -185,13 +200,8 @@ def answered(waiting: dict[tuple[str, int], Conversation], talk: Talk) -> list[C
         for key, conversation in waiting.items()
         if conversation.answers is not None or now - conversation.since > talk.timeout
     }
-    group = parallel_state.get_tensor_model_parallel_group()
-    if group.size() > 1:
-        box = [ready]
-        dist.broadcast_object_list(box, parallel_state.get_tensor_model_parallel_src_rank(), group=group)
-        ready = box[0]
     done = []
-    for key, (answers, errors, failed, finished) in ready.items():
+    for key, (answers, errors, failed, finished) in of_first_tensor_rank(ready).items():
         conversation = waiting.pop(key)
         conversation.answers, conversation.errors, conversation.failed = answers, errors, failed
         conversation.finished = finished
@@ -218,8 +228,18 @@ def go_on(engine: RolloutEngine, conversation: Conversation, params: SamplingPar
         ask(engine, conversation, params, talk)
 
 
+def of_first_tensor_rank(value):
+    """That rank's `value`, on all of its tensor group: only there tools were called."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    if group.size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, parallel_state.get_tensor_model_parallel_src_rank(), group=group)
+    return box[0]
+
+
 def anyone(waits: bool) -> bool:
-    """Whether any rank that steps together with this one waits for tools."""
+    """Whether any rank that steps together with this one has a conversation left."""
     group = parallel_state.get_expert_model_parallel_group()
     if group.size() == 1:
         return waits

@@ -33,14 +33,25 @@ class RolloutEngine(Protocol):
         """Brings the engine's weights up to the policy's."""
 
 
-def generate(engine: RolloutEngine, requests: list[Request], params: SamplingParams) -> list[Rollout]:
-    """All requests of this rank to their end, in request order."""
+def nothing_to_do(rollouts: list[Rollout]) -> None:
+    """Where nobody waits for single rollouts."""
+
+
+def generate(
+    engine: RolloutEngine,
+    requests: list[Request],
+    params: SamplingParams,
+    ended: Callable[[list[Rollout]], None] = nothing_to_do,
+) -> list[Rollout]:
+    """All requests of this rank to their end, in request order; `ended` is given rollouts as soon as they are there."""
     engine.add(requests, params)
     finished = {}
     while engine.busy():
         heartbeat.beat()
-        for rollout in engine.step():
-            finished[rollout.prompt_id, rollout.sample] = rollout
+        rollouts = engine.step()
+        finished |= {(rollout.prompt_id, rollout.sample): rollout for rollout in rollouts}
+        if rollouts:
+            ended(rollouts)
     return [finished[request.prompt_id, request.sample] for request in requests]
 
 

@@ -13,11 +13,11 @@ from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.agent import Session, Talk, converse
 from nemo_cascade.rollout.config import GenerationConfig
-from nemo_cascade.rollout.engine import generate, generate_global
+from nemo_cascade.rollout.engine import generate, generate_global, nothing_to_do
 from nemo_cascade.rollout.megatron import MegatronEngine
 from nemo_cascade.rollout.protocol import ToolProtocol
 from nemo_cascade.rollout.store import RolloutStore
-from nemo_cascade.rollout.types import Group, Request, SamplingParams
+from nemo_cascade.rollout.types import Group, Request, Rollout, SamplingParams
 from nemo_cascade.stages.config import GRPOConfig
 from nemo_cascade.stages.prompts import Prompt, PromptSource, thinking
 from nemo_cascade.stages.rewards import Rewards
@@ -97,7 +97,8 @@ class Sampler:
             seed = self.seed * 1_000_003 + step + (draw << 52)
             heartbeat.at("rollouts")
             self.watch.lap("data_processing")
-            stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=seed, turns=self.turns)
+            ended = self.rewards.begin({prompt.id: prompt.row for prompt in prompts})
+            stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=seed, turns=self.turns, ended=ended)
             heartbeat.at("rewards")
             self.watch.lap("generation")
             self.rewards.fill(stored)
@@ -141,15 +142,17 @@ def sample_groups(
     seed: int,
     generation: GenerationConfig | None = None,
     turns: int = 1,
+    ended: Callable[[list[Rollout]], None] = nothing_to_do,
 ) -> list[Group]:
     """group_size rollouts of every prompt with the policy's current weights, sampled as it trains unless told otherwise; the same on
-    every rank. turns: how often the model may speak where a prompt's environment has tools."""
+    every rank. turns: how often the model may speak where a prompt's environment has tools. ended: is given this rank's
+    rollouts as soon as they are there."""
     generation = generation or policy.config.generation
     params = SamplingParams(
         temperature=generation.temperature, top_p=generation.top_p, max_new_tokens=generation.max_new_tokens, seed=seed
     )
     run = generate if turns == 1 else conversing(policy, prompts, turns)
-    rollouts = generate_global(engine, make_requests(prompts, group_size), params, run)
+    rollouts = generate_global(engine, make_requests(prompts, group_size), params, partial(run, ended=ended))
     return [
         Group(prompt.row, prompt.domain, rollouts[i * group_size : (i + 1) * group_size])
         for i, prompt in enumerate(prompts)
