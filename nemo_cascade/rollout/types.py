@@ -1,7 +1,10 @@
 """What goes into a rollout engine (`Request`), what comes out (`Rollout`), and the `Group` a reward and an advantage see."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -9,7 +12,8 @@ class SamplingParams:
     """How tokens are drawn. The noise of a token depends on (seed, prompt_id, sample, position) and nothing else.
 
     temperature 0 is greedy. top_p < 1 keeps the smallest set of tokens whose mass reaches it; log-probs returned are
-    those of the distribution that was sampled from (after temperature and top-p).
+    those of the distribution that was sampled from (after temperature and top-p). report_experts: rollouts say which experts their
+    tokens went through.
     """
 
     temperature: float = 1.0
@@ -17,6 +21,7 @@ class SamplingParams:
     max_new_tokens: int = 64
     stop_ids: tuple[int, ...] = (2, 11)
     seed: int = 0
+    report_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,11 @@ class Request:
 
 @dataclass
 class Rollout:
-    """One sampled reply. `response` ends in its stop token when finish_reason is "stop"; `logprobs` is as long as it."""
+    """One sampled reply. `response` ends in its stop token when finish_reason is "stop"; `logprobs` is as long as it.
+
+    experts [prompt + response - 1, MoE layers, topk], where they were asked for: indices of those that each token but the last, which
+    no other was drawn from, went through; uint8 where that has room for them all.
+    """
 
     prompt_id: str
     sample: int
@@ -40,6 +49,7 @@ class Rollout:
     finish_reason: str
     reward: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    experts: "torch.Tensor | None" = field(default=None, compare=False)
 
 
 @dataclass

@@ -123,11 +123,16 @@ def rewards_PG(groups: list[Group]) -> torch.Tensor:
 def sample_groups(
     policy: Policy, engine, prompts: list[Prompt], group_size: int, seed: int, generation: GenerationConfig | None = None
 ) -> list[Group]:
-    """group_size rollouts of every prompt with the policy's current weights, sampled as it trains unless told otherwise; the same on
-    every rank."""
+    """group_size rollouts of every prompt with the policy's current weights, sampled as it trains unless told otherwise, and then with the
+    experts that training replays, if it does; the same on every rank."""
+    report_experts = generation is None and policy.config.router_replay.enabled
     generation = generation or policy.config.generation
     params = SamplingParams(
-        temperature=generation.temperature, top_p=generation.top_p, max_new_tokens=generation.max_new_tokens, seed=seed
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        max_new_tokens=generation.max_new_tokens,
+        seed=seed,
+        report_experts=report_experts,
     )
     rollouts = generate_global(engine, make_requests(prompts, group_size), params)
     return [
