@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_cascade import environments
-from nemo_cascade.cascade import compute, judge_checks, layout, loss_checks, operation_checks, start_checks
+from nemo_cascade.cascade import compute, judge_checks, layout, loss_checks, operation_checks, replay_checks, start_checks
 from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing, is_slip, join, nearest
 from nemo_cascade.data import demo
 from nemo_cascade.data.packing import document_multiple
@@ -145,6 +145,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += data_problems(cascade, stage, source, where)
         problems += layout.problems(stage, where, world_size)
         problems += compute.problems(stage, where, swaps_weights(stage))
+        problems += replay_checks.problems(stage, source)
     problems += agreement_problems(cascade, source)
     problems += domain_problems(source)
     problems += shadowed_problems(source)
@@ -168,6 +169,7 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
         problems += judge_checks.judges_problems(stage, where)
         problems += operation_checks.operation_problems(stage, where)
         problems += compute.problems(stage, where, swaps_weights(stage))
+        problems += replay_checks.problems(stage, source)
         problems += unread_problems(stage, source)
         problems += graph_problems(cascade, stage, source)
         problems += teacher_problems(cascade, stage, source)

@@ -77,6 +77,7 @@ class Conversation:
     errors: int = 0
     failed: str | None = None
     finished: bool = False
+    experts: torch.Tensor | None = None
 
     def next_request(self) -> Request:
         return Request(self.request.prompt_id, self.request.sample, (*self.request.prompt, *self.response))
@@ -84,6 +85,7 @@ class Conversation:
     def hear(self, turn: Rollout) -> None:
         self.append(turn.response, turn.logprobs, 1)
         self.turns += 1
+        self.experts = turn.experts
 
     def append(self, tokens: list[int], logprobs: list[float], own: int) -> None:
         self.response += tokens
@@ -107,6 +109,7 @@ class Conversation:
             finish_reason=self.finish_reason or "stop",
             info=info,
             own=None if all(self.own) else self.own,
+            experts=self.experts,
         )
 
 

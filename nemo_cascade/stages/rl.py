@@ -28,7 +28,7 @@ from nemo_cascade.stages.start import resume_or_begin
 from nemo_cascade.stages.step import finish_step
 from nemo_cascade.stages.stopwatch import Stopwatch
 from nemo_cascade.stages.traces import Traces
-from nemo_cascade.stages.usable import refuse_unusable_logprobs
+from nemo_cascade.stages.usable import refuse_unusable_experts, refuse_unusable_logprobs
 from nemo_cascade.stages.validations import Validations
 
 
@@ -56,6 +56,8 @@ def run(stage: StageRun) -> None:
             watch.start()
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
+            if config.policy.router_replay.enabled:
+                refuse_unusable_experts(groups, policy.preset, sampler.where(step))
             how = {}
             if distil:
                 samples = distillation_samples(groups, config)
@@ -153,7 +155,8 @@ def distillation_samples(groups: list[Group], config) -> list[Sample]:
 
 
 def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:
-    """prompt + response; loss on what the model wrote of it (its stop tokens included), prompts carry zeros."""
+    """prompt + response; loss on what the model wrote of it (its stop tokens included), prompts carry zeros; the experts, where any
+    were reported."""
     prompt, response = len(rollout.prompt), len(rollout.response)
     return Sample(
         tokens=rollout.prompt + rollout.response,
@@ -163,6 +166,7 @@ def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:
             **{name: [0.0] * prompt + [value] * response for name, value in constant_fields.items()},
         },
         name=f"prompt {rollout.prompt_id}, reply {rollout.sample}",
+        experts=rollout.experts,
     )
 
 

@@ -144,12 +144,17 @@ def sample_groups(
     turns: int = 1,
     ended: Callable[[list[Rollout]], None] = nothing_to_do,
 ) -> list[Group]:
-    """group_size rollouts of every prompt with the policy's current weights, sampled as it trains unless told otherwise; the same on
-    every rank. turns: how often the model may speak where a prompt's environment has tools. ended: is given this rank's
-    rollouts as soon as they are there."""
+    """group_size rollouts of every prompt with the policy's current weights, sampled as it trains unless told otherwise, and then with the
+    experts that training replays, if it does; the same on every rank. turns: how often the model may speak where a prompt's environment
+    has tools. ended: is given this rank's rollouts as soon as they are there."""
+    report_experts = generation is None and policy.config.router_replay.enabled
     generation = generation or policy.config.generation
     params = SamplingParams(
-        temperature=generation.temperature, top_p=generation.top_p, max_new_tokens=generation.max_new_tokens, seed=seed
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        max_new_tokens=generation.max_new_tokens,
+        seed=seed,
+        report_experts=report_experts,
     )
     run = generate if turns == 1 else conversing(policy, prompts, turns)
     rollouts = generate_global(engine, make_requests(prompts, group_size), params, partial(run, ended=ended))
