@@ -42,7 +42,7 @@ from nemo_cascade.engine.full_vocabulary import CollectStates  # noqa: E402
 from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, stored_parts, weights_hash  # noqa: E402
 from nemo_cascade.engine.metrics import global_metrics  # noqa: E402
 from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optimizer_state, restore_state  # noqa: E402
-from nemo_cascade.engine.writes import Writes  # noqa: E402
+from nemo_cascade.engine.writes import Writes, writers_end_with_this  # noqa: E402
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.hf_folder import write_hf  # noqa: E402
@@ -452,4 +452,5 @@ class Policy:
         # mcore passes results through a manager process that takes seconds to start and imports the main script again;
         # a synchronous save ends in this process, where a plain queue does.
         filesystem_async._results_queue = queue.Queue()
-        dist_checkpointing.save(state, str(directory))
+        with writers_end_with_this():
+            dist_checkpointing.save(state, str(directory))
