@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nemo_cascade.cascade.compute import known_preset
+from nemo_cascade.rollout.config import REPORT_EXPERTS
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import Source, StageConfig
@@ -22,6 +23,9 @@ def problems(stage: "StageConfig", source: "Source") -> Iterator[str]:
         return
     if preset is not None and "E" not in preset.pattern:
         yield f"{key}: {stage.policy.model_name} has no mixture of experts, so there is nothing to replay; set it to false"
+    if (backend := stage.policy.generation.backend) not in REPORT_EXPERTS:
+        choices = " or ".join(REPORT_EXPERTS)
+        yield f"{key}: {backend} does not report experts; set policy.generation.backend to {choices}, or this to false"
     overrides = "policy.megatron_cfg.model_overrides.moe_router_fusion"
     if stage.policy.megatron_cfg.model_overrides.get("moe_router_fusion"):
         yield f"{source.where(stage.name, overrides)}: Transformer Engine's fused router cannot replay; remove it, or set {KEY}=false"

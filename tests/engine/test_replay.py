@@ -10,7 +10,7 @@ import torch
 from nemo_cascade.engine.config import MegatronConfig, OptimizerConfig, PolicyConfig, RouterReplayConfig, SequencePackingConfig
 from nemo_cascade.rollout.config import GenerationConfig
 from nemo_cascade.rollout.types import Request, SamplingParams
-from tests.engine.cases import EVERY_LAYOUT, full_gradients, largest_error, layout, random_samples
+from tests.engine.cases import full_gradients, largest_error, layout, random_samples
 from tests.helpers import run_distributed
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
@@ -111,7 +111,10 @@ def through_others(directory, settings):
     return full_gradients(policy, other_experts(policy, random_samples(policy.preset.vocab_size)), likelihood, replay=True)
 
 
-@pytest.mark.parametrize("name", EVERY_LAYOUT)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("DP2", "TP2+EP2", "TP2+PP2", "TP2+CP2")]
+
+
+@pytest.mark.parametrize("name", ["TP2", "EP2", "PP2", "CP2", *SLOW])
 def test_every_layout_goes_through_the_experts_that_one_process_goes_through(name, alone):
     directory, loss, gradients = alone
     world, settings = layout(name)
@@ -169,28 +172,27 @@ def test_outputs_and_gradients_are_those_of_the_formula_with_the_given_experts()
     run_distributed(a_layer_and_its_formula, 1, None)
 
 
+def replayed_logprobs(policy, samples, plan):
+    """Log-probs of each sample's labels through its experts; plan: which samples share a pack."""
+
+    def kept(values, pack):
+        return values.sum(), torch.ones((), dtype=torch.int), {"of": [values[pack.segments == n] for n in range(len(samples))]}
+
+    with torch.no_grad():
+        results = policy._run(policy._packs(samples, plan, replay=True), kept, forward_only=True, trained_only=False)
+    return [torch.cat(parts) for parts in zip(*(result["of"] for result in results))]
+
+
 def packed_and_alone(_):
     policy = build(max_num_steps=0)
     samples = other_experts(policy, random_samples(policy.preset.vocab_size, count=5, seed=2))
     policy.model.eval()
-
-    def logprobs(plan):
-        packs = policy._packs(samples, plan, replay=True)
-
-        def kept(values, pack):
-            return values.sum(), torch.ones((), dtype=torch.int), {"of": [values[pack.segments == n] for n in range(len(samples))]}
-
-        results = [result["of"] for result in policy._run(packs, kept, forward_only=True, trained_only=False)]
-        return [torch.cat(parts) for parts in zip(*results)]
-
-    with torch.no_grad():
-        together, single = logprobs([[3, 0, 4, 1, 2]]), logprobs([[n] for n in range(len(samples))])
-    for number, (one, other) in enumerate(zip(together, single)):
+    together, single = (replayed_logprobs(policy, samples, plan) for plan in ([[3, 0, 4, 1, 2]], [[n] for n in range(5)]))
+    for sample, one, other in zip(samples, together, single):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-        assert len(one) == len(samples[number].tokens) - 1
-    moved = [replace(sample, experts=sample.experts.flip(0)) for sample in samples]
-    samples = moved
-    assert not torch.allclose(torch.cat(logprobs([[3, 0, 4, 1, 2]])), torch.cat(together), atol=1e-3), "a shift would show"
+        assert len(one) == len(sample.tokens) - 1
+    turned = replayed_logprobs(policy, [replace(sample, experts=sample.experts.flip(0)) for sample in samples], [[3, 0, 4, 1, 2]])
+    assert not torch.allclose(torch.cat(turned), torch.cat(together), atol=1e-3), "a shift would show"
     mixed = [*samples[:-1], replace(samples[-1], experts=None, name="prompt ab, reply 3")]
     with pytest.raises(ValueError, match="prompt ab, reply 3 has no experts to replay and others"):
         policy._packs(mixed, [[0, 1]], replay=True)
@@ -255,14 +257,12 @@ def with_a_rounded_engine(_):
     with stand_ins.rounded(policy.model):
         samples = drawn(policy)
     loss = make_loss(LossConfig(), distil=False)
-    return [policy.train_step([replace(s, experts=e) for s, e in zip(samples, chosen)], loss) for chosen in (
-        [None] * len(samples), [sample.experts for sample in samples])]
+    return [policy.train_step(batch, loss) for batch in ([replace(sample, experts=None) for sample in samples], samples)]
 
 
 def test_where_the_engine_samples_with_other_weights_replay_brings_training_nearer():
     ((without, replayed),) = run_distributed(with_a_rounded_engine, 1, None)
-    names = ("token_mult_prob_error", "gen_kl_error", "policy_kl_error", "js_divergence_error")
-    print("\nwithout and with replay:", {name: (round(without[name], 4), round(replayed[name], 4)) for name in names}, replayed["router_replay_changed"])
     assert "router_replay_changed" not in without and replayed["router_replay_changed"] > 0.02
-    assert all(replayed[name] < without[name] for name in names if name != "token_mult_prob_error")
-    assert replayed["token_mult_prob_error"] - 1 < without["token_mult_prob_error"] - 1
+    for name in ("token_mult_prob_error", "gen_kl_error", "policy_kl_error", "js_divergence_error"):
+        print(f"{name} without and with replay: {without[name]:.4f}, {replayed[name]:.4f}")
+        assert replayed[name] < without[name]

@@ -40,7 +40,7 @@ def test_rollouts_without_experts_or_with_those_of_another_network_are_named():
     for experts, what in (
         (None, "it has no experts to replay.*policy.router_replay.enabled=false"),
         (sound[:3], r"its experts \(3, 2, 2\), 0 to 0, are not the \(4, 2, 2\) of 8 that policy.model_name=micro has"),
-        (sound + 8, "8 to 8"),
+        (sound + 8, r"its experts \(4, 2, 2\), 8 to 8, are not the \(4, 2, 2\) of 8"),
     ):
         with pytest.raises(DataError, match=named + what):
             refuse_unusable_experts([Group({}, "math", [rollout(sound), rollout(experts)])], preset, "stage if_rl, step 7")
@@ -77,6 +77,7 @@ def two_steps(data, directory, enabled):
     return MetricsLog(directory / "metrics.jsonl").read()
 
 
+@pytest.mark.slow
 def test_a_stage_trains_through_what_it_sampled_and_resumes_with_the_same(tmp_path):
     write(tmp_path / "data", train_rows=8, validation_rows=4, sft_rows=8)
     lines = {}
