@@ -23,6 +23,7 @@ from nemo_cascade.data.tokenizer import find_tokenizer
 from nemo_cascade.engine import pretrained
 from nemo_cascade.engine.memory import GPUS
 from nemo_cascade.models import fp8
+from nemo_cascade.models.presets import PRESETS, is_hf_folder
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, Source, StageConfig
@@ -528,9 +529,12 @@ def offload_problems(stage: "StageConfig", where) -> Iterator[str]:
 
 def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
     """What must be on this machine beside the data."""
-    if not is_missing(stage.policy.tokenizer.name):
+    model, tokenizer = stage.policy.model_name, stage.policy.tokenizer.name
+    # Of a model's folder that is not there the layout tells; that its tokenizer is not there either helps nobody.
+    told = tokenizer == model and model not in PRESETS and not is_hf_folder(model)
+    if not is_missing(tokenizer) and not told:
         try:
-            find_tokenizer(stage.policy.tokenizer.name)
+            find_tokenizer(tokenizer)
         except ValueError as error:
             yield f"{where('policy.tokenizer.name')}: {error}"
     cfg = stage.policy.megatron_cfg
