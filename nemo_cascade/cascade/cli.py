@@ -105,7 +105,7 @@ def check(
     if not offline:
         absent = [*judge_checks.absent_judge(cascade), *judge_checks.absent_judges(cascade, cascade.order)]
         if absent:
-            refuse(absent)
+            refuse([f"{line} Start it, or look at the config alone with --offline" for line in absent])
     if run:
         quiet_logs()
         from nemo_cascade.cascade import preflight
@@ -213,7 +213,10 @@ def doctor(
 
     findings = doctor.examine(cascade)
     doctor.show(findings, Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200))
-    raise SystemExit(EXIT_LACKS if any(finding.missing for finding in findings) else 0)
+    lacks = any(finding.missing for finding in findings)
+    if not lacks:
+        print("ok: nothing is missing that this config needs" if asked else "what a config needs is looked at with --config-name=...")
+    raise SystemExit(EXIT_LACKS if lacks else 0)
 
 
 @app.command()
