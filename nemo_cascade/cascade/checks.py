@@ -19,6 +19,7 @@ from nemo_cascade.cascade import (
     layout,
     loss_checks,
     operation_checks,
+    replay_checks,
     start_checks,
 )
 from nemo_cascade.cascade.graph_checks import AUTO
@@ -76,6 +77,7 @@ AT_LEAST_ONE = (
     "grpo.num_prompts_per_step",
     "grpo.num_generations_per_prompt",
     "grpo.dynamic_sampling_max_gen_batches",
+    "grpo.max_rollout_turns",
     "genrm.judge_max_new_tokens",
     "env.nemo_gym.concurrency",
 )
@@ -146,6 +148,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += data_checks.data_problems(cascade, stage, source, where)
         problems += layout.problems(stage, where, world_size)
         problems += compute.problems(stage, where, swaps_weights(stage))
+        problems += replay_checks.problems(stage, source)
     problems += agreement_problems(cascade, source)
     problems += data_checks.domain_problems(source)
     problems += shadowed_problems(source)
@@ -169,6 +172,7 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
         problems += judge_checks.judges_problems(stage, where)
         problems += operation_checks.operation_problems(stage, where)
         problems += compute.problems(stage, where, swaps_weights(stage))
+        problems += replay_checks.problems(stage, source)
         problems += unread_problems(stage, source)
         problems += graph_checks.graph_problems(cascade, stage, source)
         problems += graph_checks.teacher_problems(cascade, stage, source)
@@ -240,6 +244,8 @@ def sampling_problems(cascade: "CascadeConfig") -> Iterator[str]:
         yield f"cascade.validation.num_prompts: must be >= 0 (0: no validation), got {validation.num_prompts}"
     if validation.num_samples < 1:
         yield f"cascade.validation.num_samples: must be >= 1, got {validation.num_samples}"
+    if validation.max_rollout_turns < 1:
+        yield f"cascade.validation.max_rollout_turns: must be >= 1, got {validation.max_rollout_turns}"
     if validation.temperature < 0:
         yield f"cascade.validation.temperature: must be >= 0, got {validation.temperature}"
     if not 0 < validation.top_p <= 1:

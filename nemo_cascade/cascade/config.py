@@ -83,13 +83,15 @@ class ValidationConfig:
     """`cascade.validation`: prompts a domain (0: no validation) and replies a prompt, scored after every stage.
 
     Replies are drawn with this temperature and top_p and earn 0 when cut, whatever the stage trains with: else a
-    difference between two stages would be in part their sampling's. Only a judge is scored as it answers.
+    difference between two stages would be in part their sampling's. Only a judge is scored as it answers. max_rollout_turns is
+    `grpo`'s, for all stages' scores alike.
     """
 
     num_prompts: int = 128
     num_samples: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
+    max_rollout_turns: int = 1
 
 
 @dataclass

@@ -98,6 +98,13 @@ class TokenizerConfig:
 
 
 @dataclass
+class RouterReplayConfig:
+    """`policy.router_replay`: RL trains through the experts that were chosen while sampling (`models.replay`)."""
+
+    enabled: bool = False
+
+
+@dataclass
 class PolicyConfig:
     """`policy`: the model, its layout and how it is optimised.
 
@@ -114,6 +121,7 @@ class PolicyConfig:
     megatron_cfg: MegatronConfig = field(default_factory=MegatronConfig)
     sequence_packing: SequencePackingConfig = field(default_factory=SequencePackingConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    router_replay: RouterReplayConfig = field(default_factory=RouterReplayConfig)
 
 
 def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:

@@ -47,6 +47,7 @@ from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.hf_folder import write_hf  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
+from nemo_cascade.models.replay import counted, forget  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
 from nemo_cascade.models.te import add_to_main_grad  # noqa: E402
 from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
@@ -77,6 +78,7 @@ def model_settings(config: PolicyConfig) -> dict:
         moe_router_load_balancing_type=cfg.moe_router_load_balancing_type,
         moe_aux_loss_coeff=cfg.moe_aux_loss_coeff,
         moe_router_bias_update_rate=cfg.moe_router_bias_update_rate,
+        moe_enable_routing_replay=config.router_replay.enabled,
         **recompute_settings(cfg),
         **fp8.transformer_settings(cfg.fp8_cfg),
         # Packs are of different lengths, so a pipeline stage tells the next one the shape before the values.
@@ -171,10 +173,12 @@ class Policy:
         The loss sees log-probs as `logprobs` gives them; with as_sampled=False, for texts that were not sampled, those
         of the plain softmax. plan: which samples share a pack, as many packs as the data-parallel ranks can share;
         without it they are packed here. step: what takes a pack through model and loss.
+        With policy.router_replay the tokens of samples that have `experts` go through these, in no other pass than this one:
+        `logprobs` and `last_states`, and so teachers and a reference, have their own routing.
         Raises FloatingPointError, before the weights are touched, when the gradient is not finite.
         """
         heartbeat.at("training")
-        packs = self._packs(samples, plan)
+        packs = self._packs(samples, plan, replay=self.config.router_replay.enabled)
         self.model.train()
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -203,7 +207,7 @@ class Policy:
             del self.optimizer.get_grad_norm
         self.scheduler.step(1)
         self.step += 1
-        return metrics | {"grad_norm": grad_norm, "lr": learning_rate}
+        return metrics | {"grad_norm": grad_norm, "lr": learning_rate} | self._replay_metrics()
 
     def save(self, directory: Path, optimizer: bool = True, writes: Writes | None = None) -> None:
         """Writes weights/ (and optimizer/) below `directory` as megatron-core distributed checkpoints; with `writes` they are only
@@ -352,14 +356,15 @@ class Policy:
         size, slot = parallel_state.get_data_parallel_world_size(), document_multiple(self.config.megatron_cfg.context_parallel_size)
         return plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size, slot)
 
-    def _packs(self, samples: list[Sample], plan: list[list[int]] | None = None) -> list[Pack]:
-        """This rank's share of the global batch; all ranks that hold a part of a pack have the whole of it."""
+    def _packs(self, samples: list[Sample], plan: list[list[int]] | None = None, replay: bool = False) -> list[Pack]:
+        """This rank's share of the global batch; all ranks that hold a part of a pack have the whole of it. replay: with experts."""
         size, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         layout = self.config.megatron_cfg
         multiple, slot = pack_alignment(layout), document_multiple(layout.context_parallel_size)
         plan = plan or self.plan(samples)
         return [
-            build_pack(samples, indices, multiple, self.device, document_multiple=slot) for indices in plan[rank::size]
+            build_pack(samples, indices, multiple, self.device, document_multiple=slot, replay=replay)
+            for indices in plan[rank::size]
         ]
 
     def _run(
@@ -374,15 +379,18 @@ class Policy:
         """megatron-core's schedule over the packs; returns what `loss` put last, a pack each."""
         generation = self.config.generation if as_sampled else GenerationConfig()
         model = self.model if forward_only else self.wrapped
-        return get_forward_backward_func()(
-            forward_step_func=step(self.model, loss, generation, trained_only),
-            data_iterator=iter(packs),
-            model=[model],
-            num_microbatches=len(packs),
-            seq_length=self.config.sequence_packing.train_mb_tokens,
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
+        try:
+            return get_forward_backward_func()(
+                forward_step_func=step(self.model, loss, generation, trained_only),
+                data_iterator=iter(packs),
+                model=[model],
+                num_microbatches=len(packs),
+                seq_length=self.config.sequence_packing.train_mb_tokens,
+                micro_batch_size=1,
+                forward_only=forward_only,
+            )
+        finally:
+            forget(self.model)
 
     def _reduce(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """`global_metrics` of what the last pipeline stage has, on every rank."""
@@ -390,6 +398,16 @@ class Policy:
         if parallel_state.is_pipeline_last_stage():
             means = global_metrics(results, parallel_state.get_data_parallel_group())
         return parallel.object_from_last_stage(means)
+
+    def _replay_metrics(self) -> dict[str, float]:
+        """router_replay_changed: the share of replayed experts that their routers would not have chosen; nothing where none was replayed."""
+        if not self.config.router_replay.enabled:
+            return {}
+        # Of each layer and token on one rank alone.
+        counts = torch.tensor(counted(self.model), device=self.device)
+        dist.all_reduce(counts)
+        replayed, changed = counts.tolist()
+        return {"router_replay_changed": changed / replayed} if replayed else {}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """All parameters and persistent buffers of this rank, by local name (references, not copies)."""

@@ -4,6 +4,7 @@ Stepped, because agents and slow rewards need to act between steps. Under tensor
 the same requests in the same order; `generate_global` does so for a batch that all ranks know.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch.distributed as dist
@@ -32,23 +33,38 @@ class RolloutEngine(Protocol):
         """Brings the engine's weights up to the policy's."""
 
 
-def generate(engine: RolloutEngine, requests: list[Request], params: SamplingParams) -> list[Rollout]:
-    """All requests of this rank to their end, in request order."""
+def nothing_to_do(rollouts: list[Rollout]) -> None:
+    """Where nobody waits for single rollouts."""
+
+
+def generate(
+    engine: RolloutEngine,
+    requests: list[Request],
+    params: SamplingParams,
+    ended: Callable[[list[Rollout]], None] = nothing_to_do,
+) -> list[Rollout]:
+    """All requests of this rank to their end, in request order; `ended` is given rollouts as soon as they are there."""
     engine.add(requests, params)
     finished = {}
     while engine.busy():
         heartbeat.beat()
-        for rollout in engine.step():
-            finished[rollout.prompt_id, rollout.sample] = rollout
+        rollouts = engine.step()
+        finished |= {(rollout.prompt_id, rollout.sample): rollout for rollout in rollouts}
+        if rollouts:
+            ended(rollouts)
     return [finished[request.prompt_id, request.sample] for request in requests]
 
 
-def generate_global(engine: RolloutEngine, requests: list[Request], params: SamplingParams) -> list[Rollout]:
-    """Every rank passes the same requests and gets all rollouts, in request order; data-parallel ranks share the work."""
+def generate_global(
+    engine: RolloutEngine, requests: list[Request], params: SamplingParams, run: Callable = generate
+) -> list[Rollout]:
+    """Every rank passes the same requests and gets all rollouts, in request order; data-parallel ranks share the work.
+
+    run: what a rank does with its share, as `generate`."""
     group = parallel_state.get_data_parallel_group()
     size, rank = group.size(), group.rank()
     mine = share(requests, size)[rank]
-    rollouts = generate(engine, mine, params)
+    rollouts = run(engine, mine, params)
     if size > 1:
         parts: list = [None] * size
         dist.all_gather_object(parts, rollouts, group=group)

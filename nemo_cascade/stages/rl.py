@@ -16,7 +16,7 @@ from nemo_cascade.algorithms import domain_weights, group_advantages, overlong
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine.full_vocabulary import FullVocabularyStep, Lesson
 from nemo_cascade.engine.policy import Policy
-from nemo_cascade.rollout.types import Group
+from nemo_cascade.rollout.types import FAILED, Group
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.judge import make_rewards
@@ -28,7 +28,7 @@ from nemo_cascade.stages.start import resume_or_begin
 from nemo_cascade.stages.step import finish_step
 from nemo_cascade.stages.stopwatch import Stopwatch
 from nemo_cascade.stages.traces import Traces
-from nemo_cascade.stages.usable import refuse_unusable_logprobs
+from nemo_cascade.stages.usable import refuse_unusable_experts, refuse_unusable_logprobs
 from nemo_cascade.stages.validations import Validations
 
 
@@ -43,7 +43,8 @@ def run(stage: StageRun) -> None:
     engine = make_engine(policy)
     rewards = make_rewards(stage, policy, engine, alone=distil)
     watch, traces = Stopwatch(), Traces(stage, policy.tokenizer)
-    sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed, watch=watch)
+    turns = config.grpo.max_rollout_turns
+    sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed, watch=watch, turns=turns)
     domains, full = list(config.data.train), distil and config.grpo.adv_estimator.full_vocabulary
     loss = make_full_vocabulary_loss(config.loss_fn, domains) if full else make_loss(config.loss_fn, distil, domains)
     if distil and policy.step == 0:
@@ -55,6 +56,8 @@ def run(stage: StageRun) -> None:
             watch.start()
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
+            if config.policy.router_replay.enabled:
+                refuse_unusable_experts(groups, policy.preset, sampler.where(step))
             how = {}
             if distil:
                 samples = distillation_samples(groups, config)
@@ -98,7 +101,9 @@ def reward_samples(groups: list[Group], config) -> list[Sample]:
 
 
 def stays(rollout, config) -> bool:
-    """Whether `grpo.overlong` leaves a reply in the loss."""
+    """Whether a reply is in the loss: `grpo.overlong` may leave it out, and nothing is learned where tools failed."""
+    if rollout.finish_reason in FAILED:
+        return False
     cut = torch.tensor(rollout.finish_reason == "length")
     return bool(overlong(torch.zeros(()), cut, config.overlong_mode)[1])
 
@@ -141,7 +146,7 @@ def distillation_samples(groups: list[Group], config) -> list[Sample]:
     if shares:
         amounts = dict.fromkeys(domains, 0)
         for (domain, rollout), kept in zip(pairs, trained):
-            amounts[domain] += kept * (len(rollout.response) if config.loss_fn.token_level_loss else 1)
+            amounts[domain] += kept * (sum(rollout.written) if config.loss_fn.token_level_loss else 1)
         weights |= domain_weights(amounts, shares)
     return [
         rollout_sample(rollout, kept, domain=domains.index(domain), domain_weight=weights[domain])
@@ -150,16 +155,18 @@ def distillation_samples(groups: list[Group], config) -> list[Sample]:
 
 
 def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:
-    """prompt + response; loss on the response (its stop token included), prompts carry zeros."""
+    """prompt + response; loss on what the model wrote of it (its stop tokens included), prompts carry zeros; the experts, where any
+    were reported."""
     prompt, response = len(rollout.prompt), len(rollout.response)
     return Sample(
         tokens=rollout.prompt + rollout.response,
-        loss_mask=[0] * prompt + [int(trained)] * response,
+        loss_mask=[0] * prompt + [int(trained) * own for own in rollout.written],
         fields={
             "sampling_logprobs": [0.0] * prompt + rollout.logprobs,
             **{name: [0.0] * prompt + [value] * response for name, value in constant_fields.items()},
         },
         name=f"prompt {rollout.prompt_id}, reply {rollout.sample}",
+        experts=rollout.experts,
     )
 
 

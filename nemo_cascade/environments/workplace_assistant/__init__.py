@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from nemo_cascade.data.chat import render_tool_call
 from nemo_cascade.data.rows import DataError, tools_of
+from nemo_cascade.environments.tool_calls import calls_of
 from nemo_cascade.environments.workplace_assistant.data import GENERATED, ROW_KEY, VARIABLE, databases, source_of
 from nemo_cascade.environments.workplace_assistant.definitions import DEFINITIONS
 from nemo_cascade.environments.workplace_assistant.office import TOOLS, Office
-from nemo_cascade.environments.workplace_assistant.replies import calls_of
 
 REWARD_RANGE = (0.0, 1.0)
 # Times a model may speak in one session [NeMo Gym, configs/workplace_assistant.yaml].
@@ -56,7 +56,7 @@ def verify(row: dict, response: dict) -> dict:
 
     A response without an answer earns 0 even where there is nothing to do, and so does one of too many calls.
     """
-    calls = calls_of(row, response)
+    calls = calls_of(response, tools_of(row) or DEFINITIONS)
     if calls is None:
         return {"reward": 0.0, "results": []}
     if len(calls) > MAX_CALLS:
@@ -85,7 +85,9 @@ def problem(row: dict) -> str | None:
         return f"ground_truth has {len(calls)} calls; at most {MAX_CALLS} are made"
     unknown = [name for name in _offered(row) if name not in TOOLS]
     if unknown or not _offered(row):
-        return f"responses_create_params.tools must be some of ours, not {', '.join(map(repr, unknown)) or 'none'}"
+        offered = ", ".join(map(repr, unknown)) if unknown else "no tool"
+        some = ", ".join(sorted(TOOLS)[:3])
+        return f"responses_create_params.tools offers {offered}; it must offer some of the {len(TOOLS)} tools there are: {some}, ..."
     if source_of(row) is None:
         return f"nothing says which data its calls are for: set {VARIABLE} to their folder, or the row's {ROW_KEY}"
     try:
