@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_cascade.cascade import checks
 from nemo_cascade.cascade.checks import AUTO
+from nemo_cascade.cascade.problems import merged
 from nemo_cascade.cascade.strict import (
     ConfigErrors,
     clean,
@@ -271,7 +272,7 @@ def load_config(config: DictConfig | dict, world_size: int | None = None, planni
     find = checks.planning_problems if planning else checks.all_problems
     problems += find(cascade, source, world_size)
     if problems:
-        raise ConfigErrors(problems)
+        raise ConfigErrors(merged(problems, cascade.stages))
     return cascade
 
 

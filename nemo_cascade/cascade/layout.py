@@ -7,6 +7,7 @@ sequence_parallel with tensor_model_parallel_size 1 is legal and has no effect, 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.data.packing import round_up
@@ -40,7 +41,7 @@ def legal_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
     yield from alignment_problems(stage, where)
     name = stage.policy.model_name
     if name not in PRESETS and not is_hf_folder(name):
-        yield f"{where('policy.model_name')}: no model {name!r}{did_you_mean(name, PRESETS)}"
+        yield f"{where('policy.model_name')}: {unknown_model(name)}"
         return
     try:
         preset = get_preset(name)
@@ -53,6 +54,18 @@ def legal_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
             f"{where('policy.max_total_sequence_length')}: {stage.policy.max_total_sequence_length} is more than the "
             f"{preset.max_sequence_length} tokens of {name}"
         )
+
+
+def unknown_model(name: str) -> str:
+    """What is wrong with a model_name that is neither a preset nor a Hugging Face folder, and what to do."""
+    if Path(name).is_dir():
+        return (
+            f"{name} has no config.json, so it does not say what network it is; name a Hugging Face folder or one of "
+            f"{', '.join(PRESETS)} (weights without a config.json are for checkpointing.pretrained_checkpoint)"
+        )
+    if "/" in name:
+        return f"no folder {name}; name the Hugging Face folder of the model to train, or one of {', '.join(PRESETS)}"
+    return f"no model {name!r}{did_you_mean(name, PRESETS)}"
 
 
 def decoding_problems(stage: LoopConfig, where: Callable[[str], str]) -> Iterator[str]:
@@ -119,6 +132,8 @@ def batch_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
 def split_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[str], str]) -> Iterator[str]:
     """What of the model does not divide by tensor, pipeline, expert or expert-tensor parallel."""
     tp, ep, etp = cfg.tensor_model_parallel_size, cfg.expert_model_parallel_size, cfg.expert_tensor_parallel
+    # Where nobody says otherwise, tensor ranks split the experts too, so a key that is not set is not the one to blame.
+    experts, follow = ("moe_ffn_hidden_size",), cfg.expert_tensor_parallel_size is None
     split = {
         "tensor_model_parallel_size": (
             tp,
@@ -128,11 +143,12 @@ def split_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[st
                 "mamba_num_groups",
                 "moe_shared_expert_intermediate_size",
                 "vocab_size",
+                *(experts if follow and ep == 1 else ()),
             ),
         ),
         "pipeline_model_parallel_size": (cfg.pipeline_model_parallel_size, ("num_layers",)),
         "expert_model_parallel_size": (ep, ("num_moe_experts",)),
-        "expert_tensor_parallel_size": (etp, ("moe_ffn_hidden_size",)),
+        "expert_tensor_parallel_size": (etp, () if follow else experts),
     }
     for key, (size, names) in split.items():
         unfit = [f"{name} {division(getattr(preset, name), size)}" for name in names if getattr(preset, name) % size]

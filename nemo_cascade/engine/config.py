@@ -132,7 +132,8 @@ def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:
         (tp * config.pipeline_model_parallel_size * config.context_parallel_size, "tensor * pipeline * context"),
         (etp * ep * config.pipeline_model_parallel_size, "expert_tensor * expert * pipeline"),
     ):
-        if world_size % product:
+        same = ep == 1 and etp == tp  # the second product divides the first then, and has nothing to add
+        if world_size % product and not (problems and same):
             problems.append(
                 f"{keys} parallel sizes multiply to {product}, which does not divide the {world_size} started "
                 f"processes ({division(world_size, product)}); start a multiple of {product} or lower these sizes"

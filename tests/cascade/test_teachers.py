@@ -167,6 +167,8 @@ def test_the_registry_shows_every_score_the_best_and_what_taught(tmp_path):
     for table in teachers.registry(manifest):
         console.print(table)
     text = console.file.getvalue()
+    tie = "of equal ones that of multi_rl, where a next stage would start"
+    assert tie in " ".join(text.split())
     for part in ("math_rl (side branch)", "if_rl (rolled back)", "*0.900", "best less multi_rl", "+0.300 [", "+0.200 [", "| sft"):
         assert part.removeprefix("| ") in text, part
 
