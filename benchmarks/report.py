@@ -30,10 +30,14 @@ from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.stages.metrics import MetricsLog
 
-SCORED, PROMPTS, PER_STEP = ("instruction_following", "math", "mcqa", "tool_use"), 300, 8
+SCORED = (
+    *("instruction_following", "math", "mcqa", "tool_use", "structured_outputs"),
+    *("preference", "preference_pairs", "long_context", "code_gen", "swe_repair"),
+)
+PROMPTS, PER_STEP = 300, 8
 # stage -> (parent, domains trained, domain -> true change of its score, teachers, only teaches)
 STAGES = {
-    "sft": (None, SCORED, dict(zip(SCORED, (0.42, 0.51, 0.36, 0.55))), {}, False),
+    "sft": (None, SCORED, dict(zip(SCORED, (0.42, 0.51, 0.36, 0.55, 0.62, 0.3, 0.58, 0.44, 0.21, 0.33))), {}, False),
     "if_rl": ("sft", ["instruction_following"], {"instruction_following": 0.21, "math": -0.01}, {}, False),
     "math_rl": ("sft", ["math"], {"math": 0.24, "mcqa": 0.01}, {}, True),
     "tool_rl": ("if_rl", ["tool_use"], {"tool_use": -0.02, "math": -0.19, "mcqa": -0.06}, {}, False),
@@ -48,8 +52,9 @@ def make_run(folder: Path, rollouts: int, steps: int | None = None, texts: dict[
 
     texts: domain -> (prompt, pieces of a reply), instead of the demo's.
     """
-    draw, texts = random.Random(0), texts or {domain: conversations(domain) for domain in SCORED}
-    sampling = [name for name, stage in STAGES.items() if name != "sft"]
+    sampling = [name for name in STAGES if name != "sft"]
+    sampled = {domain for name in sampling for domain in STAGES[name][1]}
+    draw, texts = random.Random(0), texts or {domain: conversations(domain) for domain in sorted(sampled)}
     # The last one stops after two thirds of its steps.
     steps = steps or max(1, math.ceil(rollouts / (PER_STEP * (len(sampling) - 1 / 3))))
     per_step = max(1, round(rollouts / (steps * (len(sampling) - 1 / 3))))
