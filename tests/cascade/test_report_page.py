@@ -233,6 +233,9 @@ def test_many_rollouts_stand_in_scripts_beside_the_page_and_old_ones_go(run, mon
     text = page.read_text()
     inline, pages = text.count('id="page-'), len(embedded(text, "index")["firsts"])
     assert len(side) + inline == pages and len(side) >= 2 and inline >= 1
+    assert {int(re.search(r"\d+", name)[0]) for name in side} == set(range(inline, pages))
+    beside = (run / "report" / "rollouts" / f"page_{inline}.js").read_text()
+    assert beside.startswith(f"reportPage({inline},[") and beside.endswith("])\n")
     report_page.write(run, most_rollouts=100)
     assert len(list((run / "report" / "rollouts").glob("*.js"))) < len(side)
 

@@ -46,7 +46,7 @@ PANELS = (
         "1 where both engines agree",
         (r"train/(token_mult_prob_error)", r"train/(sampling_importance_ratio)"),
     ),
-    Panel("Tokens out of bounds", "share whose importance ratio leaves the band", (r"train/(is_oob_ratio)",)),
+    Panel("Tokens out of bounds", "share outside the ratio's band", (r"train/(is_oob_ratio)",)),
     Panel(
         "Reverse KL to the teachers",
         "nats a token; falls as the student learns",

@@ -10,8 +10,8 @@ from nemo_cascade.cascade.manifest import Manifest
 
 # Pixels; where a screen is narrow rows are taller and lanes narrower. A main-line stage's arrow to a later one runs BEND to its
 # left.
-ROW, TALL_ROW, LANE, NARROW_LANE, MARGIN, BEND = 58, 80, 22, 17, 16, 15
-CORNER, RADIUS = 8, 7
+ROW, TALL_ROW, LANE, NARROW_LANE, MARGIN, BEND = 58, 86, 24, 19, 16, 22
+CORNER, RADIUS = 7, 7
 
 
 @dataclass

@@ -1,15 +1,17 @@
 """Kept rollouts as pages that a browser loads one by one, and an index of all of them to choose from.
 
-The first pages stand in the HTML file itself, so a small run is one file; others are scripts beside it, because a page that was
-opened from a disk may load scripts and nothing else. Of more rollouts than asked for, every so many-th step is taken, whole.
+Those of a small run stand in the HTML file itself. Of a larger one only the first do, as a browser reads a file to its end before
+it has opened it; others are scripts beside it, because a page that was opened from a disk may load scripts and nothing else. Of
+more rollouts than asked for, every so many-th step is taken, whole.
 """
 
 import json
 import math
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from nemo_cascade.cascade.report_page.run_files import StageFiles, json_lines, text_of
@@ -17,7 +19,8 @@ from nemo_cascade.stages.traces import FOLDER
 
 SIDE_FOLDER = "rollouts"
 ROLLOUTS_OF_A_PAGE, CHARACTERS_OF_A_PAGE = 100, 600_000
-INLINE_CHARACTERS = 1_500_000
+# All that a file holds of a small run, and what it holds of a larger one.
+INLINE_CHARACTERS, FIRST_CHARACTERS = 1_500_000, 150_000
 # Of longer replies and prompts the report has both ends.
 MOST_PIECES, MOST_CHARACTERS = 6_000, 40_000
 
@@ -78,15 +81,27 @@ def write_pages(stages: dict[str, StageFiles], folder: Path, most: int) -> Rollo
     side = folder / SIDE_FOLDER
     for old in side.glob("page_*.js"):
         old.unlink()
-    used = 0
-    for number, page in enumerate(_pages(files, made)):
-        if used + len(page) <= INLINE_CHARACTERS and len(made.inline) == number:
-            made.inline.append(page)
-            used += len(page)
-        else:
-            side.mkdir(parents=True, exist_ok=True)
-            (side / f"page_{number}.js").write_text(f"reportPage({number},{page})\n", encoding="utf-8")
+    used, pages = 0, _pages(files, made)
+    for page in pages:
+        used += len(page)
+        if used > INLINE_CHARACTERS:
+            _write_beside(side, chain(made.inline, [page], pages), made)
+            break
+        made.inline.append(page)
     return made
+
+
+def _write_beside(side: Path, pages: Iterable[str], made: Rollouts) -> None:
+    """Keeps the first pages inline and writes the others to `side`."""
+    inline, used = [], 0
+    side.mkdir(parents=True, exist_ok=True)
+    for number, page in enumerate(pages):
+        used += len(page)
+        if number == 0 or used <= FIRST_CHARACTERS:
+            inline.append(page)
+        else:
+            (side / f"page_{number}.js").write_text(f"reportPage({number},{page})\n", encoding="utf-8")
+    made.inline = inline
 
 
 def trace_files(folder: Path) -> list[Path]:

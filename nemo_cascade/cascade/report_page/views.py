@@ -121,8 +121,12 @@ def last_sign(stage: StageFiles) -> str | None:
 
 @dataclass
 class Verdict:
-    """A gate's verdict. rows: a rule each, those that failed first: {failed, domain, rule, limit, least: what the mean must not be below, beyond: whether its mean breaks
-    the rule, were it not for noise, signed, mean, low, high, chance, detectable, picture}. nearest: of rules that were kept, the row that was nearest to failing. led_to: what followed."""
+    """A gate's verdict.
+
+    rows: a rule each, those that failed first: {failed, domain, rule, limit, least, beyond, signed, mean, low, high, chance,
+    detectable, picture}; least: what the mean must not be below, beyond: whether it is, be it by noise. nearest: of rules that
+    were kept, the row nearest to failing. led_to: what followed.
+    """
 
     action: str
     rows: list[dict]

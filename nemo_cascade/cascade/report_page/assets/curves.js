@@ -17,14 +17,15 @@ function setUpCurves(rollouts) {
   const near = whenNear(figure => { parts.get(figure).drawn = true; draw(figure); });
   let shown = null, width = 0;
   const show = stage => {
-    if (stage === shown) return;
+    const curves = document.getElementById(`curves-${stage}`);
+    if (stage === shown || !curves) return; // one that has not finished a step has none
     shown = select.value = stage;
     const choose = rollouts.has(stage) ? (after, to, from) => rollouts.show(stage, after + 1, to, from) : null;
     note.textContent = choose ? "A click on a curve shows the rollouts of that step; with the keyboard: arrows and Enter."
       : "No rollouts of this stage were kept, so its curves lead nowhere.";
     near.disconnect();
     parts.clear();
-    for (const panel of JSON.parse(document.getElementById(`curves-${stage}`).textContent)) parts.set(emptyChart(panel), {panel, choose, drawn: false});
+    for (const panel of JSON.parse(curves.textContent)) parts.set(emptyChart(panel), {panel, choose, drawn: false});
     panels.replaceChildren(...parts.keys());
     for (const figure of parts.keys()) near.observe(figure);
   };

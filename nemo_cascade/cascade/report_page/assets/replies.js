@@ -71,7 +71,7 @@ function replyPart(reply, thinks, colouring) {
     text.append(...parts.map(part => token(part, colouring)));
     return text;
   };
-  if (thought.length) made.append(fold(element("summary", {}, closed ? `Thought (${thought.length} tokens)` : "Thought, never ended"), () => tokens(thought, "thought"), !closed));
+  if (thought.some(part => part.text.trim())) made.append(fold(element("summary", {}, closed ? `Thought (${thought.length} ${thought.length === 1 ? "token" : "tokens"})` : "Thought, never ended"), () => tokens(thought, "thought"), !closed));
   if (answer.length || closed) made.append(answer.length ? tokens(answer, "answer") : element("div", {class: "text answer empty"}, "no answer after the thought"));
   made.append(fold(element("summary", {}, "Row and verdict"), () => element("pre", {}, JSON.stringify({verdict: reply.verdict, row: reply.row}, null, 1))));
   return made;
