@@ -17,7 +17,7 @@ from nemo_cascade.algorithms import domain_weights, group_advantages, overlong
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine.full_vocabulary import FullVocabularyStep, Lesson
 from nemo_cascade.engine.policy import Policy
-from nemo_cascade.rollout.types import Group
+from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.judge import make_rewards
@@ -95,15 +95,15 @@ def reward_samples(groups: list[Group], config) -> list[Sample]:
     )
     samples = []
     for group, advantages, kept in zip(groups, advantages_PG.tolist(), acceptable_groups(groups, config).tolist()):
-        for rollout, advantage in zip(group.rollouts, advantages):
-            samples.append(rollout_sample(rollout, kept and stays(rollout, config), advantages=advantage))
+        for rollout, stays, advantage in zip(group.rollouts, staying(group.rollouts, config), advantages):
+            samples.append(rollout_sample(rollout, kept and stays, advantages=advantage))
     return samples
 
 
-def stays(rollout, config) -> bool:
-    """Whether `grpo.overlong` leaves a reply in the loss."""
-    cut = torch.tensor(rollout.finish_reason == "length")
-    return bool(overlong(torch.zeros(()), cut, config.overlong_mode)[1])
+def staying(rollouts: list[Rollout], config) -> list[bool]:
+    """Which replies `grpo.overlong` leaves in the loss."""
+    cut = torch.tensor([rollout.finish_reason == "length" for rollout in rollouts])
+    return overlong(torch.zeros(len(rollouts)), cut, config.overlong_mode)[1].tolist()
 
 
 def only_advantages_teach(config) -> bool:
@@ -139,7 +139,7 @@ def distillation_samples(groups: list[Group], config) -> list[Sample]:
     """
     domains, shares = list(config.data.train), config.grpo.adv_estimator.domain_shares
     pairs = [(group.domain, rollout) for group in groups for rollout in group.rollouts]
-    trained = [stays(rollout, config.grpo) for _, rollout in pairs]
+    trained = staying([rollout for _, rollout in pairs], config.grpo)
     weights = dict.fromkeys(domains, 1.0)
     if shares:
         amounts = dict.fromkeys(domains, 0)
