@@ -1,7 +1,7 @@
 """`Policy`: the model being trained, behind every parallel layout.
 
-The contract of the design: `logprobs`, `train_step`, `save`, `load`, `hf_weights`, `weights_of`. Every rank passes the same global
-batch and gets the same answers; sharding, schedules, gradient reduction and the optimizer are megatron-core's own.
+The contract of the design: `logprobs`, `train_step`, `save`, `load`, `hf_weights`, `rotation` (`weights_of`). Every rank passes the same
+global batch and gets the same answers; sharding, schedules, gradient reduction and the optimizer are megatron-core's own.
 """
 
 import contextlib
