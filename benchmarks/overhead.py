@@ -56,6 +56,7 @@ ANCHORS = ("instruction_following", "mcqa")
 SHORT = [
     "cascade.order=[sft,math_rl,mopd]",
     "~cascade.judge",
+    "~data.validation.preference",
     "cascade.validation.num_prompts=0",
     "cascade.stages.sft.sft.max_num_steps=200",
     "cascade.stages.math_rl.grpo.max_num_steps=6",
