@@ -1,7 +1,7 @@
 """`Policy`: the model being trained, behind every parallel layout.
 
-The contract of the design: `logprobs`, `train_step`, `save`, `load`, `hf_weights`, `weights_of`. Every rank passes the same global
-batch and gets the same answers; sharding, schedules, gradient reduction and the optimizer are megatron-core's own.
+The contract of the design: `logprobs`, `train_step`, `save`, `load`, `hf_weights`, `rotation` (`weights_of`). Every rank passes the same
+global batch and gets the same answers; sharding, schedules, gradient reduction and the optimizer are megatron-core's own.
 """
 
 import contextlib
@@ -39,9 +39,17 @@ from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_s
 from nemo_cascade.engine.convert import read_hf, refuse_unless_fitting  # noqa: E402
 from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
 from nemo_cascade.engine.full_vocabulary import CollectStates  # noqa: E402
-from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, stored_parts, weights_hash  # noqa: E402
+from nemo_cascade.engine.gather import (  # noqa: E402
+    empty_like,
+    full_tensors,
+    sharded_state_dict,
+    shards_of,
+    stored_parts,
+    weights_hash,
+)
 from nemo_cascade.engine.metrics import global_metrics  # noqa: E402
 from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optimizer_state, restore_state  # noqa: E402
+from nemo_cascade.engine.rotation import Rotation  # noqa: E402
 from nemo_cascade.engine.writes import Writes, writers_end_with_this  # noqa: E402
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
@@ -111,7 +119,7 @@ class Policy:
         self.model = build_model(self.preset, self.transformer_config, in_bf16).cuda()
         self.device = next(self.model.parameters()).device
         self._training = max_num_steps > 0
-        self._teachers: dict[Path, dict[str, torch.Tensor]] = {}
+        self._rotation = Rotation(self._tensors, self._become)
         if config.megatron_cfg.freeze_moe_router:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(not name.endswith("router.weight"))
@@ -259,29 +267,28 @@ class Policy:
         """sha256 of the full weights, the same at every layout."""
         return weights_hash(self.model)
 
-    @contextlib.contextmanager
-    def weights_of(self, checkpoint: Path):
-        """The weights of another checkpoint, or of a Hugging Face folder, in this policy's own buffers; the student comes back
-        bit-equal at the end.
+    def rotation(self) -> contextlib.AbstractContextManager[Callable[[Path], None]]:
+        """`with policy.rotation() as turn_to:` puts the student aside; `turn_to(checkpoint)` has the weights of a checkpoint, or of a
+        Hugging Face folder, take its place, one after the other; the student comes back bit-equal at the end.
 
         Only the weights and persistent buffers (the router's expert bias) are swapped: the optimizer must not step inside.
         A checkpoint is read once and then waits in host memory.
         """
-        student = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
-        try:
-            if checkpoint not in self._teachers:
-                self._teachers[checkpoint] = self._read_teacher(checkpoint)
-            self._copy_in(self._teachers[checkpoint])
+        if self._training and self.wrapped.use_forward_hook:
+            # Gathers of parameters that overlap with the next step are still to come, and would bring the student's back.
+            self.wrapped.start_param_sync(force_sync=True)
+        return self._rotation.student_aside()
+
+    @contextlib.contextmanager
+    def weights_of(self, checkpoint: Path):
+        """A `rotation` of one checkpoint."""
+        with self.rotation() as turn_to:
+            turn_to(checkpoint)
             yield self
-        finally:
-            self._copy_in(student)
-            changed = [name for name, tensor in self._tensors().items() if not torch.equal(tensor, student[name])]
-            if changed:
-                raise RuntimeError(f"the student came back changed from {checkpoint}: {', '.join(changed[:5])}")
 
     def forget_weights_of(self, checkpoint: Path) -> None:
-        """Frees the host memory in which a checkpoint waits for `weights_of`; read again if it is asked for again."""
-        self._teachers.pop(checkpoint, None)
+        """Frees the host memory in which a checkpoint waits for the next `rotation`; read again if it is asked for again."""
+        self._rotation.forget(checkpoint)
 
     def checkpoint_bytes(self) -> int:
         """About what `save` writes on all ranks together, told from the shapes of the weights; the same on every rank."""
@@ -424,8 +431,10 @@ class Policy:
         """Local shards of a checkpoint's weights in fresh tensors; the model is not touched. Raises OSError if it is damaged."""
         return self._read_shards(Path(directory) / "weights")
 
-    def _read_shards(self, folder: Path) -> dict[str, torch.Tensor]:
-        target = empty_like(sharded_state_dict(self.model))
+    def _read_shards(self, folder: Path, in_place: bool = False) -> dict[str, torch.Tensor]:
+        """in_place: over the model's own memory, but for what mcore stores in pieces."""
+        state = sharded_state_dict(self.model)
+        target = shards_of(state) if in_place else empty_like(state)
         try:
             loaded = dist_checkpointing.load(target, str(folder))
         except CheckpointException as damaged:
@@ -434,13 +443,13 @@ class Policy:
             raise OSError(f"{folder}, on rank {rank}: {type(error).__name__}: {error}") from damaged
         return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
 
-    def _read_teacher(self, place: Path) -> dict[str, torch.Tensor]:
-        """This rank's weights of a checkpoint or of a Hugging Face folder in host memory. The latter pass through the model."""
+    def _become(self, place: Path) -> None:
+        """Reads a checkpoint or a Hugging Face folder into the model, and nowhere else."""
         form, folder = pretrained.find(place)
         if form == pretrained.MEGATRON:
-            return {name: tensor.cpu() for name, tensor in self._read_shards(folder).items()}
-        read_hf(self.model, folder, self.preset)
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
+            self._copy_in(self._read_shards(folder, in_place=True))
+        else:
+            read_hf(self.model, folder, self.preset)
 
     def _save_part(self, state: dict, directory: Path, writes: Writes | None) -> None:
         if dist.get_rank() == 0:

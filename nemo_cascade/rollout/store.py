@@ -6,7 +6,6 @@ Written to a temporary name, synced, renamed; a file that is cut or damaged coun
 """
 
 import base64
-import dataclasses
 import hashlib
 import json
 import logging
@@ -34,7 +33,7 @@ class RolloutStore:
         """Returns on every rank only when the file is on disk under its final name."""
         if parallel.rank() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
-            body = "".join(json.dumps(dataclasses.asdict(group), default=_written) + "\n" for group in groups)
+            body = "".join(json.dumps(_values(group), default=_written) + "\n" for group in groups)
             write_atomically(self.path(name), body + json.dumps({"sha256": _digest(body)}) + "\n")
         parallel.barrier()
 
@@ -52,6 +51,11 @@ class RolloutStore:
             logger.warning("%s is incomplete or damaged; its rollouts are drawn again", path)
             return None
         return [_group(json.loads(line)) for line in lines]
+
+
+def _values(group: Group) -> dict:
+    # dataclasses.asdict would copy every token: three times the time of all the rest.
+    return {**vars(group), "rollouts": [vars(rollout) for rollout in group.rollouts]}
 
 
 def _group(values: dict) -> Group:
