@@ -11,21 +11,21 @@ import argparse
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 
 from nemo_cascade.data.files import new_folder, write_atomically
 from nemo_cascade.environments.swe_agentic.tools import DEFINITIONS, ROOT
 from nemo_cascade.environments.swe_repair import hidden_tests, patches
+from nemo_cascade.environments.swe_repair.git import git
 from nemo_cascade.environments.swe_repair.patches import Files
 
 DATA = Path(__file__).parent / "demo" / "repositories"
 AGENT = {"type": "responses_api_agents", "name": "swe_agentic_simple_agent"}
-PROMPT = f"""In {ROOT} there is a repository in Python, and the issue below has been filed against it. Find the cause, mend it there, and see to \
-it that the tests still pass. What is judged are the files that you leave behind, by tests of this issue that are not in the repository. Call \
-finish when you are done.
-
-"""
+PROMPT = (
+    f"In {ROOT} there is a repository in Python, and the issue below has been filed against it. Find the cause, mend it there, and "
+    "see to it that the tests still pass. What is judged are the files that you leave behind, by tests of this issue that are not in "
+    "the repository. Call finish when you are done.\n\n"
+)
 AUTHOR, EMAIL = "nemo_cascade", "nobody@example.com"
 # Of the healthy commit, and of the one that brought the bug.
 DATES = ("2024-01-08T09:00:00+0000", "2024-02-12T15:30:00+0000")
@@ -39,7 +39,7 @@ def names() -> list[str]:
 def files(name: str) -> Files:
     """{path: text} of a repository with its bug."""
     folder = DATA / name / "files"
-    found = (path for path in sorted(folder.rglob("*.txt")))
+    found = sorted(folder.rglob("*.txt"))
     return {path.relative_to(folder).as_posix().removesuffix(".txt"): path.read_text(encoding="utf-8") for path in found}
 
 
@@ -59,8 +59,23 @@ def write(directory: Path) -> None:
     if folder.exists():
         raise ValueError(f"{folder} is there already; remove it or choose another folder")
     with new_folder(folder) as temporary:
-        written = [{**_row(name), "repository": name, "base_commit": _commit(name, temporary / name)} for name in names()]
+        written = [{**_row(name), "repository": name, "base_commit": make(name, temporary / name)} for name in names()]
     write_atomically(Path(directory) / "train.jsonl", "".join(json.dumps(row) + "\n" for row in written))
+
+
+def make(name: str, folder: Path) -> str:
+    """Makes the repository; the hash of its last commit, which brought the bug."""
+    folder.mkdir()
+    _git(folder, "init", "--quiet", "--template=", "--initial-branch=main")
+    past, now = healthy(name), files(name)
+    changed = sorted(path for path in now if now[path] != past[path])
+    for state, date, message in zip((past, now), DATES, (f"{name} 1.0", f"Simplify {', '.join(changed)}")):
+        for path, text in state.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+        _git(folder, "add", "--all")
+        _git(folder, "commit", "--quiet", f"--message={message}", date=date)
+    return _git(folder, "rev-parse", "HEAD").strip()
 
 
 def _row(name: str) -> dict:
@@ -91,32 +106,11 @@ def _tests(found: Files) -> list[str]:
     return [f"{path}::{test}" for path, text in found.items() if path.startswith("tests/") for test in _TEST.findall(text)]
 
 
-def _commit(name: str, folder: Path) -> str:
-    """Makes the repository; the hash of its last commit, which brought the bug."""
-    folder.mkdir()
-    _git(folder, "init", "--quiet", "--template=", "--initial-branch=main")
-    past, now = healthy(name), files(name)
-    changed = sorted(path for path in now if now[path] != past[path])
-    for state, date, message in zip((past, now), DATES, (f"{name} 1.0", f"Simplify {', '.join(changed)}")):
-        for path, text in state.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(text, encoding="utf-8")
-        _git(folder, "add", "--all")
-        _git(folder, "commit", "--quiet", f"--message={message}", date=date)
-    return _git(folder, "rev-parse", "HEAD").strip()
-
-
 def _git(folder: Path, *arguments: str, date: str = "") -> str:
-    """What git says. Nothing that is set on this host, in git's files or for this process, has a part in the commits."""
-    who = {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER") for what, value in (("NAME", AUTHOR), ("EMAIL", EMAIL), ("DATE", date))}
-    alone = {"PATH": os.environ.get("PATH", os.defpath), "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], env={**alone, **who}, capture_output=True, text=True)
-    except OSError as error:
-        raise ValueError(f"git cannot be run ({error}); install it") from None
-    if done.returncode:
-        raise ValueError(f"git {arguments[0]} in {folder}: {done.stderr.strip()}")
-    return done.stdout
+    """What git says. Nothing that is set on this host has a part in the commits."""
+    fields = {"NAME": AUTHOR, "EMAIL": EMAIL, "DATE": date}
+    who = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in fields.items()}
+    return git(folder, *arguments, GIT_CONFIG_NOSYSTEM="1", GIT_CONFIG_GLOBAL=os.devnull, **who).decode()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_cascade.data import repositories
+from nemo_cascade.data.rows import rl_problem
 from nemo_cascade.environments import swe_agentic
 from nemo_cascade.environments.swe_agentic.tools import ROOT
 from nemo_cascade.environments.swe_repair import hidden_tests, patches
@@ -43,7 +44,7 @@ def of_each(call) -> dict:
 def test_there_are_enough_of_them_and_each_row_can_be_worked_on():
     assert len(ROWS) >= 12 and len({row["instance_id"] for row in ROWS.values()}) == len(ROWS)
     for name, row in ROWS.items():
-        assert swe_agentic.problem(row) is None, name
+        assert rl_problem(row, {"swe_agentic"}) is None and swe_agentic.problem(row) is None, name
         assert row["fail_to_pass"] and row["pass_to_pass"] and "README.md" in row["files"], name
         modules = [path for path in row["files"] if path.endswith(".py") and not path.startswith("tests/")]
         assert len(modules) >= 4 and all(path.startswith(f"{name}/") for path in modules), name
@@ -52,7 +53,8 @@ def test_there_are_enough_of_them_and_each_row_can_be_worked_on():
 def test_hidden_tests_and_the_golden_patch_are_nowhere_an_agent_looks():
     for name, row in ROWS.items():
         seen = json.dumps([row["responses_create_params"], row["files"]])
-        mending = [line for change in patches.diff_of(row["golden_patch"]) for line in change.new if line not in change.old and line.strip()]
+        changes = patches.diff_of(row["golden_patch"])
+        mending = [line for change in changes for line in change.new if line not in change.old and line.strip()]
         hidden = [test.partition("::")[2] for test in row["fail_to_pass"]]
         assert hidden and not any(test in seen for test in hidden), name
         assert all(line.strip() not in prompt(row) for line in mending), name
@@ -131,9 +133,30 @@ def test_written_rows_are_worked_on_as_those_with_their_files(written, monkeypat
         row = json.loads(line)
         same = ROWS[row["repository"]]
         assert files_of(row) == same["files"] and swe_agentic.problem(row) is None
-        own = {key: value for key, value in row.items() if key not in ("repository", "base_commit")}
+        del row["base_commit"]
+        assert files_of(row) == same["files"], "what is checked out is the same"
+        own = {key: value for key, value in row.items() if key != "repository"}
         assert {**own, "files": same["files"]} == same
 
+
+
+def test_a_row_has_the_files_of_its_commit_whatever_is_checked_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEMO_CASCADE_REPOSITORIES", str(tmp_path))
+    row = {"repository": "cents", "base_commit": repositories.make("cents", tmp_path / "cents")}
+    # What `git archive` would leave out, and what is no plain file.
+    (tmp_path / "cents/.gitattributes").write_text("tests export-ignore\n")
+    (tmp_path / "cents/link").symlink_to("README.md")
+    (tmp_path / "cents/cents/rounding.py").write_text("changed = 1\n")
+    git(tmp_path / "cents", "add", "--all")
+    git(tmp_path / "cents", "-c", "user.name=a", "-c", "user.email=b", "commit", "--quiet", "--message=later")
+    later = {**row, "base_commit": git(tmp_path / "cents", "rev-parse", "HEAD")}
+    git(tmp_path / "cents", "checkout", "--quiet", "HEAD~2")
+    assert files_of(row) == repositories.files("cents")
+    assert files_of({"repository": "cents"}) == repositories.healthy("cents")
+    changed = {".gitattributes": "tests export-ignore\n", "cents/rounding.py": "changed = 1\n"}
+    assert files_of(later) == repositories.files("cents") | changed
+    for wrong, said in (("--help", "is no hash of a commit"), ("0" * 40, "git ls-tree in")):
+        assert said in swe_agentic.problem({**ROWS["cents"], **row, "base_commit": wrong})
 
 
 def test_what_was_written_is_not_written_over(written, capsys):
