@@ -53,7 +53,8 @@ def lines(manifest: Manifest, now: float) -> list[str]:
     """The run in a few lines, at the time.time() `now`."""
     beats = heartbeat.read(manifest.run_dir)
     told = [state(manifest, beats, now)]
-    if beats and not beats[0]["over"] and beats[0]["stage"] in manifest.stages:
+    # How long a stage trains is nothing to say of a run that was killed.
+    if beats and going_on(manifest, now) and beats[0]["stage"] in manifest.stages:
         told += pace(manifest, beats[0])
     return [line for line in [*told, ranks(beats, now), *verdicts(manifest)] if line]
 

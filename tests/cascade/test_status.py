@@ -89,7 +89,7 @@ def test_a_rank_that_does_not_get_on_is_told(run):
 def test_a_killed_run_is_told_from_one_that_ended_and_one_that_was_asked_to(run):
     beats(run, 300, 300)
     assert live.lines(run, NOW)[0].endswith("step 12, rollouts: its processes are gone; the same command goes on")
-    assert not live.going_on(run, NOW)
+    assert not live.going_on(run, NOW) and not any("trains for" in line for line in live.lines(run, NOW))
     beats(run, 300, 300, over=True)
     assert "ended before all stages were done" in live.lines(run, NOW)[0]
     (run.run_dir / interruption.FILE).write_text(json.dumps({"why": "SIGUSR1: saved step 11", "time": NOW - 3720}))
