@@ -144,12 +144,16 @@ def config_hash(cascade: CascadeConfig, stage: StageConfig) -> str:
 
 
 def changed_keys(cascade: CascadeConfig, manifest: Manifest, name: str) -> list[str]:
-    """ "key old -> new" for what differs from the config a started stage was run with; empty for one never started."""
+    """ "key old -> new" for what differs from the config a started stage was run with; empty for one never started.
+
+    A key that did not exist then, and has its default now, changes nothing: a run goes on after an upgrade.
+    """
     stored_file = manifest.directory(name) / CONFIG_FILE
     if manifest.stages[name].status == PENDING or not stored_file.exists():
         return []
     stored = _decisive(yaml.safe_load(stored_file.read_text(encoding="utf-8")))
     now = _decisive(stage_document(cascade, cascade.stages[name]))
+    stored = {key: value for key, value in DEFAULTS.items() if key in now and key not in stored} | stored
     return [
         f"{key} {_show(stored, key)} -> {_show(now, key)}"
         for key in dict.fromkeys((*stored, *now))
@@ -168,6 +172,9 @@ def _decisive(document: dict) -> dict:
 
 def _harmless(key: str) -> bool:
     return key.startswith(HARMLESS) or JUDGE_OF_REPLIES.fullmatch(key) is not None
+
+
+DEFAULTS = flatten(stage_document(CascadeConfig(), StageConfig()))
 
 
 def _show(values: dict, key: str) -> str:

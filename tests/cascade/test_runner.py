@@ -418,6 +418,16 @@ def test_a_changed_config_of_a_later_stage_is_nobodys_business(runs):
     assert runs("cascade.stages.mopd.policy.max_grad_norm=0.5") == ORDER[4:]
 
 
+def test_a_run_goes_on_after_an_upgrade_that_brought_a_key_unless_it_is_used(finished):
+    for path in finished.run_dir.glob("*/config.yaml"):
+        stored = yaml.safe_load(path.read_text())
+        del stored["policy"]["router_replay"], stored["grpo"]["max_rollout_turns"], stored["cascade"]["validation"]["num_samples"]
+        path.write_text(yaml.safe_dump(stored))
+    assert finished() == []
+    with pytest.raises(RunRefused, match="another config: grpo.max_rollout_turns 1 -> 3"):
+        finished("grpo.max_rollout_turns=3")
+
+
 def test_saving_more_often_does_not_make_it_another_run(finished):
     assert finished("checkpointing.save_period=1") == []
 
