@@ -1,6 +1,7 @@
 """The demo's repositories are real: their tests fail and pass as their rows say, and git has their past."""
 
 import json
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,7 +94,8 @@ def written(tmp_path_factory) -> Path:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    alone = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}
+    return subprocess.run(["git", "-C", folder, *arguments], env=alone, check=True, capture_output=True, text=True).stdout.strip()
 
 
 HASHES = {
@@ -137,7 +139,6 @@ def test_written_rows_are_worked_on_as_those_with_their_files(written, monkeypat
         assert files_of(row) == same["files"], "what is checked out is the same"
         own = {key: value for key, value in row.items() if key != "repository"}
         assert {**own, "files": same["files"]} == same
-
 
 
 def test_a_row_has_the_files_of_its_commit_whatever_is_checked_out(tmp_path, monkeypatch):
