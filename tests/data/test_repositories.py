@@ -1,6 +1,7 @@
 """The demo's repositories are real: their tests fail and pass as their rows say, and git has their past."""
 
 import json
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from nemo_cascade.data.rows import rl_problem
 from nemo_cascade.environments import swe_agentic
 from nemo_cascade.environments.swe_agentic.tools import ROOT
 from nemo_cascade.environments.swe_repair import hidden_tests, patches
+from nemo_cascade.environments.swe_repair.git import files_at
 from nemo_cascade.environments.swe_repair.repository import files_of
 
 ROWS = {name: row for name, row in zip(repositories.names(), repositories.rows())}
@@ -93,7 +95,8 @@ def written(tmp_path_factory) -> Path:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    alone = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}
+    return subprocess.run(["git", "-C", folder, *arguments], env=alone, check=True, capture_output=True, text=True).stdout.strip()
 
 
 HASHES = {
@@ -139,7 +142,6 @@ def test_written_rows_are_worked_on_as_those_with_their_files(written, monkeypat
         assert {**own, "files": same["files"]} == same
 
 
-
 def test_a_row_has_the_files_of_its_commit_whatever_is_checked_out(tmp_path, monkeypatch):
     monkeypatch.setenv("NEMO_CASCADE_REPOSITORIES", str(tmp_path))
     row = {"repository": "cents", "base_commit": repositories.make("cents", tmp_path / "cents")}
@@ -157,6 +159,10 @@ def test_a_row_has_the_files_of_its_commit_whatever_is_checked_out(tmp_path, mon
     assert files_of(later) == repositories.files("cents") | changed
     for wrong, said in (("--help", "is no hash of a commit"), ("0" * 40, "git ls-tree in")):
         assert said in swe_agentic.problem({**ROWS["cents"], **row, "base_commit": wrong})
+    blob = git(tmp_path / "cents", "rev-parse", f"{row['base_commit']}:README.md")
+    (tmp_path / "cents/.git/objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(ValueError, match="README.md is missing"):
+        list(files_at(tmp_path / "cents", row["base_commit"]))
 
 
 def test_what_was_written_is_not_written_over(written, capsys):

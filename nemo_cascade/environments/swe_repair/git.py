@@ -27,7 +27,10 @@ def files_at(folder: Path, commit: str) -> Iterator[tuple[str, bytes]]:
     plain = {name.decode(errors="replace"): said.split()[2] for said, _, name in entries if said.split()[0] in _PLAIN}
     told, at = git(folder, "cat-file", "--batch", given=b"\n".join([*plain.values(), b""])), 0
     for name in plain:
-        # "hash blob size", the bytes, a line break.
+        # "hash blob size", the bytes, a line break; "hash missing" where a clone has not all objects.
         start = told.index(b"\n", at) + 1
-        at = start + int(told[at:start].split()[2]) + 1
+        _, kind, *size = told[at:start].split()
+        if kind != b"blob":
+            raise ValueError(f"{folder} has not the whole of commit {commit}: {name} is missing; git fetch it")
+        at = start + int(size[0]) + 1
         yield name, told[start : at - 1]
