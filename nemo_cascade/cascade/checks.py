@@ -34,7 +34,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 CHOICES = {
     "kind": ("sft", "rl"),
     "policy.precision": ("float32", "bfloat16"),
-    "policy.generation.backend": ("megatron",),
+    "policy.generation.backend": ("megatron", "vllm"),
     "policy.megatron_cfg.moe_router_dtype": ("fp32", "fp64"),
     "policy.megatron_cfg.moe_router_load_balancing_type": ("none", "aux_loss", "seq_aux_loss", "global_aux_loss"),
     "policy.megatron_cfg.recompute_granularity": (None, "full", "selective"),
@@ -62,6 +62,7 @@ AT_LEAST_ONE = (
     "policy.sequence_packing.train_mb_tokens",
     "policy.generation.max_new_tokens",
     "policy.generation.max_batch_size",
+    "policy.generation.vllm_cfg.max_model_len",
     "policy.megatron_cfg.tensor_model_parallel_size",
     "policy.megatron_cfg.pipeline_model_parallel_size",
     "policy.megatron_cfg.context_parallel_size",
@@ -428,7 +429,7 @@ def value_problems(stage: "StageConfig", where) -> Iterator[str]:
         (NOT_NEGATIVE, lambda value: value >= 0, ">= 0"),
         (POSITIVE, lambda value: value > 0, "> 0"),
         (BELOW_ONE, lambda value: 0 <= value < 1, "in [0, 1)"),
-        (("policy.generation.top_p",), lambda value: 0 < value <= 1, "in (0, 1]"),
+        (("policy.generation.top_p", "policy.generation.vllm_cfg.gpu_memory_utilization"), lambda value: 0 < value <= 1, "in (0, 1]"),
         (("genrm.top_percentile",), lambda value: 0 <= value <= 1, "in [0, 1]"),
     )
     for keys, holds, text in rules:
@@ -464,6 +465,12 @@ def length_problems(stage: "StageConfig", where) -> Iterator[str]:
         yield (
             f"{where('policy.generation.max_new_tokens')}: {policy.generation.max_new_tokens} leaves no room "
             f"for a prompt in policy.max_total_sequence_length {policy.max_total_sequence_length}"
+        )
+    longest = policy.generation.vllm_cfg.max_model_len
+    if longest is not None and longest < policy.max_total_sequence_length:
+        yield (
+            f"{where('policy.generation.vllm_cfg.max_model_len')}: {longest} is below policy.max_total_sequence_length "
+            f"{policy.max_total_sequence_length}; raise it, or leave it out"
         )
     if policy.sequence_packing.train_mb_tokens < policy.max_total_sequence_length:
         yield (
@@ -538,6 +545,8 @@ def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
     for key in (key for key, wanted in needing.items() if wanted and find_spec("transformer_engine") is None):
         text = "megatron-core needs Transformer Engine for it, which is not installed; install it or set this to false"
         yield f"{where(f'policy.megatron_cfg.{key}')}: {text}"
+    if stage.policy.generation.backend == "vllm" and find_spec("vllm") is None:
+        yield f"{where('policy.generation.backend')}: vllm is not installed here; install it (docs/vllm.md), or take megatron"
     yield from sandbox_problems(stage.sandbox, where)
     yield from operation_checks.tracker_problems(stage, where)
 

@@ -57,12 +57,12 @@ def legal_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
 
 def decoding_problems(stage: LoopConfig, where: Callable[[str], str]) -> Iterator[str]:
     """What the embedded rollout engine cannot decode under."""
-    if stage.kind != "rl":
+    if stage.kind != "rl" or stage.policy.generation.backend == "vllm":
         return
     for key, size in undecodable(stage.policy.megatron_cfg).items():
         yield (
             f"{where(f'policy.megatron_cfg.{key}')}: {size}, but the embedded rollout engine cannot decode under "
-            f"{key.split('_')[0]} parallel; set it to 1 (or leave RL stages out of cascade.order)"
+            f"{key.split('_')[0]} parallel; set it to 1, take policy.generation.backend=vllm, or leave RL stages out of cascade.order"
         )
 
 

@@ -74,6 +74,10 @@ class MegatronEngine:
             (owner, name) for owner in [model.config, *self.modules] for name in OFF_IN_DECODING if hasattr(owner, name)
         ]
 
+    def sharing(self) -> dist.ProcessGroup:
+        """Data-parallel ranks; the others hold parts of one model and step together."""
+        return parallel_state.get_data_parallel_group()
+
     def add(self, requests: list[Request], params: SamplingParams) -> None:
         """Queues requests; raises ValueError for an empty prompt."""
         for request in requests:

@@ -1,6 +1,7 @@
 """One step's rollouts with their rewards: sampled and verified once, then on disk, so that a resumed run trains on the same ones."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from nemo_cascade.algorithms import informative_groups, swe_group_mask
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.config import GenerationConfig
-from nemo_cascade.rollout.engine import generate_global
+from nemo_cascade.rollout.engine import RolloutEngine, generate_global
 from nemo_cascade.rollout.megatron import MegatronEngine
 from nemo_cascade.rollout.store import RolloutStore
 from nemo_cascade.rollout.types import Group, Request, SamplingParams
@@ -21,21 +22,33 @@ from nemo_cascade.stages.stopwatch import Stopwatch
 from nemo_cascade.stages.usable import group_of_one, refuse_unusable_rollouts
 
 
-def make_engine(policy: Policy) -> MegatronEngine:
-    """The embedded engine over the policy's own weights.
+def make_engine(policy: Policy) -> RolloutEngine:
+    """The engine that `policy.generation.backend` names: the embedded one over the policy's own weights, or vLLM, whose weights mean
+    nothing before its first `sync`.
 
     It samples from all ids the model scores, those the tokenizer does not use included: leaving them out would sample
     from another distribution than the one that is trained.
     """
+    if policy.config.generation.backend == "vllm":
+        from nemo_cascade.rollout.vllm import VllmEngine
+
+        return VllmEngine(policy.preset, policy.config.generation, policy.config.precision)
     return MegatronEngine(
         policy.model, vocab_size=policy.preset.vocab_size, max_batch_size=policy.config.generation.max_batch_size
     )
 
 
+def served(policy: Policy) -> Callable[[list[list[int]]], list[list[float]]]:
+    """How to ask an engine of its own, which gets the policy's weights, for the log-probs of tokens."""
+    engine = make_engine(policy)
+    engine.sync(policy)
+    return engine.score
+
+
 class Sampler:
     """Draws groups with the policy's current weights and has them rewarded."""
 
-    def __init__(self, policy: Policy, engine: MegatronEngine, rewards: Rewards, directory: Path, seed: int, watch: Stopwatch | None = None):
+    def __init__(self, policy: Policy, engine: RolloutEngine, rewards: Rewards, directory: Path, seed: int, watch: Stopwatch | None = None):
         self.policy, self.engine, self.rewards, self.seed = policy, engine, rewards, seed
         self.store, self.watch = RolloutStore(directory), watch or Stopwatch()
 
@@ -125,6 +138,7 @@ def sample_groups(
 ) -> list[Group]:
     """group_size rollouts of every prompt with the policy's current weights, sampled as it trains unless told otherwise; the same on
     every rank."""
+    engine.sync(policy)
     generation = generation or policy.config.generation
     params = SamplingParams(
         temperature=generation.temperature, top_p=generation.top_p, max_new_tokens=generation.max_new_tokens, seed=seed
