@@ -5,6 +5,7 @@ their engines, since starting one takes seconds.
 """
 
 import random
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 
@@ -80,7 +81,10 @@ def trained_beside() -> dict:
     seen["rollouts"], seen["again"] = rollouts, generate_global(engine, requests(12, 4), params)
     seen["start"] = differences(policy, rollouts)
     nucleus = SamplingParams(temperature=0.7, top_p=0.9, max_new_tokens=32, stop_ids=(), seed=5)
-    seen["nucleus"] = generate_global(engine, requests(8, 2), nucleus)
+    generation = policy.config.generation
+    policy.config.generation = replace(generation, temperature=0.7, top_p=0.9)
+    seen["nucleus"] = differences(policy, generate_global(engine, requests(8, 2), nucleus))
+    policy.config.generation = generation
     greedy = SamplingParams(temperature=0, max_new_tokens=8, stop_ids=())
     seen["greedy"] = generate_global(engine, requests(4, 1), greedy)
     policy.config.generation.backend = "megatron"
@@ -188,9 +192,10 @@ def test_replies_end_as_the_embedded_engines_do():
 
 
 def test_log_probs_are_those_of_the_nucleus_that_was_sampled_from():
-    # Of a nucleus of mass 0.9 at most: its log-probs are higher by log(1 / 0.9) or more than those without one.
-    assert all(r.finish_reason == "length" for r in beside()[0]["nucleus"])
-    assert all(-50 < logprob <= 1e-6 for r in beside()[0]["nucleus"] for logprob in r.logprobs)
+    near, mean, ratio = figures(beside()[0]["nucleus"])
+    print(f"nucleus: {near:.4f} within 2e-3, mean {mean:.2e}, ratio {ratio:.6f}")
+    # Rounding may move a token across the nucleus's edge, which changes the others by what it had.
+    assert near >= 0.97 and abs(ratio - 1) <= 1e-2
 
 
 def test_greedy_replies_are_the_embedded_engines():
