@@ -39,7 +39,7 @@ test: install
 	$(PYTEST) -m "not slow"
 
 test-all: install browser test-compat $(VLLM)/.installed
-	$(PYTEST)
+	$(PYTEST) --durations=40
 	$(VLLM_PYTEST) $(VLLM_TESTS)
 
 test-compat:

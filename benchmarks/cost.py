@@ -82,9 +82,9 @@ class Clocks:
 
         return timed
 
-    def install(self) -> None:
-        """Puts a clock around every function of `PARTS`, wherever a module holds it by name."""
-        for part, places in PARTS.items():
+    def install(self, parts: dict[str, tuple[str, ...]]) -> None:
+        """Puts a clock around every function of parts, as `PARTS`, wherever a module holds it by name."""
+        for part, places in parts.items():
             for place in places:
                 module, _, path = place.partition(":")
                 owner = importlib.import_module(module)
@@ -109,7 +109,7 @@ def run_rank(arguments: list[str]) -> None:
 
     clocks = Clocks()
     if os.environ.get("RANK", "0") == "0":
-        clocks.install()
+        clocks.install(PARTS)
     began = time.perf_counter()
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(cli.run)

@@ -1,11 +1,17 @@
 """How long `report/index.html` of a large run takes to write and to open.
 
-Makes a run of six stages (one rolled back, one still going) with as many kept rollouts as asked for, writes its report, opens it
-from the disk in headless Chromium, a fresh process each time, and prints the median time until the page is loaded, its curves are
-drawn and the first rollouts can be read; then that until others can, which stand in a script beside it. Prompts and replies are
-the demo's. cpu: seconds that all processes of the browser computed until then, which other programs do not lengthen as much.
+Makes a run of six stages and ten domains (one stage rolled back, one still going) with as many kept rollouts as asked for, writes
+its report and opens it from the disk in headless Chromium, a fresh process each time. Prompts and replies are the demo's. Prints
+medians of
+  open       until the page is loaded and has been painted
+  curves     from then on until those can be seen, after going to them
+  rollouts   the same of the first rollouts
+  side_page  until others can be read, which stand in a script beside the page
+and of what the browser did until it was open: cpu, seconds that all its processes computed, which other programs do not lengthen
+as much, and of these on the page's own thread task, script, style and layout. With --compare another page, of the same run by
+another version, is opened in turns with it, and their ratios are printed.
 
-    python benchmarks/report.py --rollouts 100000 --repeats 5 [--keep FOLDER] [--out report.json]
+    python benchmarks/report.py --rollouts 100000 --repeats 5 [--keep FOLDER] [--compare PAGE] [--out report.json]
 """
 
 import argparse
@@ -30,10 +36,14 @@ from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.tokenizer import load_tokenizer
 from nemo_cascade.stages.metrics import MetricsLog
 
-SCORED, PROMPTS, PER_STEP = ("instruction_following", "math", "mcqa", "tool_use"), 300, 8
+SCORED = (
+    *("instruction_following", "math", "mcqa", "tool_use", "structured_outputs"),
+    *("preference", "preference_pairs", "long_context", "code_gen", "swe_repair"),
+)
+PROMPTS, PER_STEP = 300, 8
 # stage -> (parent, domains trained, domain -> true change of its score, teachers, only teaches)
 STAGES = {
-    "sft": (None, SCORED, dict(zip(SCORED, (0.42, 0.51, 0.36, 0.55))), {}, False),
+    "sft": (None, SCORED, dict(zip(SCORED, (0.42, 0.51, 0.36, 0.55, 0.62, 0.3, 0.58, 0.44, 0.21, 0.33))), {}, False),
     "if_rl": ("sft", ["instruction_following"], {"instruction_following": 0.21, "math": -0.01}, {}, False),
     "math_rl": ("sft", ["math"], {"math": 0.24, "mcqa": 0.01}, {}, True),
     "tool_rl": ("if_rl", ["tool_use"], {"tool_use": -0.02, "math": -0.19, "mcqa": -0.06}, {}, False),
@@ -48,8 +58,9 @@ def make_run(folder: Path, rollouts: int, steps: int | None = None, texts: dict[
 
     texts: domain -> (prompt, pieces of a reply), instead of the demo's.
     """
-    draw, texts = random.Random(0), texts or {domain: conversations(domain) for domain in SCORED}
-    sampling = [name for name, stage in STAGES.items() if name != "sft"]
+    sampling = [name for name in STAGES if name != "sft"]
+    sampled = {domain for name in sampling for domain in STAGES[name][1]}
+    draw, texts = random.Random(0), texts or {domain: conversations(domain) for domain in sorted(sampled)}
     # The last one stops after two thirds of its steps.
     steps = steps or max(1, math.ceil(rollouts / (PER_STEP * (len(sampling) - 1 / 3))))
     per_step = max(1, round(rollouts / (steps * (len(sampling) - 1 / 3))))
@@ -172,18 +183,28 @@ def write_traces(name, directory, steps, per_step, level, texts, trained, teache
 
 
 def opening(page_file: Path) -> dict[str, float]:
-    """Seconds until the page can be read, those computed until then, and from then on until rollouts beside it can be read."""
+    """Seconds by what the module names, of one opening in a browser of its own."""
     with open_browser() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
+        of_thread = page.context.new_cdp_session(page)
+        of_thread.send("Performance.enable")
         before, started = computed(), time.perf_counter()
         page.goto(page_file.resolve().as_uri(), wait_until="load")
-        page.wait_for_selector("#panels figure")
-        page.wait_for_selector("#replies article")
-        opened, cpu = time.perf_counter(), computed() - before
+        page.evaluate("new Promise(painted => requestAnimationFrame(() => requestAnimationFrame(painted)))")
+        seconds = {"open": time.perf_counter() - started, "cpu": computed() - before}
+        metrics = {metric["name"]: metric["value"] for metric in of_thread.send("Performance.getMetrics")["metrics"]}
+        parts = {"task": "TaskDuration", "script": "ScriptDuration", "style": "RecalcStyleDuration", "layout": "LayoutDuration"}
+        seconds |= {name: metrics[metric] for name, metric in parts.items()}
+        for name, section, drawn in (("curves", "curves", "#panels svg"), ("rollouts", "rollouts", "#replies article")):
+            started = time.perf_counter()
+            page.evaluate("id => document.getElementById(id).scrollIntoView()", section)
+            page.wait_for_selector(drawn)
+            seconds[name] = time.perf_counter() - started
+        started = time.perf_counter()
         page.select_option("[name=order]", "-reward")
         page.select_option("[name=stage]", label=list(STAGES)[-1])
-        page.wait_for_function("document.querySelector('#replies article header')?.textContent.includes('multi_domain_rl')")
-        return {"open": opened - started, "open_cpu": cpu, "side_page": time.perf_counter() - opened}
+        page.wait_for_function("document.querySelector('#replies header')?.textContent.includes('multi_domain_rl')")
+        return seconds | {"side_page": time.perf_counter() - started}
 
 
 def computed() -> float:
@@ -196,29 +217,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--keep", type=Path, help="make the run in this folder and leave it")
+    parser.add_argument("--keep", type=Path, help="make the run in this folder, unless it is there, and leave it")
+    parser.add_argument("--compare", type=Path, help="another version's page of the same run (--keep)")
     parser.add_argument("--out", type=Path, help="JSON")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = settings.keep or Path(scratch) / "run"
-        make_run(folder, settings.rollouts)
+        if not (folder / "cascade_manifest.json").exists():
+            make_run(folder, settings.rollouts)
         started = time.perf_counter()
         page = report_page.write(folder)
         wrote = time.perf_counter() - started
-        times = [opening(page) for _ in range(settings.repeats)]
-        side = list((page.parent / "rollouts").glob("*.js"))
+        pages = [page, *([settings.compare] if settings.compare else [])]
+        times = [[opening(each) for each in pages] for _ in range(settings.repeats)]
+        medians = [{name: statistics.median(turn[n][name] for turn in times) for name in times[0][n]} for n in range(len(pages))]
         kept = sum(len(path.read_text().splitlines()) for path in folder.glob("*/traces/*.jsonl"))
-        result = {
-            "rollouts": kept,
-            "write_s": round(wrote, 2),
-            "html_mb": round(page.stat().st_size / 1e6, 2),
-            "side_pages": len(side),
-            "side_mb": round(sum(path.stat().st_size for path in side) / 1e6, 1),
-            **{f"{name}_s": round(statistics.median(t[name] for t in times), 3) for name in times[0]},
-            **{f"{name}_s_all": [round(t[name], 3) for t in times] for name in times[0]},
-        }
+        result = {"rollouts": kept, "write_s": round(wrote, 2)}
+        for kind, each, median in zip(("", "compared_"), pages, medians):
+            side = list((each.parent / "rollouts").glob("*.js"))
+            result |= {f"{kind}html_mb": round(each.stat().st_size / 1e6, 2), f"{kind}side_pages": len(side)}
+            result |= {f"{kind}{name}_s": round(seconds, 3) for name, seconds in median.items()}
+        if settings.compare:
+            # Of pairs that were opened one after the other, so that what else the machine did is in both.
+            ratios = {name: [turn[1][name] / turn[0][name] for turn in times if turn[0][name]] for name in times[0][0]}
+            result |= {f"compared/new {name}": round(statistics.median(of), 2) for name, of in ratios.items() if of}
     for key, value in result.items():
-        print(f"{key:>16}  {value}")
+        print(f"{key:>22}  {value}")
     if settings.out:
         settings.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -11,6 +11,6 @@ from nemo_cascade.cascade.cli import run
 
 # Saving a distributed checkpoint spawns processes, which import this file again.
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
     app.command()(run)
     app()

@@ -1,35 +1,39 @@
-"""What must hold across the keys and stages of a config: ranges, choices, the stage graph, teachers, data.
+"""What must hold across the keys and stages of a config: the list of all that is looked at, and ranges, choices and relations of
+values; stages, teachers and gates are in graph_checks, rows in data_checks, and so on.
 
 Every function yields problems as lines "key: what is wrong; what to do" and looks at one idea. What fits a type but
 not the recipe is caught here, before any process group, folder or model exists.
 """
 
-import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_cascade import environments
-from nemo_cascade.cascade import compute, judge_checks, layout, loss_checks, operation_checks, start_checks
-from nemo_cascade.cascade.strict import did_you_mean, flatten, is_missing, is_slip, join, nearest
+from nemo_cascade.cascade import (
+    compute,
+    data_checks,
+    graph_checks,
+    judge_checks,
+    layout,
+    loss_checks,
+    operation_checks,
+    replay_checks,
+    start_checks,
+    vllm_checks,
+)
+from nemo_cascade.cascade.graph_checks import AUTO
+from nemo_cascade.cascade.strict import NAME, did_you_mean, flatten, is_missing, nearest
 from nemo_cascade.data import demo
-from nemo_cascade.data.packing import document_multiple
-from nemo_cascade.data.rows import DataError, environment_of
-from nemo_cascade.stages.config import SandboxConfig
 from nemo_cascade.data.tokenizer import find_tokenizer
-from nemo_cascade.engine import pretrained
 from nemo_cascade.engine.memory import GPUS
 from nemo_cascade.models import fp8
+from nemo_cascade.models.presets import PRESETS, is_hf_folder
+from nemo_cascade.stages.config import SandboxConfig
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, Source, StageConfig
-
-# The stage that `teachers.<domain>` names where the best is to be found when the student begins.
-AUTO = "auto"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 CHOICES = {
     "kind": ("sft", "rl"),
@@ -75,6 +79,7 @@ AT_LEAST_ONE = (
     "grpo.num_prompts_per_step",
     "grpo.num_generations_per_prompt",
     "grpo.dynamic_sampling_max_gen_batches",
+    "grpo.max_rollout_turns",
     "genrm.judge_max_new_tokens",
     "env.nemo_gym.concurrency",
 )
@@ -136,17 +141,19 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += judge_checks.judges_problems(stage, where)
         problems += operation_checks.operation_problems(stage, where)
         problems += unread_problems(stage, source)
-        problems += graph_problems(cascade, stage, source)
-        problems += teacher_problems(cascade, stage, source)
-        problems += teacher_path_problems(stage, source)
-        problems += gate_problems(cascade, stage, source)
-        problems += in_stage_validation_problems(cascade, stage, where)
+        problems += graph_checks.graph_problems(cascade, stage, source)
+        problems += graph_checks.teacher_problems(cascade, stage, source)
+        problems += graph_checks.teacher_path_problems(stage, source)
+        problems += graph_checks.gate_problems(cascade, stage, source)
+        problems += graph_checks.in_stage_validation_problems(cascade, stage, where)
         problems += start_checks.pretrained_problems(stage, source, where)
-        problems += data_problems(cascade, stage, source, where)
+        problems += data_checks.data_problems(cascade, stage, source, where)
         problems += layout.problems(stage, where, world_size)
         problems += compute.problems(stage, where, swaps_weights(stage))
+        problems += replay_checks.problems(stage, source)
+        problems += vllm_checks.problems(stage, cascade.validation.max_rollout_turns, where)
     problems += agreement_problems(cascade, source)
-    problems += domain_problems(source)
+    problems += data_checks.domain_problems(source)
     problems += shadowed_problems(source)
     return list(dict.fromkeys(problems))
 
@@ -168,17 +175,18 @@ def planning_problems(cascade: "CascadeConfig", source: "Source", world_size: in
         problems += judge_checks.judges_problems(stage, where)
         problems += operation_checks.operation_problems(stage, where)
         problems += compute.problems(stage, where, swaps_weights(stage))
+        problems += replay_checks.problems(stage, source)
         problems += unread_problems(stage, source)
-        problems += graph_problems(cascade, stage, source)
-        problems += teacher_problems(cascade, stage, source)
+        problems += graph_checks.graph_problems(cascade, stage, source)
+        problems += graph_checks.teacher_problems(cascade, stage, source)
         # Without validation a plan asks what fits, not what is judged.
-        problems += gate_problems(cascade, stage, source) if cascade.validation.num_prompts > 0 else []
+        problems += graph_checks.gate_problems(cascade, stage, source) if cascade.validation.num_prompts > 0 else []
         gpus = world_size if world_size is not None else stage.cluster.num_nodes * stage.cluster.gpus_per_node
         if gpus > 0:
             problems += layout.legal_problems(stage, where, gpus)
     problems += agreement_problems(cascade, source)
     problems += sampling_problems(cascade)
-    problems += domain_problems(source)
+    problems += data_checks.domain_problems(source)
     problems += shadowed_problems(source)
     return list(dict.fromkeys(problems))
 
@@ -222,7 +230,7 @@ def validation_problems(cascade: "CascadeConfig") -> Iterator[str]:
     """Layouts under which a stage of any kind could be trained but not scored at its end."""
     validation = cascade.validation
     if validation.num_prompts > 0:
-        stages = {name: layout.undecodable(stage.policy.megatron_cfg) for name, stage in cascade.stages.items()}
+        stages = {name: layout.undecodable(stage.policy) for name, stage in cascade.stages.items()}
         for key in dict.fromkeys(key for sizes in stages.values() for key in sizes):
             names = ", ".join(name for name, sizes in stages.items() if key in sizes)
             yield (
@@ -239,6 +247,8 @@ def sampling_problems(cascade: "CascadeConfig") -> Iterator[str]:
         yield f"cascade.validation.num_prompts: must be >= 0 (0: no validation), got {validation.num_prompts}"
     if validation.num_samples < 1:
         yield f"cascade.validation.num_samples: must be >= 1, got {validation.num_samples}"
+    if validation.max_rollout_turns < 1:
+        yield f"cascade.validation.max_rollout_turns: must be >= 1, got {validation.max_rollout_turns}"
     if validation.temperature < 0:
         yield f"cascade.validation.temperature: must be >= 0, got {validation.temperature}"
     if not 0 < validation.top_p <= 1:
@@ -260,129 +270,6 @@ def demo_data_problems(settings: "DemoDataConfig") -> Iterator[str]:
     for key, number in numbers.items():
         if number < 1:
             yield f"cascade.demo_data.{key}: must be >= 1, got {number}"
-
-
-def graph_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:
-    """A parent is a stage of the main line that runs before."""
-    key = source.own(stage.name, "parent")
-    if stage.parent is None:
-        return
-    yield from _earlier(cascade, stage, stage.parent, key, "a parent")
-    parent = cascade.stages.get(stage.parent)
-    if parent is not None and parent.teacher_only and not stage.teacher_only:
-        yield (
-            f"{key}: {parent.name} is teacher_only, so nothing on the main line may start from it; choose another "
-            f"parent or drop cascade.stages.{parent.name}.teacher_only"
-        )
-
-
-def _earlier(cascade: "CascadeConfig", stage: "StageConfig", other: str, key: str, role: str) -> Iterator[str]:
-    """Whether stage `other` runs before `stage`."""
-    if other == stage.name:
-        yield f"{key}: {other} is the stage itself; {role} must be another stage, earlier in cascade.order"
-    elif other not in cascade.order:
-        yield f"{key}: unknown stage {other}{did_you_mean(other, cascade.order)}"
-    elif cascade.order.index(other) > cascade.order.index(stage.name):
-        yield f"{key}: {other} runs after {stage.name}; {role} must come earlier, change cascade.order"
-
-
-def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:
-    """Teachers belong to distillation, one for every domain trained on, and are not the student's own start."""
-    key = source.own(stage.name, "teachers")
-    if not stage.distils:
-        if stage.teachers:
-            yield f"{key}: only a stage of kind rl with grpo.adv_estimator.name=opd has teachers; set that or drop them"
-        return
-    domains = list(stage.data.train)
-    for domain in domains:
-        if domain not in stage.teachers:
-            yield f"{key}.{domain}: no teacher for a domain that is trained on; add {domain}: <stage>"
-    for domain, teacher in stage.teachers.items():
-        if domain not in domains:
-            yield f"{key}.{domain}: not a domain of this stage's data.train{did_you_mean(domain, domains)}"
-        if is_missing(teacher.stage) or is_missing(teacher.path):
-            continue
-        if (teacher.stage is None) == (teacher.path is None):
-            yield f"{key}.{domain}: name a stage (or {AUTO}) or a path, and not both"
-            continue
-        if teacher.path is None and teacher.tokenizer is not None:
-            yield f"{key}.{domain}.tokenizer: a stage of this run has the run's own; remove it"
-        if teacher.path is not None:
-            continue
-        if teacher.stage == AUTO:
-            scored = list(cascade.scored(stage.name)) if cascade.validation.num_prompts > 0 else []
-            if domain not in scored:
-                yield f"{key}.{domain}: {AUTO} needs scores, and nothing scores {domain}{did_you_mean(domain, scored)}"
-            continue
-        yield from _earlier(cascade, stage, teacher.stage, f"{key}.{domain}", "a teacher")
-        if teacher.stage == stage.parent and not teacher.anchor:
-            yield (
-                f"{key}.{domain}: {teacher.stage} is where the student starts, so it has nothing to teach; name "
-                f"another stage, or write {{stage: {teacher.stage}, anchor: true}} to hold the student in place"
-            )
-
-
-def teacher_path_problems(stage: "StageConfig", source: "Source") -> Iterator[str]:
-    """A teacher from outside of the run has weights, and its tokenizer is where it is said to be."""
-    for domain, teacher in stage.teachers.items():
-        key = f"{source.own(stage.name, 'teachers')}.{domain}"
-        for name, find in (("path", lambda path: pretrained.find(Path(path))), ("tokenizer", find_tokenizer)):
-            value = getattr(teacher, name)
-            try:
-                find(value) if value is not None and not is_missing(value) else None
-            except ValueError as error:
-                yield f"{key}.{name}: {error}"
-
-
-def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:
-    """A gate judges domains that are scored, and compares them with those of a parent that there is."""
-    gate, key = stage.gate, source.own(stage.name, "gate")
-    if not gate.domains:
-        return
-    if gate.on_failure == "rollback" and stage.teacher_only:
-        yield f"{key}.on_failure: nothing starts from a teacher_only stage; use stop, warn or advance"
-    if gate.on_failure == "rollback" and stage.parent is None:
-        text = f"{stage.name} starts from {stage.start}, so no stage is left to go on from; use stop, warn or advance"
-        yield f"{key}.on_failure: {text}"
-    start = _earliest_start(cascade, stage)
-    # A floor is the stage's own; the other rules compare with where it starts.
-    for rule, scorer in (("max_drop", start), ("min_gain", start), ("floor", stage.name)):
-        limits = getattr(gate, rule)
-        if limits and scorer is None:
-            text = "no score to drop from or to gain on"
-            yield f"{key}.{rule}: {stage.name} starts from {stage.start}, so there is {text}; remove it, or use floor"
-        scored = list(cascade.scored(scorer)) if scorer in cascade.stages and cascade.validation.num_prompts > 0 else []
-        for domain, limit in limits.items():
-            if domain not in scored and scorer is not None:
-                where = "it" if scorer == stage.name else f"it for {scorer}, where {stage.name} may start"
-                yield f"{key}.{rule}.{domain}: nothing scores {where}{did_you_mean(domain, scored)}"
-            if limit < 0 and rule != "floor":
-                yield f"{key}.{rule}.{domain}: must be >= 0 (points of score), got {limit}"
-
-
-def in_stage_validation_problems(cascade: "CascadeConfig", stage: "StageConfig", where) -> Iterator[str]:
-    """What chooses a checkpoint or stops a stage early needs validations inside it, of domains that are scored."""
-    block, name = "sft" if stage.kind == "sft" else "grpo", stage.checkpointing.metric_name
-    if stage.loop.val_period > 0 and cascade.validation.num_prompts == 0:
-        text = "there is no prompt to validate on; set cascade.validation.num_prompts, or this to 0"
-        yield f"{where(f'{block}.val_period')}: {text}"
-    needing = {f"{block}.val_patience": stage.loop.val_patience > 0, "checkpointing.metric_name": name is not None}
-    for key in (key for key, needs in needing.items() if needs and stage.loop.val_period == 0):
-        yield f"{where(key)}: {stage.name} is not validated while it trains; set {block}.val_period"
-    known = ["val:reward", *(f"val:{domain}" for domain in cascade.scored(stage.name))]
-    if name is not None and name not in known:
-        yield f"{where('checkpointing.metric_name')}: {name} is not measured in {stage.name}{did_you_mean(name, known)}"
-
-
-def _earliest_start(cascade: "CascadeConfig", stage: "StageConfig") -> str | None:
-    """The parent, or what rollbacks may make the parent."""
-    name = stage.parent
-    for _ in cascade.order:
-        parent = cascade.stages.get(name)
-        if parent is None or parent.parent is None or not parent.gate.domains or parent.gate.on_failure != "rollback":
-            break
-        name = parent.parent
-    return name
 
 
 def agreement_problems(cascade: "CascadeConfig", source: "Source") -> Iterator[str]:
@@ -466,12 +353,6 @@ def length_problems(stage: "StageConfig", where) -> Iterator[str]:
             f"{where('policy.generation.max_new_tokens')}: {policy.generation.max_new_tokens} leaves no room "
             f"for a prompt in policy.max_total_sequence_length {policy.max_total_sequence_length}"
         )
-    longest = policy.generation.vllm_cfg.max_model_len
-    if longest is not None and longest < policy.max_total_sequence_length:
-        yield (
-            f"{where('policy.generation.vllm_cfg.max_model_len')}: {longest} is below policy.max_total_sequence_length "
-            f"{policy.max_total_sequence_length}; raise it, or leave it out"
-        )
     if policy.sequence_packing.train_mb_tokens < policy.max_total_sequence_length:
         yield (
             f"{where('policy.sequence_packing.train_mb_tokens')}: {policy.sequence_packing.train_mb_tokens} is below "
@@ -535,9 +416,12 @@ def offload_problems(stage: "StageConfig", where) -> Iterator[str]:
 
 def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
     """What must be on this machine beside the data."""
-    if not is_missing(stage.policy.tokenizer.name):
+    model, tokenizer = stage.policy.model_name, stage.policy.tokenizer.name
+    # Of a model's folder that is not there the layout tells; that its tokenizer is not there either helps nobody.
+    told = tokenizer == model and model not in PRESETS and not is_hf_folder(model)
+    if not is_missing(tokenizer) and not told:
         try:
-            find_tokenizer(stage.policy.tokenizer.name)
+            find_tokenizer(tokenizer)
         except ValueError as error:
             yield f"{where('policy.tokenizer.name')}: {error}"
     cfg = stage.policy.megatron_cfg
@@ -545,8 +429,6 @@ def installation_problems(stage: "StageConfig", where) -> Iterator[str]:
     for key in (key for key, wanted in needing.items() if wanted and find_spec("transformer_engine") is None):
         text = "megatron-core needs Transformer Engine for it, which is not installed; install it or set this to false"
         yield f"{where(f'policy.megatron_cfg.{key}')}: {text}"
-    if stage.policy.generation.backend == "vllm" and find_spec("vllm") is None:
-        yield f"{where('policy.generation.backend')}: vllm is not installed here; install it (docs/vllm.md), or take megatron"
     yield from sandbox_problems(stage.sandbox, where)
     yield from operation_checks.tracker_problems(stage, where)
 
@@ -571,138 +453,3 @@ def unread_problems(stage: "StageConfig", source: "Source") -> Iterator[str]:
     for block in UNREAD.get(stage.kind, ()):
         if block in source.overrides[stage.name]:
             yield f"{source.own(stage.name, block)}: a stage of kind {stage.kind} never reads this block; remove it"
-
-
-# -------------------------------------------------------------------------------- data
-
-
-def data_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source", where) -> Iterator[str]:
-    """Files exist, shares are positive, the environments are known, and what RL trains can be scored."""
-    if not stage.data.train:
-        yield f"{source.own(stage.name, 'data.train')}: no data; add <domain>: {{data_path: <file.jsonl>}}"
-    for split in ("train", "validation"):
-        for domain, dataset in getattr(stage.data, split).items():
-            key = f"data.{split}.{domain}"
-            if not NAME.fullmatch(domain):
-                yield f"{where(key)}: a domain name becomes part of metric names; use letters, digits, _ and - only"
-            if dataset.share <= 0:
-                yield f"{where(key + '.share')}: must be > 0, got {dataset.share}"
-            if is_missing(dataset.data_path):
-                continue
-            if _to_be_written(cascade, dataset.data_path):
-                yield from demo_file_problems(cascade.demo_data.path, dataset.data_path, where(f"{key}.data_path"))
-            else:
-                needs_environment = split == "validation" or stage.kind == "rl"
-                if not needs_environment and Path(dataset.data_path).is_dir():
-                    yield from packed_problems(stage, Path(dataset.data_path), where(f"{key}.data_path"))
-                else:
-                    known = {*environments.names(), *stage.env.nemo_gym.servers} if needs_environment else set()
-                    yield from file_problems(dataset.data_path, where(f"{key}.data_path"), known)
-    if stage.kind == "rl" and cascade.validation.num_prompts > 0:
-        for domain in stage.data.train:
-            if domain not in stage.data.validation:
-                yield (
-                    f"data.validation.{domain}: {stage.name} trains on {domain} but nothing scores it; add a "
-                    "validation file or set cascade.validation.num_prompts=0"
-                )
-
-
-def domain_problems(source: "Source") -> Iterator[str]:
-    """A domain has any name, so that a slip of the finger makes a new one: told where its file, or other keys, have the other.
-
-    Names that differ in a digit, as code_1 and code_2, are meant.
-    """
-    places = [("", source.defaults), *((source.own(name, ""), values) for name, values in source.overrides.items())]
-    named = [
-        (join(path, f"{key}.{domain}"), domain, parts_of(entry))
-        for path, values in places
-        for key in ("data.train", "data.validation", "teachers")
-        for domain, entry in at(values, key).items()
-    ]
-    uses = Counter(domain for _, domain, _ in named)
-    for key, domain, parts in named:
-        more_used = [other for other in uses if uses[other] > uses[domain]]
-        for other in dict.fromkeys((*parts, *more_used)):
-            if is_slip(domain, other) and not any(letter.isdigit() for letter in domain + other):
-                yield f"{key}: nearly the name of another domain, or of its file; did you mean {other}? Else rename it"
-
-
-def parts_of(entry) -> list[str]:
-    """The names of folders and file in the data_path of a data set's entry, without suffixes."""
-    path = entry.get("data_path") if isinstance(entry, dict) else None
-    return [Path(part).stem for part in Path(path).parts] if isinstance(path, str) else []
-
-
-def at(values: dict, key: str) -> dict:
-    """The mapping at a dotted key, empty where there is none."""
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values if isinstance(values, dict) else {}
-
-
-def file_problems(path: str, key: str, known: set[str]) -> Iterator[str]:
-    """The file is there and, where some environments are known, its first row names one of them. The other rows are
-    read later."""
-    if not Path(path).is_file():
-        yield f"{key}: no file {path}"
-        return
-    if known:
-        with open(path, encoding="utf-8") as file:
-            line = file.readline()
-        try:
-            name = environment_of(json.loads(line))
-        except (ValueError, AttributeError):
-            return  # a malformed row is told with its number when all rows are read
-        if name not in known:
-            suggestion = did_you_mean(name, sorted(known))
-            yield f"{key}: the first row of {path} asks for environment {name}{suggestion}"
-
-
-def packed_problems(stage: "StageConfig", folder: Path, key: str) -> Iterator[str]:
-    """A folder of packs is all that a stage trains on, and was packed for its tokenizer, its packs and its layout."""
-    from nemo_cascade.data.packed_dataset import read_report
-
-    try:
-        report = read_report(folder)
-    except DataError as error:
-        yield f"{key}: {error}"
-        return
-    if len(stage.data.train) > 1:
-        yield f"{key}: packs are a mixture already; pack all files of data.train together, or name no folder"
-    policy = stage.policy
-    if report.tokenizer != policy.tokenizer.name:
-        yield (
-            f"{key}: packed with the tokenizer {report.tokenizer}, not policy.tokenizer.name={policy.tokenizer.name}; "
-            "pack again"
-        )
-    if report.capacity > policy.sequence_packing.train_mb_tokens:
-        yield (
-            f"{key}: packs of {report.capacity} tokens, more than policy.sequence_packing.train_mb_tokens="
-            f"{policy.sequence_packing.train_mb_tokens}; raise it or pack again"
-        )
-    if report.longest + 1 > policy.max_total_sequence_length:
-        yield (
-            f"{key}: a document has {report.longest + 1} tokens, more than policy.max_total_sequence_length="
-            f"{policy.max_total_sequence_length}; raise it or pack again without"
-        )
-    multiple = document_multiple(policy.megatron_cfg.context_parallel_size)
-    if report.document_multiple % multiple:
-        yield (
-            f"{key}: packed for documents of a multiple of {report.document_multiple} tokens, but "
-            f"context_parallel_size={policy.megatron_cfg.context_parallel_size} needs {multiple}; pack again with it"
-        )
-
-
-def demo_file_problems(folder: str, path: str, key: str) -> Iterator[str]:
-    """A file below cascade.demo_data.path is one of those the demo domains write."""
-    known = [f"{domain}/{split}.jsonl" for domain in demo.DOMAINS for split in ("sft", "train", "validation")]
-    name = str(Path(path).absolute().relative_to(Path(folder).absolute()))
-    if name not in known:
-        yield f"{key}: {name} is not one of the demo files of cascade.demo_data{did_you_mean(name, known)}"
-
-
-def _to_be_written(cascade: "CascadeConfig", path: str) -> bool:
-    """Whether the runner will write this file itself."""
-    if cascade.demo_data is None or is_missing(cascade.demo_data.path):
-        return False
-    return Path(path).absolute().is_relative_to(Path(cascade.demo_data.path).absolute())

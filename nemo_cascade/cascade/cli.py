@@ -1,8 +1,7 @@
-"""The command line: `run` (also examples/cascade.py), `check`, `plan`, `status`, `report`, `teachers`, `doctor`, `pack`,
-`gym-serve` and `sandbox-serve`.
+"""Post-training as one cascade of stages: run it, check it, look into it.
 
-A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a
-process group exists. Under torchrun only rank 0 speaks.
+A config that is wrong ends with one line a problem on standard error and exit code 2, before torch is imported or a process group
+exists. Under torchrun only rank 0 speaks.
 """
 
 import json as json_format
@@ -18,8 +17,9 @@ from typing import Annotated, NoReturn, Optional
 
 import typer
 
+from nemo_cascade import last_words
 from nemo_cascade.cascade import judge_checks
-from nemo_cascade.cascade.compose import compose_config
+from nemo_cascade.cascade.compose import compose_config, compose_file
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
 from nemo_cascade.engine.memory import GPUS
@@ -28,9 +28,9 @@ EXIT_DOES_NOT_FIT, EXIT_LACKS, EXIT_REFUSED = 1, 1, 2
 SECONDS_FOR_RANK_0_TO_SPEAK = 5
 
 Overrides = Annotated[Optional[list[str]], typer.Argument(help="key=value, +key=value or ~key, as in Hydra")]
-ConfigName = Annotated[str, typer.Option(help="A config shipped with the package or in --config-dir, or a .yaml file")]
+ConfigName = Annotated[str, typer.Option(help="A shipped config, one in --config-dir, or a .yaml file")]
 ConfigDir = Annotated[Optional[Path], typer.Option(help="A folder of your own configs")]
-ConfigFile = Annotated[Optional[Path], typer.Option(help="One file, instead of --config-name and --config-dir")]
+ConfigFile = Annotated[Optional[Path], typer.Option(help="A .yaml file, instead of both above")]
 
 
 class Remedy(StrEnum):
@@ -40,7 +40,11 @@ class Remedy(StrEnum):
     SKIP = "skip"
 
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+# Plain help: rich's boxes cut long options off and break lines of a docstring's second paragraph where the source does. A
+# command's first sentence stands in the list of commands, which cuts it off from 59 characters on.
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None
+)
 
 
 @app.command()
@@ -59,7 +63,13 @@ def run(
         typer.Option(metavar="STAGE", help="Repeat this stage and those from it, taught or judged by it; old folders move aside"),
     ] = None,
 ) -> None:
-    """Run the cascade of a config, or go on with it; start it with torchrun for more than one process."""
+    """Run a cascade, or go on with it.
+
+    The same command goes on where a run stopped. For more than one process:
+
+    \b
+    torchrun --nproc-per-node=2 -m nemo_cascade run --config-name=tiny
+    """
     cascade = load(config_name, config_dir, config, overrides, int(os.environ.get("WORLD_SIZE", "1")))
     quiet_logs()
     # Imported late: megatron-core takes seconds, and a typo should not have to wait for it.
@@ -85,14 +95,17 @@ def check(
     ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask whether judges that are served can be reached")] = False,
 ) -> None:
-    """Load a config and print its stages, or all that is wrong with it (exit code 2); judges that are served are asked, too."""
+    """Say what a config would run, or all that is wrong with it.
+
+    Nothing is started. Judges that are served are asked whether they are there. Exit code 2 when something is wrong.
+    """
     if run:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
     cascade = load(config_name, config_dir, config, overrides, world_size)
     if not offline:
         absent = [*judge_checks.absent_judge(cascade), *judge_checks.absent_judges(cascade, cascade.order)]
         if absent:
-            refuse(absent)
+            refuse([f"{line} Start it, or look at the config alone with --offline" for line in absent])
     if run:
         quiet_logs()
         from nemo_cascade.cascade import preflight
@@ -116,9 +129,9 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes")] = False,
     suggest: Annotated[bool, typer.Option(help="Look for the nearest layout that fits")] = True,
 ) -> None:
-    """Say what each rank of every stage would hold and whether it fits the GPU; needs neither GPU nor data.
+    """Say what each rank would hold, and whether that fits.
 
-    Exit code 1 when a stage does not fit, 2 when the config or the layout is wrong.
+    Of every stage; needs neither GPU nor data. Exit code 1 when a stage does not fit, 2 when the config or the layout is wrong.
     """
     if gpu is not None and gpu not in GPUS:
         refuse([f"--gpu {gpu}: not one of {', '.join(GPUS)}"])
@@ -144,9 +157,12 @@ def plan(
 @app.command()
 def status(
     run_dir: Annotated[Path, typer.Argument(help="The run directory of a cascade")],
-    watch: Annotated[bool, typer.Option(help="Go on showing it until the run ends")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until the run ends")] = False,
 ) -> None:
-    """Show how far a run is: the stage x domain table, what it is doing now and whether its processes live."""
+    """Show how far a run is.
+
+    Scores by stage and domain, what it is doing now, whether its processes live, and the last verdicts of gates.
+    """
     from rich.console import Console
 
     from nemo_cascade.cascade import live
@@ -161,9 +177,12 @@ def status(
 @app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="The run directory of a cascade")],
-    most_rollouts: Annotated[int, typer.Option(min=1, help="Of more kept rollouts, those of every so many-th step")] = 100_000,
+    most_rollouts: Annotated[int, typer.Option(min=1, help="At most so many; of more, those of evenly spaced steps")] = 100_000,
 ) -> None:
-    """Write RUN_DIR/report/index.html: everything about a run, also one that still goes on, on a page for any browser."""
+    """Write a page about a run, RUN_DIR/report/index.html.
+
+    Everything about it in one file for any browser; the run may still be going on.
+    """
     from nemo_cascade.cascade import report_page
 
     manifest_of(run_dir)
@@ -180,7 +199,10 @@ def doctor(
     config_dir: ConfigDir = None,
     config: ConfigFile = None,
 ) -> None:
-    """Say what this machine has, what of it will be used and why; exit code 1 when the config needs what is not here."""
+    """Say what this machine has, what will be used, and why.
+
+    Exit code 1 when the config needs something that is not here; without a config nothing is missing.
+    """
     asked = config_name is not None or config is not None
     cascade = load(config_name or "", config_dir, config, overrides, None, planning=True) if asked else None
     if overrides and not asked:
@@ -191,12 +213,18 @@ def doctor(
 
     findings = doctor.examine(cascade)
     doctor.show(findings, Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200))
-    raise SystemExit(EXIT_LACKS if any(finding.missing for finding in findings) else 0)
+    lacks = any(finding.missing for finding in findings)
+    if not lacks:
+        print("ok: nothing is missing that this config needs" if asked else "what a config needs is looked at with --config-name=...")
+    raise SystemExit(EXIT_LACKS if lacks else 0)
 
 
 @app.command()
 def teachers(run_dir: Annotated[Path, typer.Argument(help="The run directory of a cascade")]) -> None:
-    """Show which checkpoint of a run is best in each domain, by how much, and what taught its students."""
+    """Show the best checkpoint of each domain of a run.
+
+    And by how much it is ahead of the main line's end, and what taught the run's students.
+    """
     from rich.console import Console
 
     from nemo_cascade.cascade.gate import GateError
@@ -226,7 +254,10 @@ def pack(
     on_bad_row: Annotated[Remedy, typer.Option(help="A row that cannot be used")] = Remedy.STOP,
     on_too_long: Annotated[Remedy, typer.Option(help="A document longer than a pack; none is ever cut")] = Remedy.STOP,
 ) -> None:
-    """Tokenise SFT conversations and pack them, once and before training, into a folder of packed Parquet."""
+    """Pack SFT conversations, once and before training.
+
+    They are tokenised and written as a folder of packed Parquet, which data.train of an SFT stage can name.
+    """
     from nemo_cascade.data.packed_dataset import write_packed
 
     try:
@@ -259,7 +290,10 @@ def gym_serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     workers: Annotated[int, typer.Option(help="Processes that verify; 0: one a core")] = 0,
 ) -> None:
-    """Serve environments as NeMo Gym's resources servers do: POST http://host:port/<environment>/verify."""
+    """Serve environments as NeMo Gym's servers do.
+
+    A reply is verified by POST http://HOST:PORT/ENVIRONMENT/verify, as by NeMo Gym's resources servers.
+    """
     import uvicorn
 
     from nemo_cascade import environments
@@ -289,10 +323,11 @@ def sandbox_serve(
         Optional[Path], typer.Option(help="A file with the token, instead of NEMO_CASCADE_SANDBOX_TOKEN")
     ] = None,
 ) -> None:
-    """Run programs for trainers on other hosts, in this host's sandbox, over HTTP with a bearer token.
+    """Run programs for trainers on other hosts.
 
-    Without a token one is made and printed. Trainers have `sandbox.url` (or NEMO_CASCADE_SANDBOX_URL) and the token in
-    NEMO_CASCADE_SANDBOX_TOKEN.
+    In this host's sandbox, over HTTP with a bearer token. Without a token one is made and printed.
+
+    Trainers have `sandbox.url` (or NEMO_CASCADE_SANDBOX_URL) and the token in NEMO_CASCADE_SANDBOX_TOKEN.
     """
     import secrets
     import signal
@@ -347,10 +382,9 @@ def load(
     """The checked config; ends the program when it is wrong. planning: for machines that this is not one of."""
     if file is None and directory is None and name.endswith(".yaml") and Path(name).is_file():
         file = Path(name)
-    if file is not None:
-        name, directory = file.stem, file.parent
     try:
-        return load_config(compose_config(name, overrides or (), directory), world_size, planning)
+        composed = compose_file(file, overrides or ()) if file is not None else compose_config(name, overrides or (), directory)
+        return load_config(composed, world_size, planning)
     except ConfigErrors as errors:
         refuse(errors.problems)
 
@@ -398,8 +432,9 @@ def refuse(lines: list[str]) -> NoReturn:
         # torchrun stops all ranks as soon as one exits; rank 0 must get its lines out first.
         time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
     else:
-        for line in lines:
-            print(f"nemo-cascade: {line}", file=sys.stderr, flush=True)
+        told = "\n".join(f"nemo-cascade: {line}" for line in lines)
+        print(told, file=sys.stderr, flush=True)
+        last_words.leave(told)
     raise SystemExit(EXIT_REFUSED)
 
 

@@ -36,6 +36,9 @@ def compose_config(name: str, overrides: Sequence[str] = (), directory: Path | N
 
     Raises ConfigErrors when the file, a default, the YAML or an override is wrong.
     """
+    refuse_unless_key_value(overrides)
+    if directory is not None and not Path(directory).is_dir():
+        raise ConfigErrors([f"--config-dir {directory}: no such folder; name the one that your configs are in"])
     directory = Path(directory).absolute() if directory is not None else conf_dir()
     name = name.removesuffix(".yaml")
     if not (directory / f"{name}.yaml").is_file():
@@ -44,6 +47,30 @@ def compose_config(name: str, overrides: Sequence[str] = (), directory: Path | N
     with _one_line_errors(name), initialize_config_dir(str(directory), version_base=None):
         search_path = [f"hydra.searchpath=['file://{conf_dir()}']"] if directory != conf_dir() else []
         return compose(name, overrides=search_path + [_permissive(override) for override in overrides])
+
+
+def compose_file(file: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Composes one file, with or without its `.yaml`. Raises ConfigErrors as compose_config does, naming the file as it was given."""
+    whole = file if file.suffix == ".yaml" else Path(f"{file}.yaml")
+    if not whole.is_file():
+        known = [str(path) for path in sorted(whole.parent.glob("*.yaml"))]
+        shipped = f"; the package's own is --config-name={whole.stem}" if (conf_dir() / whole.name).is_file() else ""
+        raise ConfigErrors([f"--config {file}: no file {whole}{shipped or did_you_mean(str(whole), known)}"])
+    return compose_config(whole.stem, overrides, whole.parent)
+
+
+def refuse_unless_key_value(overrides: Sequence[str]) -> None:
+    """Raises ConfigErrors for arguments that neither set a key nor, with ~, take one away."""
+    problems = []
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if key.startswith("~") or (equals and key.strip()):
+            continue
+        named = f", or --config-name={key}" if (conf_dir() / f"{key.removesuffix('.yaml')}.yaml").is_file() else ""
+        wanted = f"write {key}=VALUE{named}" if key.strip() else "write key=value"
+        problems.append(f"{override}: an override is key=value, without spaces; {wanted}")
+    if problems:
+        raise ConfigErrors(problems)
 
 
 def _permissive(override: str) -> str:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_cascade.cascade import checks
 from nemo_cascade.cascade.checks import AUTO
+from nemo_cascade.cascade.problems import merged
 from nemo_cascade.cascade.strict import (
     ConfigErrors,
     clean,
@@ -82,13 +83,15 @@ class ValidationConfig:
     """`cascade.validation`: prompts a domain (0: no validation) and replies a prompt, scored after every stage.
 
     Replies are drawn with this temperature and top_p and earn 0 when cut, whatever the stage trains with: else a
-    difference between two stages would be in part their sampling's. Only a judge is scored as it answers.
+    difference between two stages would be in part their sampling's. Only a judge is scored as it answers. max_rollout_turns is
+    `grpo`'s, for all stages' scores alike.
     """
 
     num_prompts: int = 128
     num_samples: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
+    max_rollout_turns: int = 1
 
 
 @dataclass
@@ -269,7 +272,7 @@ def load_config(config: DictConfig | dict, world_size: int | None = None, planni
     find = checks.planning_problems if planning else checks.all_problems
     problems += find(cascade, source, world_size)
     if problems:
-        raise ConfigErrors(problems)
+        raise ConfigErrors(merged(problems, cascade.stages))
     return cascade
 
 

@@ -135,8 +135,8 @@ def kernel_package(module: str, distribution: str, what: str) -> Finding:
     trouble = import_trouble(module)
     if trouble is None and torch.cuda.is_available():
         return Finding(distribution, installed(distribution), f"for {what}")
-    reason = "absent" if trouble else "there is no GPU"
-    return Finding(distribution, trouble or installed(distribution), f"torch's form of {what} ({reason})")
+    reason = "" if trouble else " (there is no GPU)"
+    return Finding(distribution, trouble or installed(distribution), f"torch's form of {what}{reason}")
 
 
 def apex() -> Finding:
@@ -245,7 +245,8 @@ def shared_memory(stages: list[StageConfig]) -> Finding:
     size = shutil.disk_usage("/dev/shm").total
     several = any(stage.cluster.gpus_per_node > 1 for stage in stages)
     missing = f"{size / GIB:.2g} GiB are too few for NCCL; docker run --shm-size=16g, or --ipc=host" if size < SHARED_MEMORY else None
-    return Finding("shared memory", f"{size / GIB:.2g} GiB in /dev/shm", "by NCCL between the GPUs of a node", missing if several else None)
+    used = "by NCCL between the GPUs of a node" if torch.cuda.is_available() else "nothing: there is no GPU"
+    return Finding("shared memory", f"{size / GIB:.2g} GiB in /dev/shm", used, missing if several else None)
 
 
 def network(stages: list[StageConfig]) -> Finding:
@@ -267,7 +268,7 @@ def network(stages: list[StageConfig]) -> Finding:
     except OSError:
         address = None
     chosen = os.environ.get(variable)
-    used = f"{variable}={chosen}" if chosen else f"that of {host}, {address or 'which has no address'} ({variable} is not set)"
+    used = f"{variable}={chosen}" if chosen else f"the address of {host}, {address or 'which has none'} ({variable} is not set)"
     nodes = max((stage.cluster.num_nodes for stage in stages), default=1)
     alone = address is None or address.startswith("127.")
     missing = None

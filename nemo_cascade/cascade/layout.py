@@ -7,10 +7,11 @@ sequence_parallel with tensor_model_parallel_size 1 is legal and has no effect, 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.data.packing import round_up
-from nemo_cascade.engine.config import MegatronConfig, division, layout_problems, pack_alignment
+from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, division, layout_problems, pack_alignment
 from nemo_cascade.models import fp8
 from nemo_cascade.models.config import ModelConfig
 from nemo_cascade.models.presets import PRESETS, get_preset, is_hf_folder
@@ -40,7 +41,7 @@ def legal_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
     yield from alignment_problems(stage, where)
     name = stage.policy.model_name
     if name not in PRESETS and not is_hf_folder(name):
-        yield f"{where('policy.model_name')}: no model {name!r}{did_you_mean(name, PRESETS)}"
+        yield f"{where('policy.model_name')}: {unknown_model(name)}"
         return
     try:
         preset = get_preset(name)
@@ -55,20 +56,34 @@ def legal_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
         )
 
 
+def unknown_model(name: str) -> str:
+    """What is wrong with a model_name that is neither a preset nor a Hugging Face folder, and what to do."""
+    if Path(name).is_dir():
+        return (
+            f"{name} has no config.json, so it does not say what network it is; name a Hugging Face folder or one of "
+            f"{', '.join(PRESETS)} (weights without a config.json are for checkpointing.pretrained_checkpoint)"
+        )
+    if "/" in name:
+        return f"no folder {name}; name the Hugging Face folder of the model to train, or one of {', '.join(PRESETS)}"
+    return f"no model {name!r}{did_you_mean(name, PRESETS)}"
+
+
 def decoding_problems(stage: LoopConfig, where: Callable[[str], str]) -> Iterator[str]:
     """What the embedded rollout engine cannot decode under."""
-    if stage.kind != "rl" or stage.policy.generation.backend == "vllm":
+    if stage.kind != "rl":
         return
-    for key, size in undecodable(stage.policy.megatron_cfg).items():
+    for key, size in undecodable(stage.policy).items():
         yield (
             f"{where(f'policy.megatron_cfg.{key}')}: {size}, but the embedded rollout engine cannot decode under "
             f"{key.split('_')[0]} parallel; set it to 1, take policy.generation.backend=vllm, or leave RL stages out of cascade.order"
         )
 
 
-def undecodable(cfg: MegatronConfig) -> dict[str, int]:
-    """The sizes, by key, under which the embedded rollout engine (`rollout.megatron`) cannot decode."""
-    sizes = {key: getattr(cfg, key) for key in ("pipeline_model_parallel_size", "context_parallel_size")}
+def undecodable(policy: PolicyConfig) -> dict[str, int]:
+    """The sizes, by key, under which the embedded rollout engine (`rollout.megatron`) cannot decode; none where vLLM does."""
+    if policy.generation.backend == "vllm":
+        return {}
+    sizes = {key: getattr(policy.megatron_cfg, key) for key in ("pipeline_model_parallel_size", "context_parallel_size")}
     return {key: size for key, size in sizes.items() if size > 1}
 
 
@@ -119,6 +134,8 @@ def batch_problems(stage: LoopConfig, where: Callable[[str], str], world_size: i
 def split_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[str], str]) -> Iterator[str]:
     """What of the model does not divide by tensor, pipeline, expert or expert-tensor parallel."""
     tp, ep, etp = cfg.tensor_model_parallel_size, cfg.expert_model_parallel_size, cfg.expert_tensor_parallel
+    # Where nobody says otherwise, tensor ranks split the experts too, so a key that is not set is not the one to blame.
+    experts, follow = ("moe_ffn_hidden_size",), cfg.expert_tensor_parallel_size is None
     split = {
         "tensor_model_parallel_size": (
             tp,
@@ -128,11 +145,12 @@ def split_problems(preset: ModelConfig, cfg: MegatronConfig, where: Callable[[st
                 "mamba_num_groups",
                 "moe_shared_expert_intermediate_size",
                 "vocab_size",
+                *(experts if follow and ep == 1 else ()),
             ),
         ),
         "pipeline_model_parallel_size": (cfg.pipeline_model_parallel_size, ("num_layers",)),
         "expert_model_parallel_size": (ep, ("num_moe_experts",)),
-        "expert_tensor_parallel_size": (etp, ("moe_ffn_hidden_size",)),
+        "expert_tensor_parallel_size": (etp, () if follow else experts),
     }
     for key, (size, names) in split.items():
         unfit = [f"{name} {division(getattr(preset, name), size)}" for name in names if getattr(preset, name) % size]

@@ -5,16 +5,19 @@ directory. Imports no torch.
 """
 
 import json
+import socket
 import time
+from datetime import datetime
 from pathlib import Path
 
+import psutil
 import yaml
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from nemo_cascade import heartbeat
-from nemo_cascade.cascade import report
+from nemo_cascade.cascade import lock, report
 from nemo_cascade.cascade.manifest import DONE, Manifest
 from nemo_cascade.stages import interruption
 from nemo_cascade.stages.metrics import MetricsLog
@@ -58,7 +61,9 @@ def lines(manifest: Manifest, now: float) -> list[str]:
 def going_on(manifest: Manifest, now: float) -> bool:
     """Whether there may be more to see."""
     beats = heartbeat.read(manifest.run_dir)
-    return bool(beats) and not beats[0]["over"] and any(beat is not None and heartbeat.alive(beat, now) for beat in beats)
+    if not beats:
+        return _starting(manifest.run_dir, now) is not None
+    return not beats[0]["over"] and any(beat is not None and heartbeat.alive(beat, now) for beat in beats)
 
 
 def state(manifest: Manifest, beats: list[dict | None], now: float) -> str:
@@ -74,7 +79,7 @@ def state(manifest: Manifest, beats: list[dict | None], now: float) -> str:
     if note is not None:
         return f"stopped {span(now - note['time'])} ago: {note['why']}"
     if first is None:
-        return "no process has left a heartbeat here"
+        return _starting(manifest.run_dir, now) or "no process has left a heartbeat here"
     what = "ended before all stages were done; what it wrote last says why" if first["over"] else "its processes are gone"
     return f"at {heartbeat.words(first)}: {what}; the same command goes on"
 
@@ -147,6 +152,15 @@ def span(seconds: float) -> str:
     parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
     first = next((place for place, (count, _) in enumerate(parts) if count), 3)
     return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count) or "0 s"
+
+
+def _starting(run_dir: Path, now: float) -> str | None:
+    """What there is to say of a run before its first stage, where nothing beats yet; None where there is no such run."""
+    who = lock.holder(run_dir)
+    if who is None or (who["host"] == socket.gethostname() and not psutil.pid_exists(who["pid"])):
+        return None
+    ago = span(now - datetime.fromisoformat(who["began"]).timestamp())
+    return f"process {who['pid']} on {who['host']} began {ago} ago and is in no stage yet: rows are read and checked first"
 
 
 def _note(run_dir: Path) -> dict | None:

@@ -72,16 +72,26 @@ class RunLock:
         return True
 
     def _refusal(self) -> str:
-        try:
-            has = json.loads(self.path.read_text(encoding="utf-8"))
+        has = holder(self.path.parent)
+        if has is not None:
             who = f"process {has['pid']} on {has['host']}, since {has['began']}"
             stop = f"stop it (kill -TERM {has['pid']} there, and it saves first)"
-        except (OSError, ValueError, KeyError):
+        else:
             who, stop = "by a process that has not said yet which it is", "stop it"
         return (
             f"{self.path.parent}: another run is going on in it, {who}; wait for it, {stop} or give another cascade.run_dir. "
             f"If there is no such process, because the lock is that of a machine that crashed, delete {self.path}"
         )
+
+
+def holder(run_dir: Path) -> dict | None:
+    """{"host", "pid", "began": a time as ISO 8601} of the process that has the lock, or was killed while it did; None where there is
+    no such file, or it does not say so yet."""
+    try:
+        has = json.loads((Path(run_dir) / FILE).read_text(encoding="utf-8"))
+        return {key: has[key] for key in ("host", "pid", "began")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _is_at(file, path: Path) -> bool:

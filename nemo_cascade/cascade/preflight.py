@@ -37,7 +37,7 @@ from nemo_cascade.rollout.types import Request, SamplingParams
 from nemo_cascade.stages.config import LoggerConfig
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.loss import make_loss
-from nemo_cascade.stages.rl import add_logprobs, rollout_sample
+from nemo_cascade.stages.rl import Question, ask, rollout_sample
 from nemo_cascade.stages.rollouts import make_engine
 from nemo_cascade.stages.sft import sft_loss
 
@@ -212,10 +212,10 @@ def fill_fields(policy: Policy, stage_run: StageRun, samples: list[Sample]) -> N
     """What the loss of an RL stage reads of its samples: as sampled by this policy, by teachers and reference as they are here."""
     for sample, logprobs in zip(samples, policy.logprobs(samples)):
         sample.fields |= {"sampling_logprobs": logprobs, "advantages": [1.0] * len(sample.tokens)}
-    for teacher in sorted(set(stage_run.teachers.values())):
-        add_logprobs(policy, samples, teacher, "teacher_logprobs")
+    questions = [Question(teacher, "teacher_logprobs", samples) for teacher in set(stage_run.teachers.values())]
     if stage_run.config.loss_fn.reference_policy_kl_penalty > 0:
-        add_logprobs(policy, samples, stage_run.parent, "reference_logprobs")
+        questions.append(Question(stage_run.parent, "reference_logprobs", samples))
+    ask(policy, questions)
 
 
 def sampling_mismatch(policy: Policy, stage: StageConfig) -> float:

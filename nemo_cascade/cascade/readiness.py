@@ -72,7 +72,7 @@ def trouble_of(tried: list[tuple[int, dict, bool]], env: EnvConfig) -> list[str 
         right = environments.reference(row) if in_sample and name not in {*env.nemo_gym.servers, *env.judges} else None
         thought = END_OF_THOUGHT if thinking(row) else ""
         replies = {"wrong": thought + WRONG} | ({"silent": ""} if in_sample else {}) | ({"right": thought + right} if right else {})
-        asked += [(place, name, kind, response_pair(row, text)) for kind, text in replies.items()]
+        asked += [(place, name, kind, response_pair(row, (text,))) for kind, text in replies.items()]
     verdicts = verdicts_of([(name, pair) for _, name, _, pair in asked], env)
     found: list[str | None] = [None] * len(tried)
     earned: dict[int, dict[str, float]] = {}

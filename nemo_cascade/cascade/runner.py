@@ -228,7 +228,7 @@ def validator(cascade: CascadeConfig, stage_run: StageRun) -> Callable[..., dict
 
 
 def as_scored(cascade: CascadeConfig, stage_run: StageRun) -> StageRun:
-    """The stage with the sampling and the overlong rule of `cascade.validation`; a judge as it is."""
+    """The stage with the sampling, the turns and the overlong rule of `cascade.validation`; a judge as it is."""
     if cascade.judge is not None and stage_run.name == cascade.judge.stage:
         return stage_run
     config, validation = stage_run.config, cascade.validation
@@ -236,7 +236,7 @@ def as_scored(cascade: CascadeConfig, stage_run: StageRun) -> StageRun:
     config = dataclasses.replace(
         config,
         policy=dataclasses.replace(config.policy, generation=generation),
-        grpo=dataclasses.replace(config.grpo, overlong="reward_zero"),
+        grpo=dataclasses.replace(config.grpo, overlong="reward_zero", max_rollout_turns=validation.max_rollout_turns),
     )
     return dataclasses.replace(stage_run, config=config)
 

@@ -120,7 +120,9 @@ def registry(manifest: Manifest) -> list[Table]:
     scored = list(dict.fromkeys(domain for record in manifest.stages.values() for domain in record.scores))
     end = main_line_end(manifest)
     leaders = {domain: best(manifest, candidates(manifest, "", domain), domain, end) for domain in scored}
-    table = Table(title=f"{manifest.run_dir}: the best checkpoint of each domain (*)", title_justify="left")
+    table = Table(title=f"{manifest.run_dir}: the best checkpoint of each domain (*)", title_justify="left", caption_justify="left")
+    ties = f"that of {end}, where a next stage would start, if it is among them, else " if end is not None else ""
+    table.caption = f"* the highest mean; of equal ones {ties}the earliest"
     table.add_column("stage", no_wrap=True)
     for domain in scored:
         table.add_column(domain, justify="right", no_wrap=True)

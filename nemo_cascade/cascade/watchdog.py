@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from nemo_cascade import heartbeat
+from nemo_cascade import heartbeat, last_words
 
 EXIT_HANGS = os.EX_SOFTWARE
 
@@ -45,6 +45,7 @@ class Watchdog:
         told = "\n".join(report(beats, now, self.timeout))
         if self._is_first(told):
             print(told, file=sys.stderr, flush=True)
+            last_words.leave(told)
         print(f"rank {self.heart.rank}, {heartbeat.where()}: the stacks of all threads", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
         # Whoever starts the processes ends all of them with the first; the others must get their stacks out before.

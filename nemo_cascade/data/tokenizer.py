@@ -41,7 +41,7 @@ def find_tokenizer(name: str) -> Path:
     folder = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
     if not folder.is_dir():
         shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
-        raise ValueError(f"{name} is neither a folder nor shipped with the package ({shipped})")
+        raise ValueError(f"{name} is neither a folder nor shipped with the package ({shipped}); name a folder with a tokenizer.json")
     return folder
 
 

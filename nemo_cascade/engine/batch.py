@@ -14,6 +14,7 @@ from nemo_cascade.data.packing import pack as pack_lengths
 from nemo_cascade.data.packing import round_up, spread
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.models.megatron import PackedSeqParams, packed_params
+from nemo_cascade.models.replay import OWN_CHOICE
 
 PAD_ID = 0
 
@@ -23,7 +24,8 @@ class Pack:
     """One packed row. All but `params` are [T] (tokens, labels and position_ids [1, T]).
 
     mask: 1 where the label is trained on. segments: index of the sample in the batch, -1 on padding, a sample's own too.
-    fields: the samples' own per-token values at the label's position.
+    fields: the samples' own per-token values at the label's position. experts [T, MoE layers, topk]: what is replayed of the samples'
+    at the token's, OWN_CHOICE on padding; None: nothing.
     """
 
     tokens: torch.Tensor
@@ -33,6 +35,7 @@ class Pack:
     segments: torch.Tensor
     fields: dict[str, torch.Tensor]
     params: PackedSeqParams
+    experts: torch.Tensor | None = None
 
     def with_field(self, name: str, values: torch.Tensor) -> "Pack":
         """The pack with another field [T]."""
@@ -72,12 +75,19 @@ def plan_packs(
 
 
 def build_pack(
-    samples: list[Sample], indices: list[int], multiple: int, device, dtype=torch.float32, document_multiple: int = 1
+    samples: list[Sample],
+    indices: list[int],
+    multiple: int,
+    device,
+    dtype=torch.float32,
+    document_multiple: int = 1,
+    replay: bool = False,
 ) -> Pack:
     """Lays samples[indices] end to end, each padded to a multiple of `document_multiple` tokens, the pack to one of
-    `multiple` (by a padding segment of its own).
+    `multiple` (by a padding segment of its own). replay: with the samples' experts, where they have any.
 
-    A pack without samples is padding alone, which keeps a rank in step with its peers.
+    A pack without samples is padding alone, which keeps a rank in step with its peers. Raises ValueError naming a sample without
+    experts among others that have them.
     """
     chosen = [samples[i] for i in indices]
     lengths = [len(sample.tokens) - 1 for sample in chosen]
@@ -98,7 +108,22 @@ def build_pack(
         segments=row(([i] * n for i, n in zip(indices, lengths)), -1, torch.long),
         fields={name: row((s.fields[name][1:] for s in chosen), 0.0, dtype) for name in samples[0].fields},
         params=packed_params(boundaries, max(segment_lengths)),
+        experts=_laid_experts(samples, chosen, boundaries, device) if replay else None,
     )
+
+
+def _laid_experts(samples: list[Sample], chosen: list[Sample], boundaries: torch.Tensor, device) -> torch.Tensor | None:
+    """Those of the chosen samples, each from its boundary on, in int16, which has room for OWN_CHOICE and all experts."""
+    without = [sample for sample in samples if sample.experts is None]
+    if len(without) == len(samples):
+        return None
+    if without:
+        raise ValueError(f"{without[0].name or 'a sample'} has no experts to replay and others of its batch have; report them for all, or none")
+    starts = boundaries.tolist()
+    rows = torch.full((starts[-1], *samples[0].experts.shape[1:]), OWN_CHOICE, dtype=torch.int16)
+    for start, sample in zip(starts, chosen):
+        rows[start : start + len(sample.experts)] = sample.experts
+    return rows.to(device)
 
 
 def scored_positions(mask: torch.Tensor) -> torch.Tensor:

@@ -98,6 +98,13 @@ class TokenizerConfig:
 
 
 @dataclass
+class RouterReplayConfig:
+    """`policy.router_replay`: RL trains through the experts that were chosen while sampling (`models.replay`)."""
+
+    enabled: bool = False
+
+
+@dataclass
 class PolicyConfig:
     """`policy`: the model, its layout and how it is optimised.
 
@@ -114,6 +121,7 @@ class PolicyConfig:
     megatron_cfg: MegatronConfig = field(default_factory=MegatronConfig)
     sequence_packing: SequencePackingConfig = field(default_factory=SequencePackingConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    router_replay: RouterReplayConfig = field(default_factory=RouterReplayConfig)
 
 
 def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:
@@ -124,7 +132,8 @@ def layout_problems(config: MegatronConfig, world_size: int) -> list[str]:
         (tp * config.pipeline_model_parallel_size * config.context_parallel_size, "tensor * pipeline * context"),
         (etp * ep * config.pipeline_model_parallel_size, "expert_tensor * expert * pipeline"),
     ):
-        if world_size % product:
+        same = ep == 1 and etp == tp  # the second product divides the first then, and has nothing to add
+        if world_size % product and not (problems and same):
             problems.append(
                 f"{keys} parallel sizes multiply to {product}, which does not divide the {world_size} started "
                 f"processes ({division(world_size, product)}); start a multiple of {product} or lower these sizes"

@@ -19,6 +19,7 @@ from megatron.core import parallel_state  # noqa: E402
 from nemo_cascade.engine.batch import Pack, scored_positions  # noqa: E402
 from nemo_cascade.engine.head import label_logprobs, whole_pack  # noqa: E402
 from nemo_cascade.models.context_parallel import gather_values, held_indices  # noqa: E402
+from nemo_cascade.models.replay import replaying  # noqa: E402
 from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
 
 # A loss sees log-probs [T] of the pack's labels, of which those not trained on mean nothing, and the pack, and returns
@@ -47,13 +48,14 @@ class ForwardStep:
         pack = next(packs)
         context = parallel_state.get_context_parallel_group()
         held = held_indices(pack.params.cu_seqlens_q, len(pack.mask), context)
-        with self._without_output_layer():
+        experts = None if pack.experts is None else self._routed(pack.experts, held)
+        with self._without_output_layer(), replaying(self.model, experts):
             hidden = model(
                 pack.tokens[:, held],
                 pack.position_ids[:, held],
                 None,
                 packed_seq_params=pack.params,
-                padding_mask=self._padding(pack, held),
+                padding_mask=self._routed(pack.padding, held)[None],
             )
         if not parallel_state.is_pipeline_last_stage():
             return hidden, None
@@ -97,13 +99,13 @@ class ForwardStep:
             row = logprobs.new_zeros(len(pack.mask)).index_copy(0, positions, logprobs)
             return torch.autograd.grad(self.loss(row, pack)[0], logprobs)[0]
 
-    def _padding(self, pack: Pack, held: torch.Tensor) -> torch.Tensor:
-        """[1, tokens of this rank] bool, for the router, which sees a tensor rank's part under sequence parallel."""
-        padding = pack.padding[held]
+    def _routed(self, values: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        """A pack's values [T, ...] of the tokens that this rank's routers see: under sequence parallel a tensor rank's part."""
+        values = values[held]
         if self.model.config.sequence_parallel:
             tensor = parallel_state.get_tensor_model_parallel_group()
-            padding = padding.chunk(tensor.size())[tensor.rank()]
-        return padding[None]
+            values = values.chunk(tensor.size())[tensor.rank()]
+        return values
 
     @contextlib.contextmanager
     def _without_output_layer(self) -> Iterator[None]:

@@ -25,17 +25,22 @@ def sharded_state_dict(model) -> dict:
     return model.sharded_state_dict(metadata=metadata)
 
 
-def empty_like(state: dict) -> dict:
-    """The tensors of a sharded state dict over fresh memory, so that a checkpoint can be read without touching the model.
+def shards_of(state: dict) -> dict:
+    """The tensors of a sharded state dict, without gradients.
 
     Layers' extra states are left out: those that torch's layers leave in a checkpoint are not those that Transformer
     Engine's would ask for, and none is a weight.
     """
     return {
-        name: dataclasses.replace(entry, data=torch.empty_like(entry.data, requires_grad=False))
+        name: dataclasses.replace(entry, data=entry.data.detach())
         for name, entry in state.items()
         if isinstance(entry, (ShardedTensor, ShardedTensorFactory))
     }
+
+
+def empty_like(state: dict) -> dict:
+    """`shards_of` over fresh memory, so that a checkpoint can be read without touching the model."""
+    return {name: dataclasses.replace(shard, data=torch.empty_like(shard.data)) for name, shard in shards_of(state).items()}
 
 
 def stored_parts(model) -> Iterator[tuple[str, int, ShardedTensor]]:

@@ -408,7 +408,7 @@ def requirement(model: ModelConfig, rank: RankModel, work: Work, layout: Layout)
         validate   weights, cache, what reading prompts needs
 
     Gradients and optimizer stay on the GPU until the stage is trained; it is scored by a policy without. Another
-    checkpoint takes the place of the student, which stays on the GPU (`Policy.weights_of`), also while a judge answers;
+    checkpoint takes the place of the student, which stays on the GPU (`Policy.rotation`), also while a judge answers;
     every rank keeps its own shards of each such checkpoint in host memory.
     """
     size = max(rank.tensors, key=lambda tensors: tensors.count).element_size

@@ -1,7 +1,7 @@
 """`Policy`: the model being trained, behind every parallel layout.
 
-The contract of the design: `logprobs`, `train_step`, `save`, `load`, `hf_weights`, `weights_of`. Every rank passes the same global
-batch and gets the same answers; sharding, schedules, gradient reduction and the optimizer are megatron-core's own.
+The contract of the design: `logprobs`, `train_step`, `save`, `load`, `hf_weights`, `rotation` (`weights_of`). Every rank passes the same
+global batch and gets the same answers; sharding, schedules, gradient reduction and the optimizer are megatron-core's own.
 """
 
 import contextlib
@@ -39,14 +39,23 @@ from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_s
 from nemo_cascade.engine.convert import read_hf, refuse_unless_fitting  # noqa: E402
 from nemo_cascade.engine.forward import ForwardStep, Loss  # noqa: E402
 from nemo_cascade.engine.full_vocabulary import CollectStates  # noqa: E402
-from nemo_cascade.engine.gather import empty_like, full_tensors, sharded_state_dict, stored_parts, weights_hash  # noqa: E402
+from nemo_cascade.engine.gather import (  # noqa: E402
+    empty_like,
+    full_tensors,
+    sharded_state_dict,
+    shards_of,
+    stored_parts,
+    weights_hash,
+)
 from nemo_cascade.engine.metrics import global_metrics  # noqa: E402
 from nemo_cascade.engine.optimizer import build_optimizer, build_schedule, optimizer_state, restore_state  # noqa: E402
-from nemo_cascade.engine.writes import Writes  # noqa: E402
+from nemo_cascade.engine.rotation import Rotation  # noqa: E402
+from nemo_cascade.engine.writes import Writes, writers_end_with_this  # noqa: E402
 from nemo_cascade.models import fp8  # noqa: E402
 from nemo_cascade.models.hf import hf_tensors  # noqa: E402
 from nemo_cascade.models.hf_folder import write_hf  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
+from nemo_cascade.models.replay import counted, forget  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
 from nemo_cascade.models.te import add_to_main_grad  # noqa: E402
 from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
@@ -77,6 +86,7 @@ def model_settings(config: PolicyConfig) -> dict:
         moe_router_load_balancing_type=cfg.moe_router_load_balancing_type,
         moe_aux_loss_coeff=cfg.moe_aux_loss_coeff,
         moe_router_bias_update_rate=cfg.moe_router_bias_update_rate,
+        moe_enable_routing_replay=config.router_replay.enabled,
         **recompute_settings(cfg),
         **fp8.transformer_settings(cfg.fp8_cfg),
         # Packs are of different lengths, so a pipeline stage tells the next one the shape before the values.
@@ -109,7 +119,7 @@ class Policy:
         self.model = build_model(self.preset, self.transformer_config, in_bf16).cuda()
         self.device = next(self.model.parameters()).device
         self._training = max_num_steps > 0
-        self._teachers: dict[Path, dict[str, torch.Tensor]] = {}
+        self._rotation = Rotation(self._tensors, self._become)
         if config.megatron_cfg.freeze_moe_router:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(not name.endswith("router.weight"))
@@ -171,10 +181,12 @@ class Policy:
         The loss sees log-probs as `logprobs` gives them; with as_sampled=False, for texts that were not sampled, those
         of the plain softmax. plan: which samples share a pack, as many packs as the data-parallel ranks can share;
         without it they are packed here. step: what takes a pack through model and loss.
+        With policy.router_replay the tokens of samples that have `experts` go through these, in no other pass than this one:
+        `logprobs` and `last_states`, and so teachers and a reference, have their own routing.
         Raises FloatingPointError, before the weights are touched, when the gradient is not finite.
         """
         heartbeat.at("training")
-        packs = self._packs(samples, plan)
+        packs = self._packs(samples, plan, replay=self.config.router_replay.enabled)
         self.model.train()
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -203,7 +215,7 @@ class Policy:
             del self.optimizer.get_grad_norm
         self.scheduler.step(1)
         self.step += 1
-        return metrics | {"grad_norm": grad_norm, "lr": learning_rate}
+        return metrics | {"grad_norm": grad_norm, "lr": learning_rate} | self._replay_metrics()
 
     def save(self, directory: Path, optimizer: bool = True, writes: Writes | None = None) -> None:
         """Writes weights/ (and optimizer/) below `directory` as megatron-core distributed checkpoints; with `writes` they are only
@@ -255,29 +267,28 @@ class Policy:
         """sha256 of the full weights, the same at every layout."""
         return weights_hash(self.model)
 
-    @contextlib.contextmanager
-    def weights_of(self, checkpoint: Path):
-        """The weights of another checkpoint, or of a Hugging Face folder, in this policy's own buffers; the student comes back
-        bit-equal at the end.
+    def rotation(self) -> contextlib.AbstractContextManager[Callable[[Path], None]]:
+        """`with policy.rotation() as turn_to:` puts the student aside; `turn_to(checkpoint)` has the weights of a checkpoint, or of a
+        Hugging Face folder, take its place, one after the other; the student comes back bit-equal at the end.
 
         Only the weights and persistent buffers (the router's expert bias) are swapped: the optimizer must not step inside.
         A checkpoint is read once and then waits in host memory.
         """
-        student = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
-        try:
-            if checkpoint not in self._teachers:
-                self._teachers[checkpoint] = self._read_teacher(checkpoint)
-            self._copy_in(self._teachers[checkpoint])
+        if self._training and self.wrapped.use_forward_hook:
+            # Gathers of parameters that overlap with the next step are still to come, and would bring the student's back.
+            self.wrapped.start_param_sync(force_sync=True)
+        return self._rotation.student_aside()
+
+    @contextlib.contextmanager
+    def weights_of(self, checkpoint: Path):
+        """A `rotation` of one checkpoint."""
+        with self.rotation() as turn_to:
+            turn_to(checkpoint)
             yield self
-        finally:
-            self._copy_in(student)
-            changed = [name for name, tensor in self._tensors().items() if not torch.equal(tensor, student[name])]
-            if changed:
-                raise RuntimeError(f"the student came back changed from {checkpoint}: {', '.join(changed[:5])}")
 
     def forget_weights_of(self, checkpoint: Path) -> None:
-        """Frees the host memory in which a checkpoint waits for `weights_of`; read again if it is asked for again."""
-        self._teachers.pop(checkpoint, None)
+        """Frees the host memory in which a checkpoint waits for the next `rotation`; read again if it is asked for again."""
+        self._rotation.forget(checkpoint)
 
     def checkpoint_bytes(self) -> int:
         """About what `save` writes on all ranks together, told from the shapes of the weights; the same on every rank."""
@@ -352,14 +363,15 @@ class Policy:
         size, slot = parallel_state.get_data_parallel_world_size(), document_multiple(self.config.megatron_cfg.context_parallel_size)
         return plan_packs(samples, self.config.sequence_packing.train_mb_tokens, size, slot)
 
-    def _packs(self, samples: list[Sample], plan: list[list[int]] | None = None) -> list[Pack]:
-        """This rank's share of the global batch; all ranks that hold a part of a pack have the whole of it."""
+    def _packs(self, samples: list[Sample], plan: list[list[int]] | None = None, replay: bool = False) -> list[Pack]:
+        """This rank's share of the global batch; all ranks that hold a part of a pack have the whole of it. replay: with experts."""
         size, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         layout = self.config.megatron_cfg
         multiple, slot = pack_alignment(layout), document_multiple(layout.context_parallel_size)
         plan = plan or self.plan(samples)
         return [
-            build_pack(samples, indices, multiple, self.device, document_multiple=slot) for indices in plan[rank::size]
+            build_pack(samples, indices, multiple, self.device, document_multiple=slot, replay=replay)
+            for indices in plan[rank::size]
         ]
 
     def _run(
@@ -374,15 +386,18 @@ class Policy:
         """megatron-core's schedule over the packs; returns what `loss` put last, a pack each."""
         generation = self.config.generation if as_sampled else GenerationConfig()
         model = self.model if forward_only else self.wrapped
-        return get_forward_backward_func()(
-            forward_step_func=step(self.model, loss, generation, trained_only),
-            data_iterator=iter(packs),
-            model=[model],
-            num_microbatches=len(packs),
-            seq_length=self.config.sequence_packing.train_mb_tokens,
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
+        try:
+            return get_forward_backward_func()(
+                forward_step_func=step(self.model, loss, generation, trained_only),
+                data_iterator=iter(packs),
+                model=[model],
+                num_microbatches=len(packs),
+                seq_length=self.config.sequence_packing.train_mb_tokens,
+                micro_batch_size=1,
+                forward_only=forward_only,
+            )
+        finally:
+            forget(self.model)
 
     def _reduce(self, results: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """`global_metrics` of what the last pipeline stage has, on every rank."""
@@ -390,6 +405,16 @@ class Policy:
         if parallel_state.is_pipeline_last_stage():
             means = global_metrics(results, parallel_state.get_data_parallel_group())
         return parallel.object_from_last_stage(means)
+
+    def _replay_metrics(self) -> dict[str, float]:
+        """router_replay_changed: the share of replayed experts that their routers would not have chosen; nothing where none was replayed."""
+        if not self.config.router_replay.enabled:
+            return {}
+        # Of each layer and token on one rank alone.
+        counts = torch.tensor(counted(self.model), device=self.device)
+        dist.all_reduce(counts)
+        replayed, changed = counts.tolist()
+        return {"router_replay_changed": changed / replayed} if replayed else {}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """All parameters and persistent buffers of this rank, by local name (references, not copies)."""
@@ -406,8 +431,10 @@ class Policy:
         """Local shards of a checkpoint's weights in fresh tensors; the model is not touched. Raises OSError if it is damaged."""
         return self._read_shards(Path(directory) / "weights")
 
-    def _read_shards(self, folder: Path) -> dict[str, torch.Tensor]:
-        target = empty_like(sharded_state_dict(self.model))
+    def _read_shards(self, folder: Path, in_place: bool = False) -> dict[str, torch.Tensor]:
+        """in_place: over the model's own memory, but for what mcore stores in pieces."""
+        state = sharded_state_dict(self.model)
+        target = shards_of(state) if in_place else empty_like(state)
         try:
             loaded = dist_checkpointing.load(target, str(folder))
         except CheckpointException as damaged:
@@ -416,13 +443,13 @@ class Policy:
             raise OSError(f"{folder}, on rank {rank}: {type(error).__name__}: {error}") from damaged
         return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
 
-    def _read_teacher(self, place: Path) -> dict[str, torch.Tensor]:
-        """This rank's weights of a checkpoint or of a Hugging Face folder in host memory. The latter pass through the model."""
+    def _become(self, place: Path) -> None:
+        """Reads a checkpoint or a Hugging Face folder into the model, and nowhere else."""
         form, folder = pretrained.find(place)
         if form == pretrained.MEGATRON:
-            return {name: tensor.cpu() for name, tensor in self._read_shards(folder).items()}
-        read_hf(self.model, folder, self.preset)
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
+            self._copy_in(self._read_shards(folder, in_place=True))
+        else:
+            read_hf(self.model, folder, self.preset)
 
     def _save_part(self, state: dict, directory: Path, writes: Writes | None) -> None:
         if dist.get_rank() == 0:
@@ -434,4 +461,5 @@ class Policy:
         # mcore passes results through a manager process that takes seconds to start and imports the main script again;
         # a synchronous save ends in this process, where a plain queue does.
         filesystem_async._results_queue = queue.Queue()
-        dist_checkpointing.save(state, str(directory))
+        with writers_end_with_this():
+            dist_checkpointing.save(state, str(directory))

@@ -20,7 +20,7 @@ def find(path: Path, format: str | None = None) -> tuple[str, Path]:
     """
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"no folder {path}")
+        raise ValueError(f"no folder {path}; name the one that holds the weights")
     megatron = distributed_checkpoint(path)
     found = MEGATRON if megatron is not None else HF if is_hf(path) else None
     if found is None:

@@ -1,11 +1,12 @@
 """Checkpoint files that other processes write while training goes on: megatron-core's queue of asynchronous saves, and what it lacks.
 
-A process that was forked off each rank has its tensors as they were then: those of a GPU copied to host memory first, those of a CPU
+A process that is forked off each rank has its tensors as they were then: those of a GPU copied to host memory first, those of a CPU
 page by page as training changes them. It ends with its rank, however that ends, so that no writer of a killed run is left to write into
 what the next one does; and it hears nothing of requests to stop, which its rank answers by waiting for it. Left out: NVRx, which
 megatron-core will ask for where it has asynchronous saves of its own no more.
 """
 
+import contextlib
 import ctypes
 import inspect
 import os
@@ -13,6 +14,7 @@ import pickle
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -86,9 +88,34 @@ def _write(parent: int, write, *args, **kwargs) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     _end_with(parent)
-    # megatron-core forks again, a process for each file.
-    os.register_at_fork(after_in_child=partial(_end_with, os.getpid()))
-    write(*args, **kwargs)
+    with writers_end_with_this():
+        write(*args, **kwargs)
+
+
+_parent: int | None = None
+
+
+@contextlib.contextmanager
+def writers_end_with_this() -> Iterator[None]:
+    """Inside, what this thread forks, as megatron-core does a process for each file, ends with it, however it ends.
+
+    A writer left alone would wait for its rank for ever, and with it all that reads from a pipe of the rank's."""
+    global _parent
+    _parent = os.getpid()
+    try:
+        yield
+    finally:
+        _parent = None
+
+
+def _forked() -> None:
+    global _parent
+    if _parent is not None:
+        _end_with(_parent)
+        _parent = os.getpid()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _end_with(parent: int) -> None:

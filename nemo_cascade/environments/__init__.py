@@ -32,7 +32,7 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from nemo_cascade.data.rows import AGENT_SUFFIX, DataError, environment_of
-from nemo_cascade.environments.response import answer_of, response_of
+from nemo_cascade.environments.response import answer_of, response_of, response_of_turns
 
 OURS = (
     "instruction_following",
@@ -45,6 +45,7 @@ OURS = (
     "long_context",
     "code_gen",
     "swe_repair",
+    "swe_agentic",
     "genrm_compare",
     "genrm",
 )
@@ -65,8 +66,10 @@ __all__ = [
     "reference",
     "repaired",
     "response_of",
+    "response_of_turns",
     "reward_range",
     "row_problem",
+    "session",
     "self_test",
     "time_limit",
     "verifying",
@@ -138,6 +141,13 @@ def row_problem(row: dict) -> str | None:
         return str(error)
     except MALFORMED as error:
         return f"it is not as rows of {name} are: {type(error).__name__}: {error}"
+
+
+def session(row: dict):
+    """A conversation's tools, where the row's environment has any: `call(name, arguments) -> str`, `tools` and `max_steps`; else None."""
+    name = environment_of(row)
+    own = getattr(get(name), "session", None) if name in names() else None
+    return own(row) if own is not None else None
 
 
 def needs_judge(row: dict) -> bool:

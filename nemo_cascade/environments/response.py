@@ -1,6 +1,13 @@
 """A reply as an OpenAI Responses object, and the answer inside one: what every verifier reads."""
 
+import json
+import re
+
+from nemo_cascade.data.chat import parse_reply
+
 END_OF_THOUGHT = "</think>"
+# What a tool said, in the model's template.
+_TOLD = re.compile(r"<tool_response>\n(.*?)\n</tool_response>", re.DOTALL)
 
 
 def response_of(text: str, thinking: bool = True) -> dict:
@@ -13,6 +20,44 @@ def response_of(text: str, thinking: bool = True) -> dict:
     if answer is not None:
         content = [{"type": "output_text", "text": answer, "annotations": []}]
         output.append({"type": "message", "role": "assistant", "status": "completed", "content": content})
+    return {"object": "response", "output": output}
+
+
+def response_of_turns(texts: tuple[str, ...], thinking: bool = True, tools: list[dict] | None = None) -> dict:
+    """A conversation as one response: texts are the model's turns and, between them, what it was told, as the template has it.
+
+    A turn gives its thought, its message where it says anything, and its calls; what it was told, an output a call.
+    """
+    output: list[dict] = []
+    for place, text in enumerate(texts):
+        turn = place // 2
+        if place % 2:
+            told, asked = _TOLD.findall(text), [item["call_id"] for item in output if item.get("call_id", "").startswith(f"{turn}-")]
+            # An answer may have the template's own tags in it.
+            told = told if len(told) == len(asked) else [text] * len(asked)
+            output += [
+                {"type": "function_call_output", "call_id": call, "output": answer} for call, answer in zip(asked, told)
+            ]
+            continue
+        thought_and_message = response_of(text, thinking)["output"]
+        answer = split_reply(text, thinking)[1]
+        message = parse_reply(answer or "", tools)
+        calls = message.get("tool_calls", [])
+        last = place == len(texts) - 1
+        for item in thought_and_message:
+            if item["type"] == "message" and calls:
+                item["content"][0]["text"] = message["content"]
+            if item["type"] != "message" or last or item["content"][0]["text"]:
+                output.append(item)
+        output += [
+            {
+                "type": "function_call",
+                "call_id": f"{turn}-{number}",
+                "name": call["name"],
+                "arguments": json.dumps(call["arguments"]),
+            }
+            for number, call in enumerate(calls)
+        ]
     return {"object": "response", "output": output}
 
 

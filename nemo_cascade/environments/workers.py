@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 
@@ -46,10 +46,14 @@ class Verifiers:
 
     def verify(self, asked: Iterable[tuple[dict, dict]]) -> list[dict]:
         """The verdicts on (row, response) pairs, in their order. Raises SandboxError where programs cannot be run at all."""
+        return self.begin(asked)()
+
+    def begin(self, asked: Iterable[tuple[dict, dict]]) -> Callable[[], list[dict]]:
+        """The same, begun: what waits for the verdicts and gives them."""
         named = [(environments.environment_of(row), row, response) for row, response in asked]
         batches = _batches(named)
         futures = [self._submit(batch) for batch in batches]
-        return [verdict for batch, future in zip(batches, futures) for verdict in self._verdicts(batch, future)]
+        return lambda: [verdict for batch, future in zip(batches, futures) for verdict in self._verdicts(batch, future)]
 
     def submit(self, row: dict, response: dict) -> Future:
         """A future verdict, as `verify` gives it."""

@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.moe.router_replay import RouterReplay
+
+from nemo_cascade.models.replay import ReplayedExperts
 
 
 class Router(TopKRouter):
@@ -18,6 +21,13 @@ class Router(TopKRouter):
     Under calculate_per_token_loss the router's losses join a sum over tokens, later divided by the number of those trained
     on: each is weighted by the tokens it is an average of. Otherwise they are megatron-core's.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.router_replay is not None:
+            # In the place of megatron-core's in its list of all routers.
+            RouterReplay.global_router_replay_instances.remove(self.router_replay)
+            self.router_replay = ReplayedExperts(self.num_experts)
 
     def routing(self, logits, padding_mask=None):
         """logits [tokens, 1, experts] -> (probabilities, routing map), both [tokens, experts]."""

@@ -59,6 +59,7 @@ from nemo_cascade.models.megatron import (  # noqa: E402
     hybrid_block,
     moe_spec,
 )
+from nemo_cascade.models.replay import place_replays  # noqa: E402
 from nemo_cascade.models.router import Router  # noqa: E402
 from nemo_cascade.models.stack import Mixer, Stack  # noqa: E402
 from nemo_cascade.models.te import (  # noqa: E402
@@ -206,6 +207,7 @@ def build_model(
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
     )
+    place_replays(model, preset.pattern)
     keep_in_bf16(model, in_bf16)
     if config.fp8:
         fill_blocks(model, config.fp8_recipe)

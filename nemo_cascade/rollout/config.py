@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 # Decoding cache of one rank beyond which the embedded engine refuses a batch.
 MAX_CACHE_BYTES = 2**34
+# Engines whose rollouts say which experts their tokens went through.
+REPORT_EXPERTS = ("megatron",)
 
 
 @dataclass

@@ -4,6 +4,7 @@ Stepped, because agents and slow rewards need to act between steps. Under tensor
 the same requests in the same order; `generate_global` does so for a batch that all ranks know.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch.distributed as dist
@@ -35,30 +36,46 @@ class RolloutEngine(Protocol):
         """Forgets the requests with these (prompt_id, sample)."""
 
     def sync(self, policy) -> None:
-        """Brings the engine's weights up to the policy's."""
+        """Brings the engine's weights up to the policy's; called before requests are added."""
+
+    def rest(self) -> None:
+        """Nothing more is asked until the next `sync`."""
 
 
-def generate(engine: RolloutEngine, requests: list[Request], params: SamplingParams) -> list[Rollout]:
-    """All requests of this rank to their end, in request order."""
+def nothing_to_do(rollouts: list[Rollout]) -> None:
+    """Where nobody waits for single rollouts."""
+
+
+def generate(
+    engine: RolloutEngine,
+    requests: list[Request],
+    params: SamplingParams,
+    ended: Callable[[list[Rollout]], None] = nothing_to_do,
+) -> list[Rollout]:
+    """All requests of this rank to their end, in request order; `ended` is given rollouts as soon as they are there."""
     engine.add(requests, params)
     finished = {}
     while engine.busy():
         heartbeat.beat()
-        for rollout in engine.step():
-            finished[rollout.prompt_id, rollout.sample] = rollout
+        rollouts = engine.step()
+        finished |= {(rollout.prompt_id, rollout.sample): rollout for rollout in rollouts}
+        if rollouts:
+            ended(rollouts)
     return [finished[request.prompt_id, request.sample] for request in requests]
 
 
-def generate_global(engine: RolloutEngine, requests: list[Request], params: SamplingParams) -> list[Rollout]:
+def generate_global(
+    engine: RolloutEngine, requests: list[Request], params: SamplingParams, run: Callable = generate
+) -> list[Rollout]:
     """Every rank passes the same requests and gets all rollouts, in request order; the engine's sharing ranks share the work.
 
-    Raises EngineError on every rank when the engine of one does.
-    """
+    run: what a rank does with its share, as `generate`. Raises EngineError on every rank when the engine of one does."""
     group = engine.sharing()
     size, rank = group.size(), group.rank()
     mine = share(requests, size)[rank]
     try:
-        rollouts: list[Rollout] | EngineError = generate(engine, mine, params)
+        rollouts: list[Rollout] | EngineError = run(engine, mine, params)
+        engine.rest()
     except EngineError as error:
         rollouts = error
     parts = [rollouts] * size

@@ -20,6 +20,7 @@ from megatron.core.ssm.mamba_mixer import MambaMixer
 
 from nemo_cascade.models.fp8 import MULTIPLE
 from nemo_cascade.models.megatron import decoding, weights_changed
+from nemo_cascade.models.replay import ReplayedExperts, recorded, recording, replays_of
 from nemo_cascade.rollout.config import MAX_CACHE_BYTES
 from nemo_cascade.rollout.noise import row_keys, uniforms
 from nemo_cascade.rollout.sampling import sample
@@ -64,6 +65,7 @@ class MegatronEngine:
         self.batch: Batch | None = None
         self.modules = list(model.modules())
         self.mixers = [module for module in self.modules if isinstance(module, MambaMixer)]
+        self.replays = replays_of(model)
         # Put in for decoding only; `forward` is the layer's own.
         self.padded = {
             module: functools.partial(whole_blocks, MULTIPLE[model.config.fp8_recipe], module.forward)
@@ -79,7 +81,9 @@ class MegatronEngine:
         return parallel_state.get_data_parallel_group()
 
     def add(self, requests: list[Request], params: SamplingParams) -> None:
-        """Queues requests; raises ValueError for an empty prompt."""
+        """Queues requests; raises ValueError for an empty prompt, and where experts are to be reported by routers that do not record them."""
+        if params.report_experts and not self.replays:
+            raise ValueError("report_experts: this model's routers do not record; it needs MoE layers and policy.router_replay.enabled=true")
         for request in requests:
             if not request.prompt:
                 raise ValueError(f"request {request.prompt_id}/{request.sample} has an empty prompt")
@@ -103,7 +107,8 @@ class MegatronEngine:
             self.model.set_is_first_microbatch()
             weights_changed(self.mixers)
             self.batch = self._next_batch() if self.waiting else None
-        with self._decoding():
+        reporting = self.batch is not None and self.batch.params.report_experts
+        with self._decoding(), recording(self.replays if reporting else []):
             if self.batch is None:
                 self._forward(torch.zeros(1, 1, dtype=torch.long), 0, StaticInferenceContext(1, 1))
                 return []
@@ -122,6 +127,9 @@ class MegatronEngine:
 
     def sync(self, policy) -> None:
         """Nothing to do: the engine decodes with the policy's own tensors."""
+
+    def rest(self) -> None:
+        """Nothing to do: it holds no memory between batches."""
 
     def _next_batch(self) -> "Batch":
         """The longest-waiting request chooses the batch: as many with its settings and about its prompt's length as fit."""
@@ -142,7 +150,8 @@ class MegatronEngine:
             )
         chosen = set(map(id, rows))
         self.waiting = [(request, other) for request, other in self.waiting if id(request) not in chosen]
-        return Batch(rows, params, self.vocab_size, self.mixers, next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        return Batch(rows, params, self.vocab_size, self.mixers, device, self.replays if params.report_experts else [])
 
     def _row_bytes(self, tokens: int) -> int:
         """Cache of one row: keys and values of every attention layer, convolution and SSM state of every Mamba layer."""
@@ -231,7 +240,16 @@ def whole_blocks(multiple: int, forward, x: torch.Tensor, *args, **kwargs) -> tu
 class Batch:
     """Rows that decode together; all replies begin at the same position, so one context serves them."""
 
-    def __init__(self, requests: list[Request], params: SamplingParams, vocab_size: int, mixers: list, device):
+    def __init__(
+        self,
+        requests: list[Request],
+        params: SamplingParams,
+        vocab_size: int,
+        mixers: list,
+        device,
+        replays: list[ReplayedExperts] = (),
+    ):
+        """replays: of the routers whose experts the rollouts report."""
         self.params, self.vocab_size, self.mixers, self.device = params, vocab_size, mixers, device
         self.requests = sorted(requests, key=lambda request: (len(request.prompt), request.prompt_id, request.sample))
         lengths = torch.tensor([len(request.prompt) for request in self.requests])
@@ -248,6 +266,9 @@ class Batch:
         self.context = StaticInferenceContext(len(lengths), self.limit)
         self.unread = list(prompts_to_read([request.prompt for request in self.requests]))
         self.first_logits = torch.zeros(len(lengths), vocab_size)
+        self.replays = replays
+        # [rows, positions, layers, topk], made when the first are known.
+        self.experts: torch.Tensor | None = None
 
     def done(self) -> bool:
         return not bool(self.alive.any())
@@ -264,6 +285,7 @@ class Batch:
             visible = None if bool(self.visible[:, 0].all()) else self.visible[:, : self.position + 1]
             newest = self.tokens[:, self.position : self.position + 1]
             logits = forward(newest, self.position, self.context, visible).cpu()
+            self._note_experts(slice(self.position, self.position + 1))
             self.position += 1
         self.context.sequence_len_offset = self.position
         self._choose(logits)
@@ -288,6 +310,7 @@ class Batch:
         visible = self.visible[first, prompts]
         logits = forward(self.tokens[first, prompts], 0, context, None if bool(visible.all()) else visible)
         self.first_logits[target] = logits.cpu()[source]
+        self._note_experts(prompts, target, source)
         source, target = source.to(self.device), target.to(self.device)
         mamba = {mixer.layer_number for mixer in self.mixers}
         for layer, states in context.key_value_memory_dict.items():
@@ -330,9 +353,27 @@ class Batch:
                     response=self.tokens[row, reply].tolist(),
                     logprobs=self.logprobs[row, reply].tolist(),
                     finish_reason="stop" if stopped[row] else "length",
+                    experts=self._experts_of(row),
                 )
             )
         return finished
+
+    def _note_experts(self, positions: slice, target: torch.Tensor | None = None, source: torch.Tensor | None = None) -> None:
+        """Keeps the experts of a forward pass over these positions, of its rows `source` for the rows `target`; of all for all without."""
+        if not self.replays:
+            return
+        # Routers see the tokens of a position side by side.
+        chosen = recorded(self.replays).unflatten(0, (positions.stop - positions.start, -1)).transpose(0, 1).cpu()
+        if self.experts is None:
+            self.experts = chosen.new_zeros(len(self.requests), self.limit, *chosen.shape[2:])
+        rows = slice(None) if target is None else target
+        self.experts[rows, positions] = chosen if source is None else chosen[source]
+
+    def _experts_of(self, row: int) -> torch.Tensor | None:
+        """Those that the tokens of a row went through, its newest not among them."""
+        if not self.replays:
+            return None
+        return self.experts[row, self.start - len(self.requests[row].prompt) : self.position].clone()
 
     def _compact(self) -> None:
         """Drops finished rows once they are half of the batch."""
@@ -340,7 +381,7 @@ class Batch:
             return
         kept = self.alive.nonzero()[:, 0]
         self.requests = [self.requests[row] for row in kept.tolist()]
-        for name in ("tokens", "logprobs", "visible", "alive", "keys"):
+        for name in ("tokens", "logprobs", "visible", "alive", "keys", *(["experts"] if self.replays else [])):
             setattr(self, name, getattr(self, name)[kept])
         self._select(kept)
 

@@ -1,7 +1,14 @@
 """What goes into a rollout engine (`Request`), what comes out (`Rollout`), and the `Group` a reward and an advantage see."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+# Ends of a rollout that are no doing of its model: its tools did not answer. Nothing is learned from it.
+FAILED = ("tool_timeout", "tool_failed")
 
 
 @dataclass(frozen=True)
@@ -9,7 +16,8 @@ class SamplingParams:
     """How tokens are drawn. The noise of a token depends on (seed, prompt_id, sample, position) and nothing else.
 
     temperature 0 is greedy. top_p < 1 keeps the smallest set of tokens whose mass reaches it; log-probs returned are
-    those of the distribution that was sampled from (after temperature and top-p).
+    those of the distribution that was sampled from (after temperature and top-p). report_experts: rollouts say which experts their
+    tokens went through.
     """
 
     temperature: float = 1.0
@@ -17,6 +25,7 @@ class SamplingParams:
     max_new_tokens: int = 64
     stop_ids: tuple[int, ...] = (2, 11)
     seed: int = 0
+    report_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,16 @@ class Request:
 
 @dataclass
 class Rollout:
-    """One sampled reply. `response` ends in its stop token when finish_reason is "stop"; `logprobs` is as long as it."""
+    """One sampled reply, or a conversation with tools: all that follows the prompt, token by token as it was sampled or told.
+
+    `response` ends in its stop token unless finish_reason is "length"; "turns" is the end of one whose last turn called a tool and
+    was the last allowed. `logprobs` is as long as it. own [len(response)]: 1 for tokens that the model wrote, 0 for what it was
+    told, whose log-probs are 0; None where all are its own.
+
+    experts [prompt + response - 1, MoE layers, topk], where they were asked for: indices of those that each token but the last, which
+    no other was drawn from, went through; uint8 where that has room for them all. Of a conversation they
+    are those of its last turn, which read all before it.
+    """
 
     prompt_id: str
     sample: int
@@ -40,6 +58,13 @@ class Rollout:
     finish_reason: str
     reward: float | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    own: list[int] | None = None
+    experts: "torch.Tensor | None" = field(default=None, compare=False)
+
+    @property
+    def written(self) -> list[int]:
+        """`own`, spelled out."""
+        return self.own if self.own is not None else [1] * len(self.response)
 
 
 @dataclass

@@ -66,6 +66,8 @@ class VllmEngine:
             longest = len(request.prompt) + params.max_new_tokens
             if not request.prompt:
                 raise ValueError(f"request {request.prompt_id}/{request.sample} has an empty prompt")
+            if params.report_experts:
+                raise ValueError("vLLM reports no experts to us; set policy.router_replay.enabled=false or backend=megatron")
             if longest > self.max_tokens:
                 raise ValueError(
                     f"request {request.prompt_id}/{request.sample}: a prompt of {len(request.prompt)} tokens and a reply of up to "
@@ -88,10 +90,7 @@ class VllmEngine:
         """One forward pass; raises EngineError, with vLLM's own behind it, when it fails."""
         with told():
             outputs = [output for output in self.llm.step() if output.finished]
-        finished = [self._rollout(output) for output in outputs if output.request_id in self.running]
-        if not self.running and self.sleeps:
-            self.llm.sleep(level=2)  # the weights are pushed anew before they are needed
-        return finished
+        return [self._rollout(output) for output in outputs if output.request_id in self.running]
 
     def abort(self, ids: set[tuple[str, int]]) -> None:
         """Forgets requests by (prompt_id, sample), waiting or running."""
@@ -123,6 +122,12 @@ class VllmEngine:
                 pass
         parallel.raise_anywhere(error)
         self._warn_of_mismatch(policy)
+
+    def rest(self) -> None:
+        """On a GPU, sleeps without weights, which the next `sync` pushes anew."""
+        if self.sleeps:
+            with told():
+                self.llm.sleep(level=2)
 
     def score(self, rows: list[list[int]]) -> list[list[float]]:
         """The log-prob of every token under the plain softmax, entry 0 of each row being 0."""

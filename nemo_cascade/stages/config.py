@@ -66,7 +66,9 @@ class GRPOConfig:
     overlong_filtering: NeMo RL's key for two of these, mask (true) or keep (false).
     use_dynamic_sampling: prompts whose replies all earn the same are replaced by further ones until the batch is full; more
     than dynamic_sampling_max_gen_batches batches for one step stop the run. swe_group_threshold: a group in which no
-    reply earns more is left out of the loss (null: all are trained on).
+    reply earns more is left out of the loss (null: all are trained on). max_rollout_turns: how often the model may speak in a rollout
+    of an environment with tools; 1: its calls end it. Each turn has policy.generation.max_new_tokens, all of them and what the tools
+    say policy.max_total_sequence_length.
     """
 
     num_prompts_per_step: int = 32
@@ -81,6 +83,7 @@ class GRPOConfig:
     use_dynamic_sampling: bool = False
     dynamic_sampling_max_gen_batches: int = 10
     swe_group_threshold: float | None = None
+    max_rollout_turns: int = 1
     adv_estimator: AdvantageEstimatorConfig = field(default_factory=AdvantageEstimatorConfig)
 
     @property

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from nemo_cascade import last_words
+
 FILE = "interrupted.json"
 EXIT_AGAIN = os.EX_TEMPFAIL
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -114,6 +116,7 @@ class Interruption:
     def leave_a_note(self, why: str) -> None:
         """On rank 0 `interrupted.json`, for job scripts (torchrun's own exit code is 1, whatever its processes' was)."""
         if self.rank == 0 and self.run_dir is not None:
+            last_words.leave(f"nemo-cascade: this run was asked to stop, and did: {why}")
             with contextlib.suppress(OSError):
                 (self.run_dir / FILE).write_text(json.dumps({"why": why, "time": round(time.time(), 3)}) + "\n")
 

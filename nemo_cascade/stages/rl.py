@@ -8,6 +8,7 @@ is held near where it began.
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -16,7 +17,7 @@ from nemo_cascade.algorithms import domain_weights, group_advantages, overlong
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine.full_vocabulary import FullVocabularyStep, Lesson
 from nemo_cascade.engine.policy import Policy
-from nemo_cascade.rollout.types import Group
+from nemo_cascade.rollout.types import FAILED, Group, Rollout
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.judge import make_rewards
@@ -28,7 +29,7 @@ from nemo_cascade.stages.start import resume_or_begin
 from nemo_cascade.stages.step import finish_step
 from nemo_cascade.stages.stopwatch import Stopwatch
 from nemo_cascade.stages.traces import Traces
-from nemo_cascade.stages.usable import refuse_unusable_logprobs
+from nemo_cascade.stages.usable import refuse_unusable_experts, refuse_unusable_logprobs
 from nemo_cascade.stages.validations import Validations
 
 
@@ -43,8 +44,10 @@ def run(stage: StageRun) -> None:
     engine = make_engine(policy)
     rewards = make_rewards(stage, policy, engine, alone=distil)
     watch, traces = Stopwatch(), Traces(stage, policy.tokenizer)
-    sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed, watch=watch)
+    turns = config.grpo.max_rollout_turns
+    sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed, watch=watch, turns=turns)
     domains, full = list(config.data.train), distil and config.grpo.adv_estimator.full_vocabulary
+    held = config.loss_fn.reference_policy_kl_penalty > 0
     loss = make_full_vocabulary_loss(config.loss_fn, domains) if full else make_loss(config.loss_fn, distil, domains)
     if distil and policy.step == 0:
         refuse_unless_own_teacher(policy, stage, add_teacher_logprobs)
@@ -55,6 +58,8 @@ def run(stage: StageRun) -> None:
             watch.start()
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
+            if config.policy.router_replay.enabled:
+                refuse_unusable_experts(groups, policy.preset, sampler.where(step))
             how = {}
             if distil:
                 samples = distillation_samples(groups, config)
@@ -62,7 +67,8 @@ def run(stage: StageRun) -> None:
                 how = lessons_of(policy, samples, [group.domain for group in groups], stage.teachers)
                 watch.lap("teacher_logprob_inference")
             elif distil:
-                add_teacher_logprobs(policy, samples, [group.domain for group in groups], stage.teachers, sampler.where(step))
+                of = [group.domain for group in groups]
+                add_teacher_logprobs(policy, samples, of, stage.teachers, sampler.where(step), reference=stage.parent if held else None)
                 watch.lap("teacher_logprob_inference")
             else:
                 samples = reward_samples(groups, config.grpo)
@@ -70,8 +76,8 @@ def run(stage: StageRun) -> None:
             if not distil and only_advantages_teach(config):
                 samples = with_gradient(samples, config.loss_fn.token_level_loss)
             watch.lap("data_processing")
-            if config.loss_fn.reference_policy_kl_penalty > 0:
-                add_logprobs(policy, samples, stage.parent, "reference_logprobs", sampler.where(step))
+            if held and not distil:
+                ask(policy, [Question(stage.parent, "reference_logprobs", samples)], sampler.where(step))
                 watch.lap("policy_and_reference_logprobs")
             metrics = policy.train_step(samples, loss, **how) | seen
             watch.lap("policy_training")
@@ -92,15 +98,16 @@ def reward_samples(groups: list[Group], config) -> list[Sample]:
     )
     samples = []
     for group, advantages, kept in zip(groups, advantages_PG.tolist(), acceptable_groups(groups, config).tolist()):
-        for rollout, advantage in zip(group.rollouts, advantages):
-            samples.append(rollout_sample(rollout, kept and stays(rollout, config), advantages=advantage))
+        for rollout, stays, advantage in zip(group.rollouts, staying(group.rollouts, config), advantages):
+            samples.append(rollout_sample(rollout, kept and stays, advantages=advantage))
     return samples
 
 
-def stays(rollout, config) -> bool:
-    """Whether `grpo.overlong` leaves a reply in the loss."""
-    cut = torch.tensor(rollout.finish_reason == "length")
-    return bool(overlong(torch.zeros(()), cut, config.overlong_mode)[1])
+def staying(rollouts: list[Rollout], config) -> list[bool]:
+    """Which replies are in the loss: `grpo.overlong` may leave some out, and nothing is learned where tools failed."""
+    cut = torch.tensor([rollout.finish_reason == "length" for rollout in rollouts])
+    kept = overlong(torch.zeros(len(rollouts)), cut, config.overlong_mode)[1].tolist()
+    return [whole and rollout.finish_reason not in FAILED for whole, rollout in zip(kept, rollouts)]
 
 
 def only_advantages_teach(config) -> bool:
@@ -130,18 +137,18 @@ def with_gradient(samples: list[Sample], token_level_loss: bool) -> list[Sample]
 
 
 def distillation_samples(groups: list[Group], config) -> list[Sample]:
-    """MOPD's training samples; their advantages come from `add_teacher_logprobs` and the student's own forward pass.
+    """MOPD's training samples; their advantages come from the teachers' log-probs and the student's own forward pass.
 
     Each token has the number of its domain in data.train, and what it counts with `grpo.adv_estimator.domain_shares`.
     """
     domains, shares = list(config.data.train), config.grpo.adv_estimator.domain_shares
     pairs = [(group.domain, rollout) for group in groups for rollout in group.rollouts]
-    trained = [stays(rollout, config.grpo) for _, rollout in pairs]
+    trained = staying([rollout for _, rollout in pairs], config.grpo)
     weights = dict.fromkeys(domains, 1.0)
     if shares:
         amounts = dict.fromkeys(domains, 0)
         for (domain, rollout), kept in zip(pairs, trained):
-            amounts[domain] += kept * (len(rollout.response) if config.loss_fn.token_level_loss else 1)
+            amounts[domain] += kept * (sum(rollout.written) if config.loss_fn.token_level_loss else 1)
         weights |= domain_weights(amounts, shares)
     return [
         rollout_sample(rollout, kept, domain=domains.index(domain), domain_weight=weights[domain])
@@ -150,40 +157,72 @@ def distillation_samples(groups: list[Group], config) -> list[Sample]:
 
 
 def rollout_sample(rollout, trained: bool, **constant_fields: float) -> Sample:
-    """prompt + response; loss on the response (its stop token included), prompts carry zeros."""
+    """prompt + response; loss on what the model wrote of it (its stop tokens included), prompts carry zeros; the experts, where any
+    were reported."""
     prompt, response = len(rollout.prompt), len(rollout.response)
     return Sample(
         tokens=rollout.prompt + rollout.response,
-        loss_mask=[0] * prompt + [int(trained)] * response,
+        loss_mask=[0] * prompt + [int(trained) * own for own in rollout.written],
         fields={
             "sampling_logprobs": [0.0] * prompt + rollout.logprobs,
             **{name: [0.0] * prompt + [value] * response for name, value in constant_fields.items()},
         },
         name=f"prompt {rollout.prompt_id}, reply {rollout.sample}",
+        experts=rollout.experts,
     )
 
 
+class Question(NamedTuple):
+    """Whose log-probs fill which field of which samples; checkpoint: one, or a Hugging Face folder."""
+
+    checkpoint: Path
+    field: str
+    samples: list[Sample]
+
+
+def ask(policy: Policy, questions: list[Question], where: str = "before training") -> None:
+    """Fills the fields, a value a token, in one rotation, into which each checkpoint comes once.
+
+    where: stage and step, for errors. Raises DataError for a log-prob that is not finite."""
+    with policy.rotation() as turn_to:
+        for checkpoint, field, samples in sorted(questions, key=lambda question: question.checkpoint):
+            heartbeat.at(f"{field} of {checkpoint.parent.name}")
+            turn_to(checkpoint)
+            for sample, logprobs in zip(samples, policy.logprobs(samples, trained_only=True)):
+                sample.fields[field] = logprobs
+            refuse_unusable_logprobs(samples, field, checkpoint, where)
+
+
 def add_teacher_logprobs(
-    policy: Policy, samples: list[Sample], domains: list[str], teachers: dict, where: str = "before training"
+    policy: Policy,
+    samples: list[Sample],
+    domains: list[str],
+    teachers: dict,
+    where: str = "before training",
+    reference: Path | None = None,
 ) -> None:
-    """Fills `teacher_logprobs` of every sample by the teacher of its domain, in the policy's own buffers, in turn.
+    """Fills `teacher_logprobs` of every sample by the teacher of its domain, and `reference_logprobs` where there is a reference.
 
     samples are group-major: len(samples) / len(domains) consecutive samples belong to each domain entry.
     """
-    for teacher, mine in by_teacher(len(samples), domains, teachers):
-        add_logprobs(policy, [samples[i] for i in mine], teacher, "teacher_logprobs", where)
+    pairs = by_teacher(len(samples), domains, teachers)
+    questions = [Question(teacher, "teacher_logprobs", [samples[i] for i in mine]) for teacher, mine in pairs]
+    if reference is not None:
+        questions.append(Question(reference, "reference_logprobs", samples))
+    ask(policy, questions, where)
 
 
 def lessons_of(policy: Policy, samples: list[Sample], domains: list[str], teachers: dict) -> dict:
     """How `Policy.train_step` is to train on the samples with what their teachers say of the whole vocabulary; order as in
     `add_teacher_logprobs`."""
     plan, lessons = [], []
-    for teacher, mine in by_teacher(len(samples), domains, teachers):
-        heartbeat.at(f"last states of {teacher.parent.name}")
-        with policy.weights_of(teacher):
+    with policy.rotation() as turn_to:
+        for teacher, mine in by_teacher(len(samples), domains, teachers):
+            heartbeat.at(f"last states of {teacher.parent.name}")
+            turn_to(teacher)
             packs, states, layer = policy.last_states([samples[i] for i in mine])
-        plan += [[mine[i] for i in pack] for pack in packs]
-        lessons += [Lesson(of_pack, layer) for of_pack in states]
+            plan += [[mine[i] for i in pack] for pack in packs]
+            lessons += [Lesson(of_pack, layer) for of_pack in states]
     return {"plan": plan, "step": partial(FullVocabularyStep, lessons=iter(lessons))}
 
 
@@ -192,16 +231,3 @@ def by_teacher(count: int, domains: list[str], teachers: dict) -> list[tuple[Pat
     group = count // len(domains)
     of_sample = [teachers[domain] for domain in domains for _ in range(group)]
     return [(teacher, [i for i in range(count) if of_sample[i] == teacher]) for teacher in sorted(set(of_sample))]
-
-
-def add_logprobs(
-    policy: Policy, samples: list[Sample], checkpoint_dir: Path, field: str, where: str = "before training"
-) -> None:
-    """Fills `field` of every sample, a value a token, with the log-probs of another checkpoint, or of a Hugging Face folder.
-
-    where: stage and step, for errors. Raises DataError for one that is not finite."""
-    heartbeat.at(f"{field} of {checkpoint_dir.parent.name}")
-    with policy.weights_of(checkpoint_dir):
-        for sample, logprobs in zip(samples, policy.logprobs(samples, trained_only=True)):
-            sample.fields[field] = logprobs
-    refuse_unusable_logprobs(samples, field, checkpoint_dir, where)

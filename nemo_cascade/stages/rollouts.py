@@ -2,21 +2,24 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from nemo_cascade import heartbeat
+from nemo_cascade import environments, heartbeat
 from nemo_cascade.algorithms import informative_groups, swe_group_mask
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine.policy import Policy
+from nemo_cascade.rollout.agent import Session, Talk, converse
 from nemo_cascade.rollout.config import GenerationConfig
-from nemo_cascade.rollout.engine import RolloutEngine, generate_global
+from nemo_cascade.rollout.engine import RolloutEngine, generate, generate_global, nothing_to_do
 from nemo_cascade.rollout.megatron import MegatronEngine
+from nemo_cascade.rollout.protocol import ToolProtocol
 from nemo_cascade.rollout.store import RolloutStore
-from nemo_cascade.rollout.types import Group, Request, SamplingParams
+from nemo_cascade.rollout.types import Group, Request, Rollout, SamplingParams
 from nemo_cascade.stages.config import GRPOConfig
-from nemo_cascade.stages.prompts import Prompt, PromptSource
+from nemo_cascade.stages.prompts import Prompt, PromptSource, thinking
 from nemo_cascade.stages.rewards import Rewards
 from nemo_cascade.stages.stopwatch import Stopwatch
 from nemo_cascade.stages.usable import group_of_one, refuse_unusable_rollouts
@@ -48,8 +51,17 @@ def served(policy: Policy) -> Callable[[list[list[int]]], list[list[float]]]:
 class Sampler:
     """Draws groups with the policy's current weights and has them rewarded."""
 
-    def __init__(self, policy: Policy, engine: RolloutEngine, rewards: Rewards, directory: Path, seed: int, watch: Stopwatch | None = None):
-        self.policy, self.engine, self.rewards, self.seed = policy, engine, rewards, seed
+    def __init__(
+        self,
+        policy: Policy,
+        engine: RolloutEngine,
+        rewards: Rewards,
+        directory: Path,
+        seed: int,
+        watch: Stopwatch | None = None,
+        turns: int = 1,
+    ):
+        self.policy, self.engine, self.rewards, self.seed, self.turns = policy, engine, rewards, seed, turns
         self.store, self.watch = RolloutStore(directory), watch or Stopwatch()
 
     def batch(self, step: int, prompts: PromptSource, config: GRPOConfig) -> tuple[list[Group], dict[str, float]]:
@@ -97,7 +109,8 @@ class Sampler:
             seed = self.seed * 1_000_003 + step + (draw << 52)
             heartbeat.at("rollouts")
             self.watch.lap("data_processing")
-            stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=seed)
+            ended = self.rewards.begin({prompt.id: prompt.row for prompt in prompts})
+            stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=seed, turns=self.turns, ended=ended)
             heartbeat.at("rewards")
             self.watch.lap("generation")
             self.rewards.fill(stored)
@@ -134,20 +147,46 @@ def rewards_PG(groups: list[Group]) -> torch.Tensor:
 
 
 def sample_groups(
-    policy: Policy, engine, prompts: list[Prompt], group_size: int, seed: int, generation: GenerationConfig | None = None
+    policy: Policy,
+    engine,
+    prompts: list[Prompt],
+    group_size: int,
+    seed: int,
+    generation: GenerationConfig | None = None,
+    turns: int = 1,
+    ended: Callable[[list[Rollout]], None] = nothing_to_do,
 ) -> list[Group]:
-    """group_size rollouts of every prompt with the policy's current weights, sampled as it trains unless told otherwise; the same on
-    every rank."""
+    """group_size rollouts of every prompt with the policy's current weights, sampled as it trains unless told otherwise, and then with the
+    experts that training replays, if it does; the same on every rank. turns: how often the model may speak where a prompt's environment
+    has tools. ended: is given this rank's rollouts as soon as they are there."""
+    report_experts = generation is None and policy.config.router_replay.enabled
     engine.sync(policy)
     generation = generation or policy.config.generation
     params = SamplingParams(
-        temperature=generation.temperature, top_p=generation.top_p, max_new_tokens=generation.max_new_tokens, seed=seed
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        max_new_tokens=generation.max_new_tokens,
+        seed=seed,
+        report_experts=report_experts,
     )
-    rollouts = generate_global(engine, make_requests(prompts, group_size), params)
+    run = generate if turns == 1 else conversing(policy, prompts, turns)
+    rollouts = generate_global(engine, make_requests(prompts, group_size), params, partial(run, ended=ended))
     return [
         Group(prompt.row, prompt.domain, rollouts[i * group_size : (i + 1) * group_size])
         for i, prompt in enumerate(prompts)
     ]
+
+
+def conversing(policy: Policy, prompts: list[Prompt], turns: int) -> Callable:
+    """What a rank does with its requests where prompts may have tools."""
+    row_of = {prompt.id: prompt.row for prompt in prompts}
+
+    def begin(request: Request) -> tuple[Session | None, bool]:
+        row = row_of[request.prompt_id]
+        return environments.session(row), thinking(row)
+
+    talk = Talk(ToolProtocol(policy.tokenizer), begin, turns, policy.config.max_total_sequence_length)
+    return partial(converse, talk=talk)
 
 
 def make_requests(prompts: list[Prompt], group_size: int) -> list[Request]:
@@ -169,11 +208,16 @@ def rollout_metrics(groups: list[Group]) -> dict[str, float]:
     metrics = {
         "reward": mean(r.reward for r in rollouts),
         "num_replies": len(rollouts),
-        "mean_gen_tokens_per_sample": mean(len(r.response) for r in rollouts),
+        "mean_gen_tokens_per_sample": mean(sum(r.written) for r in rollouts),
         "truncation_rate": mean(r.finish_reason == "length" for r in rollouts),
         "informative_groups": mean(informative(group) for group in groups),
     }
     metrics["verifier_errors"] = mean("verifier_error" in r.info for r in rollouts)
+    talked = [rollout for rollout in rollouts if "turns" in rollout.info]
+    if talked:
+        metrics["avg_turns_per_sample"] = mean(r.info["turns"] for r in talked)
+        metrics["max_turns_reached_rate"] = mean(r.finish_reason == "turns" for r in talked)
+        metrics["tool_errors"] = mean(r.info["tool_errors"] > 0 for r in talked)
     judged = [r.info["judge_readable"] for r in rollouts if "judge_readable" in r.info]
     if judged:
         metrics["judge_readable"] = mean(judged)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from nemo_cascade import environments
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.sample import Sample
+from nemo_cascade.models.config import ModelConfig
 from nemo_cascade.rollout.types import Group
 from nemo_cascade.stages.prompts import Prompt
 
@@ -33,6 +34,26 @@ def refuse_unusable_rollouts(groups: list[Group], where: str, elsewhere: Iterabl
                 raise DataError(
                     f"{place}: its reward is {rollout.reward}, but {name} gives {least:g} to {most:g}; mend the verifier or its "
                     "REWARD_RANGE, then the same command goes on"
+                )
+
+
+def refuse_unusable_experts(groups: list[Group], preset: ModelConfig, where: str) -> None:
+    """Raises DataError naming `where` (stage and step), prompt and reply for a rollout whose experts are not reported, or are none of the
+    network's."""
+    layers, topk = preset.pattern.count("E"), preset.moe_router_topk
+    for group in groups:
+        for rollout in group.rollouts:
+            place, experts = f"{where}, prompt {rollout.prompt_id} of {group.domain}, reply {rollout.sample}", rollout.experts
+            if experts is None:
+                raise DataError(
+                    f"{place}: it has no experts to replay, because its engine reports none or router replay was off when it was drawn; "
+                    "set policy.router_replay.enabled=false, or repeat the stage with --from-stage"
+                )
+            expected = (len(rollout.prompt) + len(rollout.response) - 1, layers, topk)
+            if tuple(experts.shape) != expected or not 0 <= int(experts.min()) <= int(experts.max()) < preset.num_moe_experts:
+                raise DataError(
+                    f"{place}: its experts {tuple(experts.shape)}, {experts.min()} to {experts.max()}, are not the {expected} of "
+                    f"{preset.num_moe_experts} that policy.model_name={preset.name} has; the engine samples with another network"
                 )
 
 

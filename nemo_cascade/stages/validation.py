@@ -26,8 +26,18 @@ def score_policy(
     heartbeat.at("validation")
     prompts = [prompt for domain in domains.values() for prompt in render(domain, policy.tokenizer, policy.config)]
     engine = make_engine(policy)
-    groups = sample_groups(policy, engine, prompts, num_samples, seed=seed, generation=stage.config.policy.generation)
-    make_rewards(stage, policy, engine, alone=True).fill(groups)
+    rewards = make_rewards(stage, policy, engine, alone=True)
+    groups = sample_groups(
+        policy,
+        engine,
+        prompts,
+        num_samples,
+        seed=seed,
+        generation=stage.config.policy.generation,
+        turns=stage.config.grpo.max_rollout_turns,
+        ended=rewards.begin({prompt.id: prompt.row for prompt in prompts}),
+    )
+    rewards.fill(groups)
     scores = {}
     for name in domains:
         per_prompt = [mean(r.reward for r in group.rollouts) for group in groups if group.domain == name]

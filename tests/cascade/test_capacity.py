@@ -78,7 +78,8 @@ def test_what_full_and_node_lack_on_this_machine_is_told_without_a_crash(tmp_pat
     assert done.returncode == 2 and "Traceback" not in done.stderr
     for line in (
         "cascade.stages.code_rl.data.train.code_gen.data_path: no file data/code_gen/train.jsonl",
-        "policy.tokenizer.name: nano_30b_a3b is neither a folder nor shipped with the package (tiny)",
+        "policy.tokenizer.name: nano_30b_a3b is neither a folder nor shipped with the package (tiny); "
+        "name a folder with a tokenizer.json",
     ):
         assert f"nemo-cascade: {line}\n" in done.stderr
 

@@ -701,7 +701,7 @@ def test_stages_with_different_layouts_are_refused():
 
 BROKEN = {
     "no such config": ("tinyy", [], "--config-name tinyy: no tinyy.yaml in"),
-    "an override without a value": ("tiny", ["cascade.run_dir"], "config tiny: "),
+    "an override without a value": ("tiny", ["cascade.run_dir"], "cascade.run_dir: an override is key=value, without spaces; write cascade.run_dir=VALUE"),
     "an override that does not parse": ("tiny", ["cascade.order=[sft"], "config tiny: "),
     "deleting what is not there": ("tiny", ["~cascade.nothing"], "config tiny: "),
     "an unknown group option": ("tiny", ["stage@cascade.stages.sft=sftt"], "config tiny: "),

@@ -34,6 +34,7 @@ def test_the_command_shows_what_is_here_and_is_content_with_the_demo(tmp_path):
         assert name in done.stdout
     assert torch.__version__ in done.stdout
     assert lacks_isolation or "a program ran with Python" in done.stdout
+    assert lacks_isolation or done.stdout.endswith("ok: nothing is missing that this config needs\n")
 
 
 def test_a_wrong_config_is_refused_and_so_are_overrides_of_none(tmp_path):

@@ -109,4 +109,5 @@ def test_check_asks_the_judges_that_are_served_unless_told_not_to(tmp_path):
     asked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert asked.returncode == 2 and asked.stderr.count("\n") == 1
     assert "env.judges.math: http://127.0.0.1:9/v1/models cannot be reached" in asked.stderr
+    assert "Start it, or look at the config alone with --offline" in asked.stderr
     assert subprocess.run([*command, "--offline"], cwd=tmp_path, timeout=120).returncode == 0

@@ -46,7 +46,7 @@ def test_the_page_is_one_file_that_asks_nothing_of_a_network(run):
 def test_the_page_has_every_stage_with_state_start_teachers_and_hashes(run):
     page, record = report_page.write(run).read_text(), Manifest.load(run).stages["mopd"]
     text = words(page)
-    assert "tool_rl rolled back" in text and "math_rl done only teaches" in text and "step 9 of 12" in text
+    assert "tool_rl rolled back" in text and "only teaches : RL on math, from sft" in text and "step 9 of 12" in text
     assert "from if_rl, taught by if_rl, math_rl" in text
     assert record.checkpoint_hash in text and record.config_hash in text and "model_name: tiny" in text
 
@@ -77,7 +77,19 @@ def test_a_verdict_has_its_reason(run):
     rows = {(row["domain"], row["failed"]) for row in views.verdict_rows(read_run(run).stages["tool_rl"])}
     assert ("math", True) in rows and ("instruction_following", False) in rows
     mean = Manifest.load(run).stages["tool_rl"].gate["differences"]["math"][0]
-    assert f"math {mean:+.3f}, may lose at most 0.03" in text and "Later stages start from if_rl instead" in text
+    assert re.search(rf"math {re.escape(f'{mean:+.3f}')} \[-.*?\] , may lose at most 0.03", text)
+    assert "Later stages start from if_rl instead" in text and "tool_rl rolled back , 3 passed" in text
+
+
+def test_a_passed_verdict_names_the_rule_that_was_nearest_to_failing_and_where_noise_excused_it(run):
+    verdict = views.verdicts(read_run(run))["if_rl"]
+    assert verdict.nearest["mean"] == min(row["mean"] for row in verdict.rows) and not verdict.nearest["failed"]
+    chance = f"{verdict.nearest['chance']:.2g}"
+    beyond = verdict.nearest["mean"] < -0.03
+    assert (f"noise makes as much with a chance of {chance}" in words(report_page.write(run).read_text())) == beyond
+    for row in verdict.rows:
+        marks = row["picture"]
+        assert 0 <= marks["low"] <= marks["mean"] <= marks["high"] <= 100 and marks["limit"] < marks["zero"]
 
 
 def test_teachers_are_shown_with_what_the_student_made_up(run):
@@ -104,6 +116,13 @@ def test_curves_of_known_metrics_are_named_and_any_other_has_its_own():
     assert panels["novel"][0]["points"] == [[1, 1.0], [2, 2.0]] and panels["Reward"][0]["name"] == "math"
 
 
+def test_a_domain_has_one_colour_in_all_panels():
+    values = {"train/reward": 0.5, "train/math/reward": 1.0, "train/mcqa/reward": 0.0, "train/mcqa/reverse_kl": 0.1}
+    panels = {panel["title"]: panel["series"] for panel in curves.panels([{"step": 1, "train/filtered_reward": 0.4, **values}])}
+    colours = {series["name"]: series["colour"] for series in panels["Reward"]}
+    assert len(set(colours.values())) == 4 and panels["Reverse KL by domain"][0]["colour"] == colours["mcqa"]
+
+
 def test_long_curves_are_means_over_stretches_and_values_that_are_none_are_left_out():
     log = [{"step": s, "train/loss": None if s % 10 == 0 else float(s % 2)} for s in range(1, 10_001)]
     points = curves.points(log, "train/loss")
@@ -125,6 +144,39 @@ def embedded(page: str, name: str):
     return json.loads(re.search(rf'(?s)<script type="application/json" id="{name}">(.*?)</script>', page)[1])
 
 
+def index_of(page: str) -> dict[str, list]:
+    """The columns of the page's index, unpacked."""
+    columns = embedded(page, "index")["columns"]
+    return {name: unpacked(column) for name, column in columns.items()}
+
+
+def unpacked(column: dict) -> list:
+    width, digits = column["width"], [rollouts.DIGITS.index(digit) for digit in column["codes"]]
+    numbers = [sum(d << 6 * n for n, d in enumerate(digits[at : at + width])) for at in range(0, len(digits), width)]
+    return [column["values"][number] for number in numbers]
+
+
+@pytest.mark.parametrize("count, width", [(1, 1), (64, 1), (65, 2), (5000, 3)])
+def test_a_packed_column_has_every_entry_and_its_values_in_order(count, width):
+    column = [*(float(n * 7919 % count) for n in range(count)), None, 0.0]
+    made = rollouts.packed(column[:-2] if count == 64 else column)
+    assert unpacked(made) == (column[:-2] if count == 64 else column) and made["width"] == width
+    values = [value for value in made["values"] if value is not None]
+    assert values == sorted(values) and None not in made["values"][:-1]
+
+
+def test_numbers_that_json_has_not_are_null_and_the_page_can_still_be_read(run):
+    trace = run / "03-math_rl" / "traces" / "step_1.jsonl"
+    first, *others = trace.read_text().splitlines()
+    broken = json.loads(first) | {"reward": float("nan"), "logprobs": [float("-inf")], "length": "long"}
+    trace.write_text("\n".join([json.dumps(broken), *others]) + "\n")
+    page = report_page.write(run).read_text()
+    place = index_of(page)["stage"].index("math_rl")
+    assert index_of(page)["reward"][place] is None and index_of(page)["length"][place] is None
+    replies = [reply for number in range(page.count('id="page-')) for reply in embedded(page, f"page-{number}")]
+    assert replies[place]["logprobs"] == [None] and "NaN" not in page.replace("isNaN", "")
+
+
 def test_no_text_of_a_model_row_or_config_can_become_markup(run):
     trace = run / "03-math_rl" / "traces" / "step_1.jsonl"
     line = json.loads(trace.read_text().splitlines()[0])
@@ -143,7 +195,7 @@ def test_a_run_that_was_killed_while_it_wrote_has_a_page(run):
         path.write_text(path.read_text()[:-30])
     page = report_page.write(run).read_text()
     assert "step 8 of 12" in words(page), "the step whose line was cut is not counted"
-    index = embedded(page, "data")["rollouts"]["index"]
+    index = index_of(page)
     assert len(index["stage"]) == (4 * 12 + 9) * 8 - 1
     assert "unreadable" not in words(page), "a last line without its end is no damage"
 
@@ -179,15 +231,18 @@ def test_many_rollouts_stand_in_scripts_beside_the_page_and_old_ones_go(run, mon
     page = report_page.write(run)
     side = sorted(path.name for path in (run / "report" / "rollouts").iterdir())
     text = page.read_text()
-    inline, pages = text.count('id="page-'), len(embedded(text, "data")["rollouts"]["firsts"])
+    inline, pages = text.count('id="page-'), len(embedded(text, "index")["firsts"])
     assert len(side) + inline == pages and len(side) >= 2 and inline >= 1
+    assert {int(re.search(r"\d+", name)[0]) for name in side} == set(range(inline, pages))
+    beside = (run / "report" / "rollouts" / f"page_{inline}.js").read_text()
+    assert beside.startswith(f"reportPage({inline},[") and beside.endswith("])\n")
     report_page.write(run, most_rollouts=100)
     assert len(list((run / "report" / "rollouts").glob("*.js"))) < len(side)
 
 
 def test_of_too_many_rollouts_whole_steps_are_taken(run):
     page = report_page.write(run, most_rollouts=200).read_text()
-    index = embedded(page, "data")["rollouts"]["index"]
+    index = index_of(page)
     assert len(index["step"]) <= 200 + 5 * 8 and set(index["step"]) >= {1, 4, 12}
     assert all(index["step"].count(step) % 8 == 0 for step in set(index["step"])) and "those of every 3th step" in words(page)
 

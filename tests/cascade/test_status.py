@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from nemo_cascade import heartbeat
-from nemo_cascade.cascade import live
+from nemo_cascade.cascade import live, lock
 from nemo_cascade.cascade.manifest import DONE, PENDING, RUNNING, FILE, Manifest
 from nemo_cascade.stages import interruption
 from nemo_cascade.stages.metrics import MetricsLog
@@ -99,6 +101,21 @@ def test_a_finished_run_and_one_without_heartbeats_say_so(run):
     for record in run.stages.values():
         record.status = DONE
     assert live.lines(run, NOW)[0] == "all stages are done"
+
+
+def test_a_run_that_still_reads_its_rows_says_so_while_its_process_lives(run):
+    began = datetime.fromtimestamp(NOW - 90).astimezone().isoformat(" ", "seconds")
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "began": began}
+    (run.run_dir / lock.FILE).write_text(json.dumps(holder) + "\n")
+    told = "began 1 min 30 s ago and is in no stage yet: rows are read and checked first"
+    assert live.lines(run, NOW)[0] == f"process {os.getpid()} on {socket.gethostname()} {told}" and live.going_on(run, NOW)
+    # No process has this number, which is above the kernel's highest; of another host's nothing can be known.
+    (run.run_dir / lock.FILE).write_text(json.dumps(holder | {"pid": 2**22 + 1}))
+    assert live.lines(run, NOW)[0] == "no process has left a heartbeat here" and not live.going_on(run, NOW)
+    (run.run_dir / lock.FILE).write_text(json.dumps(holder | {"pid": 2**22 + 1, "host": "node3"}))
+    assert live.going_on(run, NOW)
+    (run.run_dir / lock.FILE).write_text("{")
+    assert not live.going_on(run, NOW)
 
 
 def test_the_command_shows_the_table_and_the_lines_and_watches_to_the_end(run):

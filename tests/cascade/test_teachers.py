@@ -167,6 +167,8 @@ def test_the_registry_shows_every_score_the_best_and_what_taught(tmp_path):
     for table in teachers.registry(manifest):
         console.print(table)
     text = console.file.getvalue()
+    tie = "of equal ones that of multi_rl, where a next stage would start"
+    assert tie in " ".join(text.split())
     for part in ("math_rl (side branch)", "if_rl (rolled back)", "*0.900", "best less multi_rl", "+0.300 [", "+0.200 [", "| sft"):
         assert part.removeprefix("| ") in text, part
 
@@ -261,14 +263,14 @@ def test_folders_of_another_network_or_without_a_tokenizer_or_with_another_templ
 
 def logprobs_by(folder, places) -> list:
     """What each place's weights say in the buffers of a policy with weights of its own."""
-    from nemo_cascade.stages.rl import add_logprobs
+    from nemo_cascade.stages.rl import Question, ask
     from tests.engine.cases import random_samples
     from tests.models.test_hf import build
 
     policy = build("micro")
     samples, before, said = random_samples(policy.preset.vocab_size), policy.weights_hash(), []
     for place in places:
-        add_logprobs(policy, samples, place, "teacher_logprobs")
+        ask(policy, [Question(place, "teacher_logprobs", samples)])
         said.append([sample.fields["teacher_logprobs"] for sample in samples])
     assert policy.weights_hash() == before
     return said

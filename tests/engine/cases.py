@@ -61,9 +61,9 @@ def random_samples(vocab_size: int, count: int = 12, seed: int = 0, **fields: fl
     return samples
 
 
-def full_gradients(policy, samples, loss, plan=None, **how) -> tuple[float, dict[str, torch.Tensor]]:
+def full_gradients(policy, samples, loss, plan=None, replay=False, **how) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and every parameter's gradient gathered over all ranks (needs use_distributed_optimizer=False); plan and how as of
-    `Policy.train_step`."""
+    `Policy.train_step`, with replay through the samples' experts."""
     from nemo_cascade.engine.gather import full_tensors
 
     policy.model.train()
@@ -73,7 +73,7 @@ def full_gradients(policy, samples, loss, plan=None, **how) -> tuple[float, dict
         total, count, _ = loss(logprobs, pack)
         return total, count.int(), {"loss": torch.stack([total.detach().double(), count.double()])}
 
-    results = policy._run(policy._packs(samples, plan), as_pairs, forward_only=False, **how)
+    results = policy._run(policy._packs(samples, plan, replay), as_pairs, forward_only=False, **how)
     value = policy._reduce(results)["loss"]
     # Those that are trained show their gradients for a moment, so that these are gathered as weights are.
     weights = [(p, p.data) for p in policy.model.parameters() if p.requires_grad]

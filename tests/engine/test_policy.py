@@ -228,12 +228,12 @@ def test_a_student_that_is_its_own_teacher_has_advantage_loss_and_gradient_exact
 
 def held_at_its_start(directory, layout):
     from nemo_cascade.stages.loss import make_loss
-    from nemo_cascade.stages.rl import add_logprobs
+    from nemo_cascade.stages.rl import Question, ask
 
     policy = build(distributed_optimizer=False, **layout)
     policy.save(directory / "policy", optimizer=False)
     samples = random_samples(policy.preset.vocab_size, sampling_logprobs=0.0, advantages=0.0)
-    add_logprobs(policy, samples, directory, "reference_logprobs")
+    ask(policy, [Question(directory, "reference_logprobs", samples)])
     loss = make_loss(LossConfig(reference_policy_kl_penalty=0.03), distil=False)
     value, gradients = full_gradients(policy, samples, loss)
     return value, max(gradient.abs().max().item() for gradient in gradients.values())

@@ -357,8 +357,8 @@ LOOKUP = {"name": "email_search_emails", "arguments": "{}"}
             {"ground_truth": [{"name": "email_delete_email", "arguments": '{"email_id": "00000057"}'}]},
             f"are generated its data ({ROW_KEY}",
         ),
-        ({"responses_create_params": {}}, "not none"),
-        ({"responses_create_params": {"tools": [{"type": "function", "name": "remove"}]}}, "not 'remove'"),
+        ({"responses_create_params": {}}, "offers no tool; it must offer some of the 27"),
+        ({"responses_create_params": {"tools": [{"type": "function", "name": "remove"}]}}, "offers 'remove'"),
     ],
 )
 def test_a_row_that_cannot_be_verified_is_told(change, complaint):

@@ -8,6 +8,7 @@ import torch
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine.batch import build_pack
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
+from nemo_cascade.rollout.engine import nothing_to_do
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rollouts
 from nemo_cascade.stages.config import AdvantageEstimatorConfig, DataConfig, DatasetConfig, EnvConfig, GRPOConfig, LossConfig
@@ -164,12 +165,15 @@ def test_rewards_that_differ_in_single_precision_only_are_informative():
 def test_every_draw_has_noise_of_its_own_and_is_replayed_with_its_rewards_from_its_own_file(tmp_path, monkeypatch):
     seeds, rewarded = [], []
 
-    def sampled(policy, engine, prompts, group_size, seed):
+    def sampled(policy, engine, prompts, group_size, seed, turns, ended):
         seeds.append(seed)
         return [group([None, None]) for _ in prompts]
 
     class TeachesAtTheSecondDraw:
         env = EnvConfig()
+
+        def begin(self, rows):
+            return nothing_to_do
 
         def fill(self, groups):
             rewarded.append(len(groups))

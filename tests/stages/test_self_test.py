@@ -24,9 +24,9 @@ def told(folder, layout) -> list:
     def tried(**settings):
         stage = StageRun("mopd", LoopConfig(), folder, seed=0, **settings)
         try:
-            return refuse_unless_own_teacher(policy, stage, add_teacher_logprobs), len(policy._teachers)
+            return refuse_unless_own_teacher(policy, stage, add_teacher_logprobs), len(policy._rotation.waiting)
         except DataError as error:
-            return str(error), len(policy._teachers)
+            return str(error), len(policy._rotation.waiting)
 
     said.append(tried(parent=folder / "start", teachers={"math": folder / "hf"}))
     said.append(tried(parent=folder / "start", teachers={"math": folder / "hf", "mcqa": folder / "start"}))

@@ -8,7 +8,7 @@ import datetime
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from nemo_cascade.cascade.manifest import RUNNING
 from nemo_cascade.cascade.report_page import curves, graph, rollouts, views
@@ -16,7 +16,7 @@ from nemo_cascade.cascade.report_page.run_files import Run, read_run
 from nemo_cascade.data.files import write_atomically
 
 MOST_ROLLOUTS = 100_000
-STYLE, SCRIPTS = "page.css", ("charts.js", "curves.js", "rollouts.js", "page.js")
+STYLE, SCRIPTS = "page.css", ("tip.js", "charts.js", "curves.js", "rollouts.js", "replies.js", "page.js")
 
 
 def write(run_dir: Path, most_rollouts: int = MOST_ROLLOUTS) -> Path:
@@ -36,17 +36,10 @@ def rendered(run: Run, kept: rollouts.Rollouts) -> str:
     """The page."""
     loader = PackageLoader(__name__, "assets")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    filters = (signed, figure, duration, amount, curves.colour)
+    filters = (signed, figure, duration, amount, breakable, curves.colour)
     environment.filters |= {function.__name__: function for function in filters}
-    scores = views.score_matrix(run)
-    data = {
-        "stages": [
-            {"name": name, "panels": curves.panels(stage.log), "running": stage.record.status == RUNNING}
-            for name, stage in run.stages.items()
-            if stage.log
-        ],
-        "rollouts": {"index": kept.index, "names": kept.names, "firsts": kept.firsts},
-    }
+    scores, drawn = views.score_matrix(run), {name: stage for name, stage in run.stages.items() if stage.log}
+    running = [name for name, stage in drawn.items() if stage.record.status == RUNNING]
     problems = [*run.problems]
     if kept.unreadable:
         problems.append(f"{kept.unreadable} kept rollouts could not be read and are left out")
@@ -56,25 +49,35 @@ def rendered(run: Run, kept: rollouts.Rollouts) -> str:
         written=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
         problems=problems,
         stages=run.stages,
-        graph=graph.draw(run.manifest),
+        glance=views.glance(run),
+        graphs={"low": graph.draw(run.manifest), "tall": graph.draw(run.manifest, graph.TALL_ROW, graph.NARROW_LANE)},
         row_height=graph.ROW,
+        tall_row_height=graph.TALL_ROW,
         states={name: views.state(stage) for name, stage in run.stages.items()},
         roles={name: views.side_role(run, name) for name in run.stages},
         longest=max((stage.record.seconds or 0 for stage in run.stages.values()), default=0) or 1,
         last_signs={name: views.last_sign(stage) for name, stage in run.stages.items()},
         domains=views.domains(run.manifest),
+        prompts=views.prompts(run.manifest),
         scores=scores,
-        verdicts={name: views.verdict_rows(stage) for name, stage in run.stages.items() if stage.record.gate is not None},
+        verdicts=views.verdicts(run),
         actions=views.VERDICTS,
         teachers=views.teacher_rows(run),
         spent={name: views.spent(stage, scores.get(name, {})) for name, stage in run.stages.items()},
         facts={name: views.facts(stage) for name, stage in run.stages.items()},
+        curves={name: Markup(rollouts.safe_json(curves.panels(stage.log))) for name, stage in drawn.items()},
+        shown_first=[*drawn, *running][-1] if drawn else None,
         kept=kept,
-        data=Markup(rollouts.safe_json(data)),
+        index=Markup(rollouts.safe_json(kept.packed)),
         inline=[Markup(page) for page in kept.inline],
         css=Markup(loader.get_source(environment, STYLE)[0]),
         scripts=Markup("\n".join(loader.get_source(environment, name)[0] for name in SCRIPTS)),
     )
+
+
+def breakable(name: str) -> Markup:
+    """A name that a narrow column may break after its underscores."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>"))
 
 
 def signed(value: float | None) -> str:

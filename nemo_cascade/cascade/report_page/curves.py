@@ -11,6 +11,11 @@ from dataclasses import dataclass
 MOST_POINTS = 240
 
 
+# What stands for a domain in a pattern. A domain has one colour in all panels of a stage, from 1 on; metrics that are no
+# domain's have the others, from 0 down.
+OF_A_DOMAIN, COLOURS = "([^/]+)", 10
+
+
 @dataclass(frozen=True)
 class Panel:
     """metrics: patterns of the names drawn in it, in this order. sign: what values are multiplied by."""
@@ -41,7 +46,7 @@ PANELS = (
         "1 where both engines agree",
         (r"train/(token_mult_prob_error)", r"train/(sampling_importance_ratio)"),
     ),
-    Panel("Tokens out of bounds", "share whose importance ratio leaves the band", (r"train/(is_oob_ratio)",)),
+    Panel("Tokens out of bounds", "share outside the ratio's band", (r"train/(is_oob_ratio)",)),
     Panel(
         "Reverse KL to the teachers",
         "nats a token; falls as the student learns",
@@ -73,13 +78,17 @@ def panels(log: list[dict]) -> list[dict]:
     numbers = (name for entry in log for name, value in entry.items() if isinstance(value, (int, float)))
     names = [name for name in dict.fromkeys(numbers) if name not in ("step", "time")]
     left = [name for name in names if name not in UNDRAWN and not name.startswith("timing/")]
-    drawn = []
+    drawn, domains = [], []
     for panel in PANELS:
         series = []
-        for pattern in panel.metrics:
+        for place, pattern in enumerate(panel.metrics):
             for name in [name for name in left if re.fullmatch(pattern, name)]:
                 left.remove(name)
-                series.append({"name": re.fullmatch(pattern, name)[1], "points": points(log, name, panel.sign)})
+                shown = re.fullmatch(pattern, name)[1]
+                if OF_A_DOMAIN in pattern and shown not in domains:
+                    domains.append(shown)
+                number = 1 + domains.index(shown) if OF_A_DOMAIN in pattern else -place
+                series.append({"name": shown, "colour": number % COLOURS, "points": points(log, name, panel.sign)})
         if series:
             drawn.append(_panel(panel.title, panel.explains, series))
     for name in left:

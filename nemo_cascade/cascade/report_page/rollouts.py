@@ -1,13 +1,17 @@
 """Kept rollouts as pages that a browser loads one by one, and an index of all of them to choose from.
 
-The first pages stand in the HTML file itself, so a small run is one file; others are scripts beside it, because a page that was
-opened from a disk may load scripts and nothing else. Of more rollouts than asked for, every so many-th step is taken, whole.
+Those of a small run stand in the HTML file itself. Of a larger one only the first do, as a browser reads a file to its end before
+it has opened it; others are scripts beside it, because a page that was opened from a disk may load scripts and nothing else. Of
+more rollouts than asked for, every so many-th step is taken, whole.
 """
 
 import json
+import math
 import re
-from collections.abc import Iterator
+import string
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from nemo_cascade.cascade.report_page.run_files import StageFiles, json_lines, text_of
@@ -15,27 +19,57 @@ from nemo_cascade.stages.traces import FOLDER
 
 SIDE_FOLDER = "rollouts"
 ROLLOUTS_OF_A_PAGE, CHARACTERS_OF_A_PAGE = 100, 600_000
-INLINE_CHARACTERS = 1_500_000
+# All that a file holds of a small run, and what it holds of a larger one.
+INLINE_CHARACTERS, FIRST_CHARACTERS = 1_500_000, 150_000
 # Of longer replies and prompts the report has both ends.
 MOST_PIECES, MOST_CHARACTERS = 6_000, 40_000
 
 
 @dataclass
 class Rollouts:
-    """index: columns, an entry a rollout; its stages and domains are numbers in `names`. firsts: the number of each page's
-    first rollout. inline: pages as JSON, from page 0 on. total: how many are kept in the run; every: which steps of these are
-    here; unreadable: how many lines could not be read."""
+    """index: columns, an entry a rollout. firsts: the number of each page's first rollout. inline: pages as JSON, from page 0
+    on. total: how many are kept in the run; every: which steps of these are here; unreadable: how many lines could not be
+    read."""
 
     index: dict[str, list] = field(default_factory=lambda: {name: [] for name in COLUMNS})
-    names: dict[str, list[str]] = field(default_factory=lambda: {"stage": [], "domain": []})
     firsts: list[int] = field(default_factory=list)
     inline: list[str] = field(default_factory=list)
     total: int = 0
     every: int = 1
     unreadable: int = 0
 
+    @property
+    def count(self) -> int:
+        """How many are here."""
+        return len(self.index["stage"])
 
-COLUMNS = ("stage", "step", "domain", "reward", "advantage", "length", "cut")
+    def names(self, column: str) -> list[str | None]:
+        """The distinct values of a column in the order in which they are met."""
+        return list(dict.fromkeys(self.index[column]))
+
+    @property
+    def packed(self) -> dict:
+        """What the page knows of all rollouts before it loads any: {columns: {name: packed column}, firsts}."""
+        return {"columns": {name: packed(column, name in NAMES) for name, column in self.index.items()}, "firsts": self.firsts}
+
+
+NAMES, NUMBERS = ("stage", "domain"), ("step", "reward", "advantage", "length", "cut")
+COLUMNS = (*NAMES, *NUMBERS)
+DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase + "-_"
+
+
+def packed(column: list, as_met: bool = False) -> dict:
+    """A column as {values, width, codes}: the distinct values, rising with None last or in the order in which they are met, and
+    which of them each entry is, as a number of `width` digits of base 64. A tenth of JSON's size where values repeat, read
+    without making an object an entry, and filtered and sorted by these numbers alone."""
+    values = list(dict.fromkeys(column))
+    if not as_met:
+        values.sort(key=lambda value: (value is None, value or 0))
+    width = 1
+    while 64**width < len(values):
+        width += 1
+    digits = {v: "".join(DIGITS[n >> 6 * place & 63] for place in range(width)) for n, v in enumerate(values)}
+    return {"values": values, "width": width, "codes": "".join(digits[value] for value in column)}
 
 
 def write_pages(stages: dict[str, StageFiles], folder: Path, most: int) -> Rollouts:
@@ -47,15 +81,27 @@ def write_pages(stages: dict[str, StageFiles], folder: Path, most: int) -> Rollo
     side = folder / SIDE_FOLDER
     for old in side.glob("page_*.js"):
         old.unlink()
-    used = 0
-    for number, page in enumerate(_pages(files, made)):
-        if used + len(page) <= INLINE_CHARACTERS and len(made.inline) == number:
-            made.inline.append(page)
-            used += len(page)
-        else:
-            side.mkdir(parents=True, exist_ok=True)
-            (side / f"page_{number}.js").write_text(f"reportPage({number},{page})\n", encoding="utf-8")
+    used, pages = 0, _pages(files, made)
+    for page in pages:
+        used += len(page)
+        if used > INLINE_CHARACTERS:
+            _write_beside(side, chain(made.inline, [page], pages), made)
+            break
+        made.inline.append(page)
     return made
+
+
+def _write_beside(side: Path, pages: Iterable[str], made: Rollouts) -> None:
+    """Keeps the first pages inline and writes the others to `side`."""
+    inline, used = [], 0
+    side.mkdir(parents=True, exist_ok=True)
+    for number, page in enumerate(pages):
+        used += len(page)
+        if number == 0 or used <= FIRST_CHARACTERS:
+            inline.append(page)
+        else:
+            (side / f"page_{number}.js").write_text(f"reportPage({number},{page})\n", encoding="utf-8")
+    made.inline = inline
 
 
 def trace_files(folder: Path) -> list[Path]:
@@ -92,15 +138,15 @@ def _traces(files: dict[str, list[Path]], made: Rollouts) -> Iterator[tuple[str,
 
 
 def _add_to_index(made: Rollouts, stage: str, trace: dict) -> None:
-    values = {**trace, "stage": stage, "cut": int(trace.get("finish_reason") == "length")}
+    domain = trace.get("domain")
+    values = {**trace, "stage": stage, "domain": domain if domain is None else str(domain)}
+    values["cut"] = int(trace.get("finish_reason") == "length")
     for name, column in made.index.items():
         value = values.get(name)
-        if name in made.names:
-            names = made.names[name]
-            if value not in names:
-                names.append(value)
-            value = names.index(value)
-        column.append(round(value, 4) if isinstance(value, float) else value)
+        if name in NUMBERS:
+            number = isinstance(value, (int, float)) and math.isfinite(value)
+            value = round(value, 4) if number else None
+        column.append(value)
 
 
 def clipped(trace: dict) -> dict:
@@ -119,5 +165,17 @@ def clipped(trace: dict) -> dict:
 
 
 def safe_json(value) -> str:
-    """JSON that may stand inside a <script>: no tag can begin in it."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    """JSON that may stand inside a <script>: no tag can begin in it. What is no finite number is null, as JSON has none."""
+    try:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else None

@@ -24,6 +24,14 @@ VERDICTS = {
     gate.ROLLBACK: "rolled back",
 }
 
+# What a verdict led to; {parent} is where the stage itself had started.
+LED_TO = {
+    gate.ADVANCE: "The cascade went on from it.",
+    gate.WARN: "The cascade went on from it all the same.",
+    gate.STOP: "The run ended here.",
+    gate.ROLLBACK: "Later stages start from {parent} instead. The checkpoint stays and may teach.",
+}
+
 SHOWN_ELSEWHERE = ("directory", "status", "parent", "teacher_only", "teachers", "checkpoint", "scores", "seconds", "gate")
 
 
@@ -63,6 +71,27 @@ def _score(manifest: Manifest, stage: StageFiles, domain: str) -> Score:
     return Score(entry["mean"], entry["n"], change, domain in stage.trained)
 
 
+def glance(run: Run) -> dict:
+    """What a reader wants to know first: {done, all, running: [(stage, state)], verdicts: [(stage, action)] of gates that did not
+    let a stage pass, passed: how many did, seconds}."""
+    records = {name: stage.record for name, stage in run.stages.items()}
+    gates = {name: record.gate["action"] for name, record in records.items() if record.gate is not None}
+    return {
+        "done": sum(record.status == DONE for record in records.values()),
+        "all": len(records),
+        "running": [(name, state(stage)[1]) for name, stage in run.stages.items() if stage.record.status == RUNNING],
+        "verdicts": [(name, action) for name, action in gates.items() if action != gate.ADVANCE],
+        "passed": sum(action == gate.ADVANCE for action in gates.values()),
+        "seconds": sum(record.seconds or 0 for record in records.values()) or None,
+    }
+
+
+def prompts(manifest: Manifest) -> dict[str, str]:
+    """domain -> how many prompts its scores have, "250 to 300" where stages differ."""
+    counts = {d: {record.scores[d]["n"] for record in manifest.stages.values() if d in record.scores} for d in domains(manifest)}
+    return {d: str(min(of)) if len(of) == 1 else f"{min(of)} to {max(of)}" for d, of in counts.items()}
+
+
 def state(stage: StageFiles) -> tuple[str, str]:
     """(a word for the style, what to say) on how far a stage is."""
     record = stage.record
@@ -90,8 +119,36 @@ def last_sign(stage: StageFiles) -> str | None:
     return datetime.datetime.fromtimestamp(stage.log[-1]["time"]).strftime("%Y-%m-%d %H:%M:%S")
 
 
+@dataclass
+class Verdict:
+    """A gate's verdict.
+
+    rows: a rule each, those that failed first: {failed, domain, rule, limit, least, beyond, signed, mean, low, high, chance,
+    detectable, picture}; least: what the mean must not be below, beyond: whether it is, be it by noise. nearest: of rules that
+    were kept, the row nearest to failing. led_to: what followed.
+    """
+
+    action: str
+    rows: list[dict]
+    nearest: dict | None
+    led_to: str
+
+
+def verdicts(run: Run) -> dict[str, Verdict]:
+    """stage -> Verdict, of stages with a gate."""
+    return {name: _verdict(stage) for name, stage in run.stages.items() if stage.record.gate is not None}
+
+
+def _verdict(stage: StageFiles) -> Verdict:
+    rows = verdict_rows(stage)
+    kept = [row for row in rows if not row["failed"] and row["limit"] is not None and row["mean"] is not None]
+    nearest = min(kept, key=lambda row: row["mean"] - row["least"], default=None)
+    action = stage.record.gate["action"]
+    return Verdict(action, rows, nearest, LED_TO.get(action, "").format(parent=stage.record.parent))
+
+
 def verdict_rows(stage: StageFiles) -> list[dict]:
-    """A row a rule: {failed, domain, rule, limit, mean, low, high, chance, detectable}."""
+    """The rows of a Verdict."""
     verdict = stage.record.gate or {}
     failed = {tuple(entry) for entry in verdict.get("failed", [])}
     rows = []
@@ -99,12 +156,16 @@ def verdict_rows(stage: StageFiles) -> list[dict]:
         meaning, figures = RULES.get(rule, (rule, "differences"))
         for domain, chance in of_domain.items():
             mean, low, high = verdict.get(figures, {}).get(domain, [None] * 3)
+            limit = setting(stage.config, f"cascade.gate.{rule}.{domain}", None)
+            least = -limit if rule == "max_drop" and limit is not None else limit
             rows.append(
                 {
                     "failed": (rule, domain) in failed,
                     "domain": domain,
                     "rule": meaning,
-                    "limit": setting(stage.config, f"cascade.gate.{rule}.{domain}", None),
+                    "limit": limit,
+                    "least": least,
+                    "beyond": None not in (mean, least) and mean < least,
                     "signed": rule != "floor",
                     "mean": mean,
                     "low": low,
@@ -113,7 +174,23 @@ def verdict_rows(stage: StageFiles) -> list[dict]:
                     "detectable": verdict.get("detectable", {}).get(domain) if rule == "max_drop" else None,
                 }
             )
+    for signed in (True, False):
+        _picture([row for row in rows if row["signed"] is signed and row["low"] is not None])
     return sorted(rows, key=lambda row: not row["failed"])
+
+
+def _picture(rows: list[dict]) -> None:
+    """Gives rows of one scale a `picture`: where mean, low, high, limit and zero lie on it, in percent of its width."""
+    marks = [
+        {key: row[key] for key in ("mean", "low", "high")}
+        | ({"zero": 0.0} if row["signed"] else {})
+        | ({"limit": row["least"]} if row["limit"] is not None else {})
+        for row in rows
+    ]
+    values = [value for of_row in marks for value in of_row.values()]
+    least, most = min(values, default=0.0), max(values, default=1.0)
+    for row, of_row in zip(rows, marks):
+        row["picture"] = {key: round(4 + 92 * (value - least) / ((most - least) or 1), 1) for key, value in of_row.items()}
 
 
 def teacher_rows(run: Run) -> list[dict]:

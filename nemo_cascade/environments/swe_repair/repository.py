@@ -2,17 +2,20 @@
 
 `files` or `relevant_file_contents` {path: text}, the latter perhaps as JSON in a text, as released rows have it. `repository`: the
 path of a folder, .tar, .tar.gz or .zip, relative to NEMO_CASCADE_REPOSITORIES. Of an archive with one folder at its top, as a
-source distribution is, the files below that. What is no UTF-8 text is left out, and .git.
+source distribution is, the files below that. Of a git repository where the row has a `base_commit` the files of that commit, whatever
+is checked out. What is no UTF-8 text is left out, and .git.
 """
 
 import json
 import os
+import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from nemo_cascade.environments.swe_repair.git import files_at
 from nemo_cascade.environments.swe_repair.patches import Files
 
 ROOT = "NEMO_CASCADE_REPOSITORIES"
@@ -26,9 +29,11 @@ def files_of(row: dict) -> Files:
     if row.get("repository") is not None:
         if not isinstance(row["repository"], str):
             raise ValueError("repository must be the path of a folder or an archive")
-        path = Path(os.environ.get(ROOT, ""), row["repository"])
+        path, commit = Path(os.environ.get(ROOT, ""), row["repository"]), row.get("base_commit")
+        if commit is not None and not (isinstance(commit, str) and re.fullmatch("[0-9a-f]{7,64}", commit)):
+            raise ValueError(f"base_commit {commit!r} is no hash of a commit")
         try:
-            return dict(_read(path, path.stat().st_mtime_ns))
+            return dict(_read(path, path.stat().st_mtime_ns, commit))
         except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"repository {row['repository']!r} cannot be read ({type(error).__name__}: {error}); it is looked for in "
@@ -47,8 +52,10 @@ def files_of(row: dict) -> Files:
 
 # Many replies are made for one repository, one after the other. The time of its last change is part of the key.
 @lru_cache(maxsize=16)
-def _read(path: Path, _: int) -> Files:
-    if path.is_dir():
+def _read(path: Path, _: int, commit: str | None) -> Files:
+    if commit is not None and (path / ".git").exists():
+        found = ((name, data) for name, data in files_at(path, commit) if _kept(name))
+    elif path.is_dir():
         found = _of_folder(path)
     elif zipfile.is_zipfile(path):
         found = _of_zip(path)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from nemo_cascade.data.chat import render_tool_call
 from nemo_cascade.data.rows import DataError, tools_of
+from nemo_cascade.environments.tool_calls import calls_of
 from nemo_cascade.environments.workplace_assistant.data import GENERATED, ROW_KEY, VARIABLE, databases, source_of
 from nemo_cascade.environments.workplace_assistant.definitions import DEFINITIONS
 from nemo_cascade.environments.workplace_assistant.office import TOOLS, Office
-from nemo_cascade.environments.workplace_assistant.replies import calls_of
 
 REWARD_RANGE = (0.0, 1.0)
 # Times a model may speak in one session [NeMo Gym, configs/workplace_assistant.yaml].
@@ -56,7 +56,7 @@ def verify(row: dict, response: dict) -> dict:
 
     A response without an answer earns 0 even where there is nothing to do, and so does one of too many calls.
     """
-    calls = calls_of(row, response)
+    calls = calls_of(response, tools_of(row) or DEFINITIONS)
     if calls is None:
         return {"reward": 0.0, "results": []}
     if len(calls) > MAX_CALLS:

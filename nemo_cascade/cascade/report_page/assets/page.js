@@ -1,9 +1,20 @@
-// Puts the page together: theme, curves, rollouts, and links that open what they lead to.
+// Puts the page together: theme, sections in the navigation, curves, rollouts, and links that open what they lead to.
 
 function setUpTheme() {
-  const set = theme => { document.documentElement.dataset.theme = theme; };
-  set(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-  document.getElementById("theme").addEventListener("click", () => set(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
+  const root = document.documentElement;
+  document.getElementById("theme").addEventListener("click", () => { root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark"; });
+}
+
+// Marks the section that is looked at.
+function setUpNavigation() {
+  const links = new Map([...document.querySelectorAll("nav a")].map(link => [link.hash.slice(1), link]));
+  const observer = new IntersectionObserver(entries => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      for (const [id, link] of links) if (id === entry.target.id) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
+    }
+  }, {rootMargin: "-25% 0px -70% 0px"});
+  for (const section of document.querySelectorAll("section")) observer.observe(section);
 }
 
 function openTarget() {
@@ -12,7 +23,8 @@ function openTarget() {
 }
 
 setUpTheme();
-const data = JSON.parse(document.getElementById("data").textContent);
-setUpCurves(data.stages, setUpRollouts(data.rollouts));
+setUpNavigation();
+const showCurves = setUpCurves(setUpRollouts());
+for (const link of document.querySelectorAll("a[data-stage]")) link.addEventListener("click", () => showCurves(link.dataset.stage));
 addEventListener("hashchange", openTarget);
 openTarget();

@@ -1,5 +1,5 @@
-// Kept replies: chosen by an index of all of them, shown ten at a time, their pages loaded when one of them is shown.
-// Whatever a model wrote becomes text nodes and nothing else.
+// Kept replies: chosen by an index of all of them, shown ten at a time, their pages loaded when one of them is shown. Nothing of
+// it is read before the section is looked at.
 
 const SHOWN = 10;
 const waiting = new Map(); // page number -> resolve
@@ -23,139 +23,163 @@ function loadPage(number) {
   return loaded.get(number);
 }
 
-function setUpRollouts({index, names, firsts}) {
-  const form = document.getElementById("filters");
-  if (!form) return () => {};
-  const count = index.stage.length, replies = document.getElementById("replies"), range = document.getElementById("range");
-  for (const kind of ["stage", "domain"]) {
-    names[kind].forEach((name, number) => form.elements[kind].append(element("option", {value: number}, name ?? "–")));
+// {values, width, codes} -> {values, of: which value each entry is, none: which of them is null, or -1}
+function unpacked({values, width, codes}) {
+  const digits = new Uint8Array(128), count = codes.length / width, of = new Uint32Array(count);
+  [..."0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"].forEach((digit, number) => { digits[digit.charCodeAt(0)] = number; });
+  for (let i = 0, at = 0; i < count; i++) {
+    let number = 0;
+    for (let shift = 0; shift < 6 * width; shift += 6) number |= digits[codes.charCodeAt(at++)] << shift;
+    of[i] = number;
   }
-  let chosen = [], page = 0, drawn = 0;
+  return {values, of, none: values.indexOf(null)};
+}
 
-  const bound = (name, otherwise) => form.elements[name].value === "" ? otherwise : Number(form.elements[name].value);
+// Numbers of the values between two texts of inputs; an empty one bounds nothing. Where one is given, null is not between.
+function between({values, none}, least, most) {
+  if (least === "" && most === "") return [0, values.length - 1];
+  const end = none < 0 ? values.length : none;
+  let low = 0, high = end - 1;
+  if (least !== "") while (low < end && values[low] < Number(least)) low++;
+  if (most !== "") while (high >= 0 && values[high] > Number(most)) high--;
+  return [low, high];
+}
+
+// has(stage): whether rollouts of it were kept. show(stage, from, to, origin): those of its steps; origin: where the reader was.
+function setUpRollouts() {
+  const form = document.getElementById("filters");
+  if (!form) return {has: () => false, show() {}};
+  const replies = document.getElementById("replies"), range = document.getElementById("range"), bar = document.getElementById("at-step");
+  const fields = form.elements, stages = [...fields.stage.options].map(option => option.value === "" ? null : option.text);
+  let index = null, chosen = [], page = 0, drawn = 0, origin = null, note = "";
+
+  const read = () => {
+    if (index) return index;
+    const {columns, firsts} = JSON.parse(document.getElementById("index").textContent);
+    index = {firsts, count: columns.stage.codes.length / columns.stage.width};
+    for (const name of Object.keys(columns)) index[name] = unpacked(columns[name]);
+    return index;
+  };
+
   const filter = () => {
-    const [stage, domain, cut, order] = ["stage", "domain", "cut", "order"].map(name => form.elements[name].value);
-    const from = bound("from", -Infinity), to = bound("to", Infinity), low = bound("low", -Infinity), high = bound("high", Infinity);
-    const all = low === -Infinity && high === Infinity;
-    chosen = [];
+    const {count, stage, domain, cut, step, reward} = read();
+    const is = (column, value) => value === "" ? [0, column.values.length] : [Number(value), Number(value)];
+    const [[s, S], [d, D]] = [is(stage, fields.stage.value), is(domain, fields.domain.value)];
+    const [[c, C], [t, T], [r, R]] = [between(cut, fields.cut.value, fields.cut.value), between(step, fields.from.value, fields.to.value), between(reward, fields.low.value, fields.high.value)];
+    const all = new Uint32Array(count);
+    let kept = 0;
     for (let i = 0; i < count; i++) {
-      if ((stage === "" || index.stage[i] === +stage) && (domain === "" || index.domain[i] === +domain) && (cut === "" || index.cut[i] === +cut) &&
-        index.step[i] >= from && index.step[i] <= to && (all || (index.reward[i] !== null && index.reward[i] >= low && index.reward[i] <= high))) chosen.push(i);
+      const a = stage.of[i], b = domain.of[i], e = cut.of[i], g = step.of[i], h = reward.of[i];
+      if (a >= s && a <= S && b >= d && b <= D && e >= c && e <= C && g >= t && g <= T && h >= r && h <= R) all[kept++] = i;
     }
+    chosen = all.subarray(0, kept);
+    const order = fields.order.value;
     if (order !== "") {
-      const column = index[order.replace("-", "")], sign = order.startsWith("-") ? 1 : -1;
+      const {of, none} = index[order.replace("-", "")], sign = order.startsWith("-") ? 1 : -1;
       // Those without a value last, whichever way.
-      chosen.sort((a, b) => (column[a] === null) - (column[b] === null) || sign * (column[a] - column[b]) || a - b);
+      chosen.sort((a, b) => (of[a] === none) - (of[b] === none) || sign * (of[a] - of[b]) || a - b);
     }
     page = 0;
     draw();
   };
 
+  // The step of a stage with kept rollouts that is next to `from` (by -1) or `to` (by 1); undefined where there is none.
+  const neighbour = (stageNumber, from, to, by) => {
+    const {count, stage, step} = read();
+    let best;
+    for (let i = 0; i < count; i++) {
+      const here = step.values[step.of[i]];
+      if (stage.of[i] !== stageNumber || (by < 0 ? here >= from : here <= to)) continue;
+      if (best === undefined || (by < 0 ? here > best : here < best)) best = here;
+    }
+    return best;
+  };
+
+  const drawBar = () => {
+    bar.hidden = [fields.stage.value, fields.from.value, fields.to.value].includes("");
+    if (bar.hidden) return;
+    const [stage, from, to] = [fields.stage, fields.from, fields.to].map(field => Number(field.value));
+    bar.querySelector("b").textContent = `${stages[stage + 1]}, ${from === to ? `step ${from}` : `steps ${from} to ${to}`}${note}`;
+    for (const button of bar.querySelectorAll("button")) {
+      const step = neighbour(stage, from, to, Number(button.dataset.step));
+      button.disabled = step === undefined;
+      button.value = step ?? "";
+      button.textContent = Number(button.dataset.step) < 0 ? `‹ ${step === undefined ? "step" : `step ${step}`}` : `${step === undefined ? "step" : `step ${step}`} ›`;
+    }
+  };
+
   const pageOf = i => { // the last page whose first reply is not after i
+    const {firsts} = index;
     let low = 0, high = firsts.length - 1;
     while (low < high) { const middle = (low + high + 1) >> 1; if (firsts[middle] <= i) low = middle; else high = middle - 1; }
     return low;
   };
   const draw = async () => {
-    const turn = ++drawn, first = page * SHOWN, here = chosen.slice(first, first + SHOWN);
+    const turn = ++drawn, first = page * SHOWN, here = [...chosen.subarray(first, first + SHOWN)];
     range.textContent = chosen.length ? `${first + 1}–${first + here.length} of ${chosen.length.toLocaleString("en")}` : "none is like that";
     for (const button of document.querySelectorAll("[data-page]")) {
       button.disabled = button.dataset.page < 0 ? page === 0 : first + SHOWN >= chosen.length;
     }
+    drawBar();
+    drawScale(fields.colour.value);
     try {
-      const found = await Promise.all(here.map(async i => [i, (await loadPage(pageOf(i)))[i - firsts[pageOf(i)]]]));
+      const found = await Promise.all(here.map(async i => {
+        const number = pageOf(i);
+        return [index.stage.values[index.stage.of[i]], (await loadPage(number))[i - index.firsts[number]]];
+      }));
       if (turn !== drawn) return; // another choice was made meanwhile
-      replies.replaceChildren(...found.map(([i, reply]) => card(names.stage[index.stage[i]], reply, form.elements.colour.value)));
+      replies.replaceChildren(...byPrompt(found).map(([stage, same]) => promptCard(stage, same, fields.colour.value)));
     } catch (error) {
       replies.replaceChildren(element("p", {class: "problem"}, `${error.message} cannot be loaded: it belongs beside this page. If the report was written again, reload.`));
     }
   };
-  form.addEventListener("input", filter);
+
+  form.addEventListener("input", event => {
+    note = "";
+    if (event.target.name === "colour") draw(); else filter();
+  });
   form.addEventListener("submit", event => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(filter));
   for (const button of document.querySelectorAll("[data-page]")) {
-    button.addEventListener("click", () => { page += Number(button.dataset.page); draw(); });
-  }
-  filter();
-  return (stage, from, to) => {
-    if (!names.stage.includes(stage)) return;
-    form.reset();
-    setTimeout(() => {
-      form.elements.stage.value = names.stage.indexOf(stage);
-      form.elements.from.value = from;
-      form.elements.to.value = to;
-      filter();
-      document.getElementById("rollouts").scrollIntoView();
+    button.addEventListener("click", () => {
+      page += Number(button.dataset.page);
+      draw();
+      if (button.closest(".pager").nextElementSibling !== replies) document.getElementById("filters").scrollIntoView();
     });
+  }
+  for (const button of bar.querySelectorAll("button")) {
+    button.addEventListener("click", () => { note = ""; fields.from.value = fields.to.value = button.value; filter(); });
+  }
+  bar.querySelector("a").addEventListener("click", event => {
+    if (!origin?.isConnected) return;
+    event.preventDefault();
+    origin.focus({preventScroll: true});
+    origin.scrollIntoView({block: "center"});
+  });
+  setUpTokens(replies);
+  whenNear(() => { if (!index) filter(); }).observe(document.getElementById("rollouts"));
+
+  return {
+    has: stage => stages.includes(stage),
+    show(stage, from, to, where) {
+      const number = stages.indexOf(stage) - 1;
+      if (number < 0) return;
+      for (const name of ["domain", "low", "high", "cut"]) fields[name].value = "";
+      origin = where;
+      note = "";
+      const {count, stage: column, step} = read();
+      let any = false;
+      for (let i = 0; i < count && !any; i++) any = column.of[i] === number && step.values[step.of[i]] >= from && step.values[step.of[i]] <= to;
+      if (!any) {
+        const near = neighbour(number, from, to, -1) ?? neighbour(number, from, to, 1);
+        note = ` (of step ${to} none were kept)`;
+        from = to = near;
+      }
+      fields.stage.value = number;
+      fields.from.value = from;
+      fields.to.value = to;
+      filter();
+      document.getElementById("filters").scrollIntoView();
+    },
   };
-}
-
-function card(stage, reply, colouring) {
-  const made = element("article", {class: "reply"}), head = made.appendChild(element("header"));
-  head.append(element("span", {class: "earned"}, `reward ${short(reply.reward)}`));
-  if (reply.advantage !== null && reply.advantage !== undefined) head.append(element("span", {}, `advantage ${short(reply.advantage)}`));
-  if (reply.gaps) {
-    const mean = reply.gaps.reduce((a, b) => a + b, 0) / Math.max(1, reply.length);
-    head.append(element("span", {title: "teacher's log-prob minus the student's, mean of a token"}, `teacher ${mean > 0 ? "+" : ""}${short(mean)} a token`));
-  }
-  head.append(element("span", {}, `${reply.length} tokens${reply.finish_reason === "length" ? ", cut" : ""}`));
-  head.append(element("span", {}, reply.domain), element("span", {}, `${stage}, step ${reply.step}`));
-  if (reply.trained === false) head.append(element("span", {class: "badge warn"}, "left out of the loss"));
-
-  const {messages, thinks} = promptParts(reply.prompt ?? "");
-  const last = messages[messages.length - 1];
-  const prompt = made.appendChild(element("details"));
-  const summary = prompt.appendChild(element("summary"));
-  summary.append("Prompt: ", element("b", {}, (last?.text ?? "").trim().slice(0, 300)));
-  const said = prompt.appendChild(element("div", {class: "text"}));
-  for (const message of messages) said.append(element("span", {class: "role"}, message.role), message.text.trim() + "\n");
-
-  const values = colouring ? reply[colouring] ?? (colouring === "gaps" ? null : undefined) : null;
-  const {thought, answer, closed} = replyParts(reply, values, thinks);
-  if (thought.length) {
-    const folded = made.appendChild(element("details", closed ? {} : {open: ""}));
-    folded.append(element("summary", {}, closed ? `Thought (${thought.length} tokens)` : "Thought, never ended"));
-    folded.appendChild(element("div", {class: "text thought"})).append(...thought.map(part => token(part, colouring)));
-  }
-  if (answer.length || closed) made.appendChild(element("div", {class: "text answer"})).append(...answer.map(part => token(part, colouring)));
-
-  const more = made.appendChild(element("details"));
-  more.append(element("summary", {}, "Row and verdict"), element("pre", {}, JSON.stringify({verdict: reply.verdict, row: reply.row}, null, 1)));
-  return made;
-}
-
-// The chat's messages, and whether the reply begins inside a thought.
-function promptParts(text) {
-  const messages = [], turn = /<\|im_start\|>(\w+)\n?([\s\S]*?)(?:<\|im_end\|>\n?|$)/g;
-  for (const [, role, said] of text.matchAll(turn)) if (said.trim() && !/^<think>(<\/think>)?$/.test(said.trim())) messages.push({role, text: said});
-  return {messages: messages.length ? messages : [{role: "prompt", text}], thinks: /<think>\s*$/.test(text)};
-}
-
-function replyParts(reply, values, thinks) {
-  const parts = (reply.pieces ?? []).map((text, i) => ({text, value: values?.[i]}));
-  if (reply.left_out) parts.splice(reply.left_out_at, 0, {text: `\n[... ${reply.left_out} tokens are left out here ...]\n`});
-  const end = parts.findIndex(part => part.text.includes("</think>"));
-  const begins = thinks || (parts[0]?.text ?? "").startsWith("<think>");
-  if (!begins && end < 0) return {thought: [], answer: parts, closed: true};
-  if (end < 0) return {thought: parts, answer: [], closed: false};
-  const [before, after] = parts[end].text.split(/<\/think>([\s\S]*)/);
-  const thought = parts.slice(0, end), answer = parts.slice(end + 1);
-  if (before) thought.push({...parts[end], text: before});
-  if (after) answer.unshift({...parts[end], text: after});
-  while (answer.length && !answer[0].text.trim()) answer.shift();
-  if (answer.length) answer[0] = {...answer[0], text: answer[0].text.trimStart()};
-  return {thought, answer, closed: true};
-}
-
-// One token: text, with a ground by its value. Gaps: green where the teacher likes it more, orange where less.
-function token({text, value}, colouring) {
-  const special = /^<\|?[\w/]+\|?>$/.test(text);
-  if (!special && (value === undefined || value === null || !colouring)) return document.createTextNode(text);
-  const made = element("span", special ? {class: "special"} : {}, text);
-  if (value !== undefined && value !== null && colouring) {
-    const gain = colouring === "gaps" && value > 0, strength = Math.min(1, Math.abs(value) / (colouring === "gaps" ? 2 : 6));
-    if (strength > 0.03) made.style.background = `rgba(var(--${gain ? "gain" : "loss"}), ${(0.6 * strength).toFixed(2)})`;
-    made.title = `${colouring === "gaps" ? "teacher minus student" : "log-prob"} ${short(value)}`;
-  }
-  return made;
 }

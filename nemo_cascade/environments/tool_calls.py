@@ -1,16 +1,15 @@
-"""The calls that a response makes."""
+"""The calls of tools that a response makes, and their arguments."""
+
+import json
 
 from nemo_cascade.data.chat import parse_reply
-from nemo_cascade.data.rows import tools_of
 from nemo_cascade.environments.response import answer_of
-from nemo_cascade.environments.workplace_assistant.definitions import DEFINITIONS
 
 # Longer than any context; reading calls out of more would only take time.
 MAX_MESSAGE = 2_000_000
-_OURS = tools_of({"tools": DEFINITIONS})
 
 
-def calls_of(row: dict, response: dict) -> list[dict] | None:
+def calls_of(response: dict, tools: list[dict]) -> list[dict] | None:
     """[{"name", "arguments"}, ...] in order: the response's function_call items, else those that its message spells out.
 
     None when it has neither calls nor a message, so that the model never came to an answer, or when the message has no end.
@@ -25,4 +24,14 @@ def calls_of(row: dict, response: dict) -> list[dict] | None:
     if not any(item.get("type") == "message" for item in items):
         return None
     text = answer_of(response)
-    return parse_reply(text, tools_of(row) or _OURS).get("tool_calls", []) if len(text) <= MAX_MESSAGE else None
+    return parse_reply(text, tools).get("tool_calls", []) if len(text) <= MAX_MESSAGE else None
+
+
+def arguments_of(given) -> dict | None:
+    """Arguments as a dict, given so or as JSON; None for what is neither."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            return None
+    return given if isinstance(given, dict) else None
