@@ -2,7 +2,7 @@
 #   make demo       the whole tiny cascade on two processes        make smoke     the same with two steps a stage
 #   make test       the test suite without what takes minutes alone     make test-all  all of it
 #   make browser    a headless Chromium, in which the tests look at the report (part of test-all; without one they are skipped)
-#   make test-vllm  what talks to vLLM, which has an environment of its own (part of test-all)
+#   make test-vllm  what needs vLLM, in an environment of its own that holds all of ours too (part of test-all)
 #   make test-compat  what depends on megatron-core, with its newest version, where there is a Python 3.12 (part of test-all)
 # Code rewards need bubblewrap, which is installed too where apt is at hand and the user may; else it is said what to do.
 # The environment is made once in .venv; it is renewed when requirements/cpu.txt or pyproject.toml change.
@@ -24,6 +24,8 @@ COMPAT_TESTS := tests/models --ignore=tests/models/test_te.py tests/rollout test
   tests/engine/test_layouts.py tests/engine/test_policy.py tests/engine/test_sampled.py
 
 VLLM := .venv-vllm
+VLLM_PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest
+VLLM_TESTS := tests/rollout/test_vllm.py
 
 .PHONY: demo smoke test test-all test-compat test-vllm browser install
 
@@ -38,6 +40,7 @@ test: install
 
 test-all: install browser test-compat $(VLLM)/.installed
 	$(PYTEST) --durations=40
+	$(VLLM_PYTEST) $(VLLM_TESTS)
 
 test-compat:
 	@if [ -z "$(PYTHON312)" ]; then echo "no Python 3.12 starts here: nothing is tested with megatron-core 0.19"; \
@@ -46,6 +49,7 @@ test-compat:
 
 test-vllm: install $(VLLM)/.installed
 	$(PYTEST) tests/environments/test_judge_on_vllm.py
+	$(VLLM_PYTEST) $(VLLM_TESTS)
 
 # Playwright's own download is tried last: it needs more of the network than pip and apt do.
 BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome
@@ -72,11 +76,12 @@ $(COMPAT)/.installed: requirements/compat.txt $(VENV)/bin/uv
 	$(INSTALL) $(COMPAT)/bin/python -r requirements/compat.txt
 	touch $@
 
-# Torch's companions from PyPI are CUDA builds, beside which neither vLLM nor transformers can be imported.
-$(VLLM)/.installed: requirements/vllm.txt $(VENV)/bin/uv
+# Both lists are whole and are taken as they stand: left to choose, pip would add CUDA builds of torchvision, torchaudio and torchcodec,
+# beside which neither vLLM nor transformers can be imported, and an older numpy. Not compiled: most of vLLM is never imported.
+$(VLLM)/.installed: requirements/vllm.txt requirements/cpu.txt pyproject.toml $(VENV)/bin/uv
 	test -x $(VLLM)/bin/python || $(UV) venv --quiet --python $(BIN)/python $(VLLM)
-	$(INSTALL) $(VLLM)/bin/python -r requirements/vllm.txt
-	$(UV) pip uninstall --quiet --python $(VLLM)/bin/python torchvision torchaudio torchcodec triton
+	$(UV) pip install --quiet --python $(VLLM)/bin/python --no-deps -r requirements/cpu.txt -r requirements/vllm.txt
+	$(UV) pip install --quiet --python $(VLLM)/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/.installed: $(VENV)/bin/uv pyproject.toml

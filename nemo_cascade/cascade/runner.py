@@ -482,12 +482,14 @@ def default_loops() -> Mapping[str, Loop]:
 
 
 def default_score(cascade: CascadeConfig) -> Score:
-    """The hand-over check, and validation by the embedded engine of the policy that passed it."""
+    """The hand-over check, and validation of the policy that passed it by the engine of its stage."""
     from nemo_cascade.cascade import handover
     from nemo_cascade.stages import validation
+    from nemo_cascade.stages.rollouts import served
 
     def score(stage_run: StageRun, final: Path, domains: dict[str, Domain], num_samples: int) -> dict[str, dict]:
-        policy = handover.reload(stage_run, final, cascade.handover)
+        serve = served if stage_run.config.policy.generation.backend == "vllm" else None
+        policy = handover.reload(stage_run, final, cascade.handover, serve)
         return validation.score_policy(stage_run, policy, domains, num_samples) if domains else {}
 
     return score

@@ -1,6 +1,6 @@
 """What a user may say about sampling: NeMo RL's `policy.generation` block."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Decoding cache of one rank beyond which the embedded engine refuses a batch.
 MAX_CACHE_BYTES = 2**34
@@ -9,9 +9,21 @@ REPORT_EXPERTS = ("megatron",)
 
 
 @dataclass
+class VllmConfig:
+    """`policy.generation.vllm_cfg`, NeMo RL's names. max_model_len: tokens of a prompt with its reply, without one the model's own
+    longest. gpu_memory_utilization, the share of a GPU that vLLM takes while it is awake, says nothing on a CPU."""
+
+    max_model_len: int | None = None
+    gpu_memory_utilization: float = 0.6
+    enforce_eager: bool = False
+
+
+@dataclass
 class GenerationConfig:
     """`policy.generation`. `max_batch_size` bounds the rows one rank decodes at once (cache memory).
 
+    backend: `megatron`, the embedded engine on the weights being trained, or `vllm`, to which they are pushed; `vllm_kwargs` go to
+    its EngineArgs as they are.
     RL trains, and takes the log-probs of teachers and reference under, the temperature and top_p it samples with; SFT
     trains at 1.
     """
@@ -21,3 +33,5 @@ class GenerationConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     max_batch_size: int = 256
+    vllm_cfg: VllmConfig = field(default_factory=VllmConfig)
+    vllm_kwargs: dict = field(default_factory=dict)

@@ -8,14 +8,20 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from nemo_cascade import heartbeat
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
 
 
+class EngineError(RuntimeError):
+    """An engine cannot go on; says on which rank and why."""
+
+
 class RolloutEngine(Protocol):
-    """`megatron` (embedded) today; anything with these verbs tomorrow."""
+    """`megatron` (embedded) and `vllm`; anything with these verbs."""
+
+    def sharing(self) -> dist.ProcessGroup:
+        """The ranks that each take a share of the requests; those outside of a rank's group have groups of their own."""
 
     def add(self, requests: list[Request], params: SamplingParams) -> None:
         """Queues requests."""
@@ -30,7 +36,10 @@ class RolloutEngine(Protocol):
         """Forgets the requests with these (prompt_id, sample)."""
 
     def sync(self, policy) -> None:
-        """Brings the engine's weights up to the policy's."""
+        """Brings the engine's weights up to the policy's; called before requests are added."""
+
+    def rest(self) -> None:
+        """Nothing more is asked until the next `sync`."""
 
 
 def nothing_to_do(rollouts: list[Rollout]) -> None:
@@ -58,18 +67,24 @@ def generate(
 def generate_global(
     engine: RolloutEngine, requests: list[Request], params: SamplingParams, run: Callable = generate
 ) -> list[Rollout]:
-    """Every rank passes the same requests and gets all rollouts, in request order; data-parallel ranks share the work.
+    """Every rank passes the same requests and gets all rollouts, in request order; the engine's sharing ranks share the work.
 
-    run: what a rank does with its share, as `generate`."""
-    group = parallel_state.get_data_parallel_group()
+    run: what a rank does with its share, as `generate`. Raises EngineError on every rank when the engine of one does."""
+    group = engine.sharing()
     size, rank = group.size(), group.rank()
     mine = share(requests, size)[rank]
-    rollouts = run(engine, mine, params)
+    try:
+        rollouts: list[Rollout] | EngineError = run(engine, mine, params)
+        engine.rest()
+    except EngineError as error:
+        rollouts = error
+    parts = [rollouts] * size
     if size > 1:
-        parts: list = [None] * size
         dist.all_gather_object(parts, rollouts, group=group)
-        rollouts = [rollout for part in parts for rollout in part]
-    found = {(rollout.prompt_id, rollout.sample): rollout for rollout in rollouts}
+    for part in parts:
+        if isinstance(part, EngineError):
+            raise part
+    found = {(rollout.prompt_id, rollout.sample): rollout for part in parts for rollout in part}
     return [found[request.prompt_id, request.sample] for request in requests]
 
 

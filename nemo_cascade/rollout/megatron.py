@@ -76,6 +76,10 @@ class MegatronEngine:
             (owner, name) for owner in [model.config, *self.modules] for name in OFF_IN_DECODING if hasattr(owner, name)
         ]
 
+    def sharing(self) -> dist.ProcessGroup:
+        """Data-parallel ranks; the others hold parts of one model and step together."""
+        return parallel_state.get_data_parallel_group()
+
     def add(self, requests: list[Request], params: SamplingParams) -> None:
         """Queues requests; raises ValueError for an empty prompt, and where experts are to be reported by routers that do not record them."""
         if params.report_experts and not self.replays:
@@ -123,6 +127,9 @@ class MegatronEngine:
 
     def sync(self, policy) -> None:
         """Nothing to do: the engine decodes with the policy's own tensors."""
+
+    def rest(self) -> None:
+        """Nothing to do: it holds no memory between batches."""
 
     def _next_batch(self) -> "Batch":
         """The longest-waiting request chooses the batch: as many with its settings and about its prompt's length as fit."""

@@ -114,6 +114,7 @@ class CheckpointJudge:
         requests = [Request(f"{number:016x}", 0, tuple(prompt)) for number, prompt in enumerate(prompts)]
         params = SamplingParams(temperature=0.0, max_new_tokens=self.config.judge_max_new_tokens)
         with self.policy.weights_of(self.checkpoint / "policy"):
+            self.engine.sync(self.policy)
             rollouts = generate_global(self.engine, requests, params)
             said = [split_reply(reply_text(rollout, tokenizer), thinks) for rollout in rollouts]
             answers = [answer or "" for _, answer in said]

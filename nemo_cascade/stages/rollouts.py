@@ -13,7 +13,7 @@ from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.agent import Session, Talk, converse
 from nemo_cascade.rollout.config import GenerationConfig
-from nemo_cascade.rollout.engine import generate, generate_global, nothing_to_do
+from nemo_cascade.rollout.engine import RolloutEngine, generate, generate_global, nothing_to_do
 from nemo_cascade.rollout.megatron import MegatronEngine
 from nemo_cascade.rollout.protocol import ToolProtocol
 from nemo_cascade.rollout.store import RolloutStore
@@ -25,15 +25,27 @@ from nemo_cascade.stages.stopwatch import Stopwatch
 from nemo_cascade.stages.usable import group_of_one, refuse_unusable_rollouts
 
 
-def make_engine(policy: Policy) -> MegatronEngine:
-    """The embedded engine over the policy's own weights.
+def make_engine(policy: Policy) -> RolloutEngine:
+    """The engine that `policy.generation.backend` names: the embedded one over the policy's own weights, or vLLM, whose weights mean
+    nothing before its first `sync`.
 
     It samples from all ids the model scores, those the tokenizer does not use included: leaving them out would sample
     from another distribution than the one that is trained.
     """
+    if policy.config.generation.backend == "vllm":
+        from nemo_cascade.rollout.vllm import VllmEngine
+
+        return VllmEngine(policy.preset, policy.config.generation, policy.config.precision)
     return MegatronEngine(
         policy.model, vocab_size=policy.preset.vocab_size, max_batch_size=policy.config.generation.max_batch_size
     )
+
+
+def served(policy: Policy) -> Callable[[list[list[int]]], list[list[float]]]:
+    """How to ask an engine of its own, which gets the policy's weights, for the log-probs of tokens."""
+    engine = make_engine(policy)
+    engine.sync(policy)
+    return engine.score
 
 
 class Sampler:
@@ -42,7 +54,7 @@ class Sampler:
     def __init__(
         self,
         policy: Policy,
-        engine: MegatronEngine,
+        engine: RolloutEngine,
         rewards: Rewards,
         directory: Path,
         seed: int,
@@ -148,6 +160,7 @@ def sample_groups(
     experts that training replays, if it does; the same on every rank. turns: how often the model may speak where a prompt's environment
     has tools. ended: is given this rank's rollouts as soon as they are there."""
     report_experts = generation is None and policy.config.router_replay.enabled
+    engine.sync(policy)
     generation = generation or policy.config.generation
     params = SamplingParams(
         temperature=generation.temperature,

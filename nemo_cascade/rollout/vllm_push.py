@@ -1,0 +1,102 @@
+"""Whether the weights that lie in vLLM are those that were pushed, tensor by tensor and bit by bit.
+
+vLLM renames, stacks and in one case transforms what it is given (q, k and v in one matrix, all experts of a layer in one tensor,
+A = -exp(A_log)); `lying` finds where each Hugging Face tensor has to be then. Sums of every element's bits times an odd number of
+its place, which wrap, are compared: one other bit gives another sum, and no tensor has to be kept until the comparison.
+
+Left out: vLLM's tensor parallel, quantised weights, and kernels that shuffle what they are given.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+
+from nemo_cascade.rollout.engine import EngineError
+
+WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Elements that are summed up at once: as 64-bit numbers they take eight bytes each, whatever the weights do.
+CHUNK = 2**24
+# splitmix64's increment as a signed number.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+RENAMED = (("backbone.", "model."), (".A_log", ".A"), ("embeddings", "embed_tokens"))
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(up|down)_proj\.weight")
+STACKED = {"up": "w13_weight", "down": "w2_weight"}
+QKV = re.compile(r"(.*)\.([qkv])_proj\.weight")
+
+Parameters = Mapping[str, torch.Tensor]
+
+
+class Sent(NamedTuple):
+    """A tensor that was pushed: its shape and the checksum of what vLLM has to hold of it."""
+
+    shape: tuple[int, ...]
+    checksum: int
+
+
+def recorded(weights: Iterable[tuple[str, torch.Tensor]], parameters: Parameters, sent: dict[str, Sent]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights, each noted in `sent` as it passes; parameters: vLLM's by name, which say in what type it keeps them."""
+    for name, tensor in weights:
+        parameter = parameters[holder(name, parameters)]
+        sent[name] = Sent(tuple(tensor.shape), checksum(as_kept(name, tensor).to(parameter.dtype)))
+        yield name, tensor
+
+
+def refuse_changed(parameters: Parameters, sent: Mapping[str, Sent]) -> None:
+    """Raises EngineError naming the tensors that are not in vLLM as they were pushed, or its parameters that got nothing."""
+    changed = [name for name, one in sent.items() if checksum(lying(name, one.shape, parameters)) != one.checksum]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise EngineError(
+            f"of {len(sent)} tensors pushed to vLLM {len(changed)} are not there as they were sent: {', '.join(changed[:5])}{more}; "
+            "replies would be another model's"
+        )
+    left = sorted(set(parameters) - {holder(name, parameters) for name in sent})
+    if left:
+        raise EngineError(f"vLLM has parameters to which nothing was pushed: {', '.join(left[:5])}")
+
+
+def lying(name: str, shape: tuple[int, ...], parameters: Parameters) -> torch.Tensor:
+    """The part of vLLM's parameters where a Hugging Face tensor of this name and shape lies."""
+    whole = parameters[holder(name, parameters)]
+    if expert := EXPERT.fullmatch(name):
+        whole = whole[int(expert[2])]
+    if stacked := QKV.fullmatch(name):
+        # k and v are of one size, and they come last.
+        start = {"q": 0, "k": len(whole) - 2 * shape[0], "v": len(whole) - shape[0]}[stacked[2]]
+        whole = whole[start:]
+    return whole[tuple(slice(n) for n in shape)]  # rows or columns beyond are padding
+
+
+def holder(name: str, parameters: Parameters) -> str:
+    """The name of vLLM's parameter that holds a Hugging Face tensor. Raises EngineError where there is none."""
+    kept = name
+    for theirs, vllms in RENAMED:
+        kept = kept.replace(theirs, vllms)
+    if expert := EXPERT.fullmatch(kept):
+        # vLLM has moved them below modules of their own more than once.
+        found = [key for key in parameters if key.startswith(f"{expert[1]}.") and key.endswith(STACKED[expert[3]])]
+    elif stacked := QKV.fullmatch(kept):
+        found = [f"{stacked[1]}.qkv_proj.weight"]
+    else:
+        found = [kept]
+    if len(found) != 1 or found[0] not in parameters:
+        raise EngineError(f"vLLM has no parameter for {name}; this version of it names or stacks weights otherwise")
+    return found[0]
+
+
+def as_kept(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """What vLLM makes of a tensor when it loads it."""
+    return -torch.exp(tensor.float()) if name.endswith(".A_log") else tensor
+
+
+def checksum(tensor: torch.Tensor) -> int:
+    """A signed 64-bit sum over the bits of all elements and their places, the same on every device."""
+    bits = tensor.detach().contiguous().flatten().view(WHOLE_NUMBERS[tensor.element_size()])
+    total = 0
+    for start in range(0, len(bits), CHUNK):
+        part = bits[start : start + CHUNK].long()
+        places = torch.arange(start + 1, start + len(part) + 1, device=part.device)
+        total += int((part * (places * _GOLDEN | 1)).sum())
+    return total & (2**64 - 1)
