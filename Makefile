@@ -39,8 +39,8 @@ test: install
 	$(PYTEST) -m "not slow"
 
 test-all: install browser test-compat $(VLLM)/.installed
-	$(PYTEST) --durations=40
 	$(VLLM_PYTEST) $(VLLM_TESTS)
+	$(PYTEST) --durations=40
 
 test-compat:
 	@if [ -z "$(PYTHON312)" ]; then echo "no Python 3.12 starts here: nothing is tested with megatron-core 0.19"; \

@@ -1,7 +1,7 @@
 """Conversations with tools: the model speaks, its calls are made, their answers are appended, and it speaks again.
 
-All conversations go on side by side: while some wait for their tools, the engine samples for the others. Tools run in threads of one
-tensor rank, whose answers the others of its group hear, so that all of them ask the engine for the same.
+All conversations go on side by side: while some wait for their tools, the engine samples for the others. Tools run in threads; where
+tensor ranks have the same conversations, in those of the first, whose answers the others hear, so that all ask the engine for the same.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from nemo_cascade import heartbeat
-from nemo_cascade.rollout.engine import RolloutEngine, nothing_to_do
+from nemo_cascade.rollout.engine import RolloutEngine, first, nothing_to_do
 from nemo_cascade.rollout.protocol import ToolProtocol
 from nemo_cascade.rollout.types import FAILED, Request, Rollout, SamplingParams
 from nemo_cascade.sandbox import SandboxError
@@ -130,22 +130,23 @@ def converse(
         ask(engine, conversation, params, talk)
     while True:
         heartbeat.beat()
-        for conversation in answered(waiting, talk):
+        for conversation in answered(engine, waiting, talk):
             go_on(engine, conversation, params, talk)
         busy = engine.busy()
         for turn in engine.step() if busy else []:
             conversation = conversations[turn.prompt_id, turn.sample]
             conversation.hear(turn)
-            if call_tools(conversation, turn, talk, room):
+            if call_tools(engine, conversation, turn, talk, room):
                 waiting[turn.prompt_id, turn.sample] = conversation
         over = {key for key, conversation in running.items() if conversation.finish_reason is not None}
         if over:
-            done = of_first_tensor_rank([running[key].rollout() for key in sorted(over)])
+            done = of_first(engine, [running[key].rollout() for key in sorted(over)])
             rollouts |= {(rollout.prompt_id, rollout.sample): rollout for rollout in done}
             running = {key: conversation for key, conversation in running.items() if key not in over}
-            ended(done)
+            if first(engine):
+                ended(done)
         # Ranks that step together take these ways together.
-        if not busy and not anyone(bool(running)):
+        if not busy and not anyone(engine, bool(running)):
             return [rollouts[request.prompt_id, request.sample] for request in requests]
         if not busy and not over:
             time.sleep(PAUSE)
@@ -162,8 +163,10 @@ def ask(engine: RolloutEngine, conversation: Conversation, params: SamplingParam
     engine.add([request], dataclasses.replace(params, seed=seed, max_new_tokens=most))
 
 
-def call_tools(conversation: Conversation, turn: Rollout, talk: Talk, room: threading.Semaphore) -> bool:
-    """Begins the calls of a turn, on the first tensor rank; False, and the conversation is over, where it makes none."""
+def call_tools(
+    engine: RolloutEngine, conversation: Conversation, turn: Rollout, talk: Talk, room: threading.Semaphore
+) -> bool:
+    """Begins the calls of a turn, on the first rank that has it; False, and the conversation is over, where it makes none."""
     conversation.finish_reason = turn.finish_reason
     if conversation.session is None or turn.finish_reason != "stop":
         return False
@@ -172,7 +175,7 @@ def call_tools(conversation: Conversation, turn: Rollout, talk: Talk, room: thre
         return False
     conversation.finish_reason, conversation.answers, conversation.since = None, None, time.monotonic()
     conversation.calls += len(calls)
-    if parallel_state.get_tensor_model_parallel_rank() == 0:
+    if first(engine):
         # Daemons: a tool that never ends must not keep the process from ending.
         threading.Thread(target=_call, args=(conversation, calls, room), daemon=True).start()
     return True
@@ -193,7 +196,7 @@ def _call(conversation: Conversation, calls: list[dict], room: threading.Semapho
     conversation.answers = answers
 
 
-def answered(waiting: dict[tuple[str, int], Conversation], talk: Talk) -> list[Conversation]:
+def answered(engine: RolloutEngine, waiting: dict[tuple[str, int], Conversation], talk: Talk) -> list[Conversation]:
     """The conversations whose tools have answered or taken too long, no longer waiting; the same on all tensor ranks."""
     if not waiting:
         return []
@@ -204,7 +207,7 @@ def answered(waiting: dict[tuple[str, int], Conversation], talk: Talk) -> list[C
         if conversation.answers is not None or now - conversation.since > talk.timeout
     }
     done = []
-    for key, (answers, errors, failed, finished) in of_first_tensor_rank(ready).items():
+    for key, (answers, errors, failed, finished) in of_first(engine, ready).items():
         conversation = waiting.pop(key)
         conversation.answers, conversation.errors, conversation.failed = answers, errors, failed
         conversation.finished = finished
@@ -231,20 +234,20 @@ def go_on(engine: RolloutEngine, conversation: Conversation, params: SamplingPar
         ask(engine, conversation, params, talk)
 
 
-def of_first_tensor_rank(value):
-    """That rank's `value`, on all of its tensor group: only there tools were called."""
+def of_first(engine: RolloutEngine, value):
+    """The first tensor rank's `value`, where all have the same conversations: only there tools were called."""
     group = parallel_state.get_tensor_model_parallel_group()
-    if group.size() == 1:
+    if engine.alone or group.size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box, parallel_state.get_tensor_model_parallel_src_rank(), group=group)
     return box[0]
 
 
-def anyone(waits: bool) -> bool:
+def anyone(engine: RolloutEngine, waits: bool) -> bool:
     """Whether any rank that steps together with this one has a conversation left."""
     group = parallel_state.get_expert_model_parallel_group()
-    if group.size() == 1:
+    if engine.alone or group.size() == 1:
         return waits
     flag = torch.tensor(int(waits), device="cuda")
     dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)

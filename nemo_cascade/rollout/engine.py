@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch.distributed as dist
+from megatron.core import parallel_state
 
 from nemo_cascade import heartbeat
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
@@ -19,6 +20,9 @@ class EngineError(RuntimeError):
 
 class RolloutEngine(Protocol):
     """`megatron` (embedded) and `vllm`; anything with these verbs."""
+
+    # Whether each rank has requests of its own and no other waits for its steps.
+    alone: bool
 
     def sharing(self) -> dist.ProcessGroup:
         """The ranks that each take a share of the requests; those outside of a rank's group have groups of their own."""
@@ -52,16 +56,22 @@ def generate(
     params: SamplingParams,
     ended: Callable[[list[Rollout]], None] = nothing_to_do,
 ) -> list[Rollout]:
-    """All requests of this rank to their end, in request order; `ended` is given rollouts as soon as they are there."""
+    """All requests of this rank to their end, in request order; `ended` is given rollouts as soon as they are there, on one of the ranks
+    that have the same ones."""
     engine.add(requests, params)
     finished = {}
     while engine.busy():
         heartbeat.beat()
         rollouts = engine.step()
         finished |= {(rollout.prompt_id, rollout.sample): rollout for rollout in rollouts}
-        if rollouts:
+        if rollouts and first(engine):
             ended(rollouts)
     return [finished[request.prompt_id, request.sample] for request in requests]
+
+
+def first(engine: RolloutEngine) -> bool:
+    """Whether this rank speaks for those that have the same requests: tensor ranks of one engine do."""
+    return engine.alone or parallel_state.get_tensor_model_parallel_rank() == 0
 
 
 def generate_global(

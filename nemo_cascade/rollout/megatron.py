@@ -48,6 +48,8 @@ MAX_PREFILL_TOKENS = 4_096
 class MegatronEngine:
     """Decodes with `model` (an unwrapped MambaModel). vocab_size: ids from there on are padding and never sampled."""
 
+    alone = False
+
     def __init__(self, model, vocab_size: int, max_batch_size: int = 256, max_cache_bytes: int = MAX_CACHE_BYTES):
         """Raises ValueError under pipeline or context parallel, which cannot decode."""
         for name, size in (

@@ -47,6 +47,8 @@ _engines: dict[str, object] = {}
 class VllmEngine:
     """Replies with the weights of the last `sync`. All ranks make the same calls of `sync`; the others are a rank's own."""
 
+    alone = True
+
     def __init__(self, preset: ModelConfig, config: GenerationConfig, precision: str):
         self.preset = preset
         self.llm = engine_for(preset, config, precision)

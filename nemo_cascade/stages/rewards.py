@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Protocol
 
 import torch
-from megatron.core import parallel_state
 
 from nemo_cascade import environments
 from nemo_cascade.algorithms import overlong
@@ -106,9 +105,7 @@ class Early:
         self._seen: set[tuple[str, Said]] = set()
 
     def take(self, rollouts: list[Rollout]) -> None:
-        """Begins to verify them. Tensor ranks have the same ones: the first of them asks."""
-        if not self.rows or parallel_state.get_tensor_model_parallel_rank():
-            return
+        """Begins to verify them."""
         asked = dict.fromkeys((r.prompt_id, said(r, self.tokenizer)) for r in rollouts if r.prompt_id in self.rows)
         new = [key for key in asked if key not in self._seen]
         if new:
