@@ -267,7 +267,7 @@ def test_what_a_judge_says_is_read_after_its_thought(thinks, said, heard):
 
     policy = SimpleNamespace(tokenizer=TOKENIZER, weights_of=lambda checkpoint: contextlib.nullcontext())
     with mock.patch("nemo_cascade.stages.judge.generate_global", generate):
-        judge = judge_of(policy, None, Path("genrm"), GenRMConfig(judge_enable_thinking=thinks))
+        judge = judge_of(policy, mock.Mock(), Path("genrm"), GenRMConfig(judge_enable_thinking=thinks))
         assert judge.compare([(ROWS[0], *ALL[:2])]) == [heard]
     assert asked[0].endswith("<think>\n" if thinks else "<think></think>") and ALL[0] in asked[0]
 
