@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 # Keys and values, and Mamba's states, of all running requests on a CPU; vLLM lets requests wait that find no room.
 CPU_CACHE_BYTES = 2**29
+# Prompt tokens that a CPU reads at once, if no single sequence may be longer.
+PREFILL_TOKENS = 4096
 # NeMo RL's bound for token_mult_prob_error, the mean of exp |log-prob in one engine - in the other|.
 MISMATCH = 1.05
 
@@ -232,6 +234,8 @@ def engine_args(preset: ModelConfig, config: GenerationConfig, precision: str) -
     if gpu:
         args |= dict(enable_sleep_mode=True, gpu_memory_utilization=config.vllm_cfg.gpu_memory_utilization)
     else:
+        # Prompts are read whole: after a part of one vLLM winds back the generator of its reply, which a CPU's cannot.
+        args |= dict(enable_chunked_prefill=False, max_num_batched_tokens=max(args["max_model_len"], PREFILL_TOKENS))
         args |= dict(kv_cache_memory_bytes=CPU_CACHE_BYTES)
     return args | config.vllm_kwargs
 
