@@ -1,6 +1,7 @@
 """What is run, within which limits, and what came of it: the words that every sandbox, here or on another host, speaks."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,10 +55,30 @@ class Program:
             raise ValueError(f"language {self.language!r}: not one of {', '.join(LANGUAGES)}")
         if self.call is not None and self.language != "python":
             raise ValueError(f"a function can be called in Python only, not in {self.language}")
-        for path in self.files:
-            parts = os.path.normpath(path).split(os.sep)
-            if os.path.isabs(path) or parts[0] in ("", ".", "..") or "\0" in path:
-                raise ValueError(f"file {path!r} leads out of the program's folder; use a relative path without '..'")
+        told = misplaced(self.files)
+        if told is not None:
+            raise ValueError(told)
+
+
+# Bytes of a name, and of a path with the program's folder before it, that Linux takes.
+MAX_NAME, MAX_PATH = 255, 4000
+
+
+def misplaced(paths: Iterable[str]) -> str | None:
+    """What keeps these from being the paths of one folder's files, in words; None when nothing does."""
+    folders: set[str] = set()
+    paths = {path: os.path.normpath(path) for path in paths}
+    for path, inside in paths.items():
+        parts = inside.split(os.sep)
+        if os.path.isabs(path) or parts[0] in ("", ".", "..") or "\0" in path:
+            return f"file {path!r} leads out of the program's folder; use a relative path without '..'"
+        # A lone surrogate is nothing that a name could hold.
+        name = inside.encode(errors="replace")
+        if name.decode() != inside or len(name) > MAX_PATH or max(map(len, name.split(b"/"))) > MAX_NAME:
+            return f"file {path[:300]!r}: no file can have this name; it may have {MAX_NAME} bytes in UTF-8"
+        folders.update(os.sep.join(parts[:count]) for count in range(1, len(parts)))
+    both = next((path for path, inside in paths.items() if inside in folders), None)
+    return None if both is None else f"file {both!r} is the folder of another"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ import random
 import pytest
 
 from nemo_cascade import environments
+from nemo_cascade.data.chat import render_tool_call
 from nemo_cascade.environments import code_gen, equivalence, genrm_compare
 from nemo_cascade.environments.outputs import same_output
+from nemo_cascade.environments.swe_agentic import ROOT
 from nemo_cascade.environments.swe_repair import judge, patches
 from nemo_cascade.environments.workers import Verifiers
 from tests.environments.test_swe_patches import block
@@ -37,6 +39,15 @@ ROWS = {
     "swe_repair": [
         {"files": {"a.py": "x = 1\n"}, "golden_patch": block("x = 1\n", f"x = {NUMBER}\n"), "reward_mode": mode}
         for mode in ("similarity", "judge")
+    ],
+    "swe_agentic": [
+        environments.get("swe_agentic").EXAMPLES[0][0]
+        | {
+            "files": {"a.py": "x = 1\n", "b.py": "y = 2\n"},
+            "tests": {"test_a.py": f"from a import x\nfrom b import y\ndef test_x():\n    assert x == {NUMBER}\ndef test_y():\n    assert y == 2\n"},
+            "fail_to_pass": ["test_a.py::test_x"],
+            "pass_to_pass": ["test_a.py::test_y"],
+        }
     ],
 }
 
@@ -176,6 +187,20 @@ def hostile(rng: random.Random) -> str:
     return "".join(pieces)
 
 
+def hostile_call(rng: random.Random) -> str:
+    """A call of an agent's tools that can be read, with what is hard in its arguments; a command or an edit of files."""
+
+    def some(*usual: str) -> str:
+        return rng.choice([*usual, hostile(rng), rng.choice(ATOMS)])
+
+    if rng.random() < 0.5:
+        given = {"command": hostile(rng) + rng.choice(["", " > a.py", "\nrm b.py"])}
+        return render_tool_call({"name": "execute_bash", "arguments": given})
+    given = {"command": some("create", "str_replace", "insert", "undo_edit", "view"), "path": some(f"{ROOT}/a.py", f"{ROOT}/b.py", "c.py")}
+    given |= {"old_str": some("x = 1", "1"), "new_str": some(), "file_text": some(), "insert_line": some("1"), "view_range": some("[1, 2]")}
+    return render_tool_call({"name": "str_replace_editor", "arguments": given})
+
+
 MEGABYTES = [
     piece * (10_000_000 // len(piece))
     for piece in ["x", "1 ", "[", "{", "\\boxed{", "<answer>", "Answer: ", "$", "answer", " ", "<a>", "- ", "\\boxed{9^"]
@@ -231,7 +256,9 @@ def earn_nothing(name: str, replies: list[str]) -> list[dict]:
 def drawn(name: str, number: int, seed: int) -> list[str]:
     """Random replies, without those that could be the answer by chance."""
     rng = random.Random(f"{name}-{seed}")
-    replies = (hostile(rng) for _ in iter(int, 1))
+    # Few of them call a tool: each command, and the tests after a change, are programs to run.
+    share = 0.03 if name == "swe_agentic" else 0.0
+    replies = ("".join(hostile_call(rng) for _ in range(3)) if rng.random() < share else hostile(rng) for _ in iter(int, 1))
     good = (reply for reply in replies if NUMBER not in reply and LETTER not in reply.upper())
     return [next(good) for _ in range(number)]
 

@@ -152,6 +152,12 @@ def test_no_path_leads_out_of_the_folder(path):
     assert apply(FILES, read(block("", "1\n", path.replace("\0", "\1\0")))) is None
 
 
+@pytest.mark.parametrize("path", ["x.py/y.py", "n" * 256, "é" * 128, "d/" * 2000 + "y.py", "\ud800.py"])
+def test_no_file_is_made_that_no_disk_can_hold(path):
+    assert apply(FILES, read(block("", "1\n", path))) is None
+    assert apply({"a/b.py": ""}, read(block("", "1\n", "a"))) is None, "it is a folder"
+
+
 def test_ten_thousand_broken_patches_break_nothing():
     rng = random.Random(0)
     whole = [DIFF, block("b\n", "B\n", "x.py"), f"```diff\n{DIFF}```", f"<solution>{DIFF}</solution>"]

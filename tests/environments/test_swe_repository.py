@@ -111,6 +111,13 @@ def test_no_file_comes_in_place_of_pytest_or_what_it_imports(row, path):
     assert verdict(row, patch(HUNT, "", path))["failed_tests"] == FAILING
 
 
+def test_a_file_in_the_place_of_the_tests_folder_passes_nothing():
+    row = {"files": {"sums.py": "def add(a, b):\n    return a - b\n"}, "tests": {"checks/test_sums.py": "def test_one(): pass\n"}}
+    row |= {"fail_to_pass": ["checks/test_sums.py::test_one"], "runner": "pytest"}
+    assert verdict(row, block("", "1\n", "new.py"))["reward"] == 1.0
+    assert verdict(row, block("", "1\n", "checks"))["failed_tests"] == row["fail_to_pass"]
+
+
 HELPED = {
     "sums.py": "def add(a, b):\n    return a - b\n",
     "testing/scale.py": "FACTOR = 0\n",

@@ -4,6 +4,7 @@ import json
 
 from nemo_cascade.environments.swe_agentic.tools import ROOT
 from nemo_cascade.environments.swe_repair.patches import Files
+from nemo_cascade.sandbox.programs import misplaced
 
 # Lines around an edit that are shown after it.
 AROUND = 4
@@ -38,8 +39,9 @@ class Editor:
         text = arguments.get("file_text")
         if not isinstance(text, str) or not path:
             return "Error: create needs a path of a file and file_text, a text"
-        if any(name.startswith(f"{path}/") for name in self.files):
-            return f"Error: {ROOT}/{path} is a folder"
+        told = misplaced([*self.files, path])
+        if told is not None:
+            return f"Error: {told}"
         self._set(path, text)
         return f"{ROOT}/{path} is written"
 

@@ -22,6 +22,7 @@ from nemo_cascade import sandbox
 from nemo_cascade.environments.swe_repair import patches
 from nemo_cascade.environments.swe_repair.patches import Files
 from nemo_cascade.sandbox import MIB, Limits, Program
+from nemo_cascade.sandbox.programs import misplaced
 
 # Seconds for all tests of a reply together; many times what they need, because the machine is shared.
 TIMEOUT = 20.0
@@ -165,8 +166,11 @@ def failed(row: dict, before: Files, patched: Files) -> list[str]:
     names = sum(names_of(row), [])
     if not by_pytest(row):
         return failed_tests(patched, row["tests"], names)
-    tokens = _tokens(names)
-    program = Program("python", f"{_PYTEST}run({tokens!r})", files=with_tests(row, before, patched), packages=True)
+    files, tokens = with_tests(row, before, patched), _tokens(names)
+    if misplaced(files):
+        # A file of the patch is where the tests' folder has to be, or the other way round.
+        return names
+    program = Program("python", f"{_PYTEST}run({tokens!r})", files=files, packages=True)
     return _without(tokens, sandbox.get().run(program, PYTEST).stdout)
 
 

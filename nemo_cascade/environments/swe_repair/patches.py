@@ -25,6 +25,8 @@ from pathlib import PurePosixPath
 from unidiff import PatchedFile, PatchSet
 from unidiff.errors import UnidiffParseError
 
+from nemo_cascade.sandbox.programs import misplaced
+
 Files = dict[str, str]
 # Characters of a reply: no repair is longer, and to read one takes time.
 LONGEST = 200_000
@@ -166,7 +168,10 @@ def apply(files: Files, changes: list[Change]) -> Files | None:
                 return None
             patched[change.to] = text
             moved[change.to] = moved.pop(change.path, 0) + len(change.new) - len(change.old)
-    return patched if changes else None
+    # Most change what is there, which needs no look at all paths of a repository.
+    if not changes or not patched.keys() <= files.keys() and misplaced(patched):
+        return None
+    return patched
 
 
 def _replaced(text: str, change: Change, moved: int) -> str | None:
