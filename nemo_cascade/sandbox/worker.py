@@ -63,7 +63,8 @@ class Worker:
                         stdout=subprocess.DEVNULL,
                         stderr=said,
                         # bubblewrap's own process keeps its environment for all to read, whatever it clears for its child.
-                        env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"},
+                        # Each fork would look up the functions of libraries again that it calls first.
+                        env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "LD_BIND_NOW": "1"},
                         cwd="/",
                         pass_fds=[other.fileno(), code],
                         # Ctrl-C is for the host, which ends its servers itself.

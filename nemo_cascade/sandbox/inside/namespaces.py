@@ -27,30 +27,49 @@ STACK_SHARE = 4  # a quarter of the memory may be stack
 # It holds the interpreter's lock through a call, so that the clone begins as its parent was.
 libc = ctypes.PyDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
+CLONES = [tuple(map(ctypes.c_long, (CLONE.get(platform.machine(), -1), flags | signal.SIGCHLD, 0, 0, 0, 0))) for flags in (NEW, 0)]
 libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
 
 def clone() -> int:
     """Like os.fork(), into new namespaces of which the child is the first process. It must not outlive what it forks.
 
-    os.fork() and unshare() would take a third process. Unlike after os.fork(), Python does not know in the child that it
-    is one; only what the child forks in turn may run what it was not written for.
+    os.fork() and unshare() would take a third process.
     """
-    child = libc.syscall(*map(ctypes.c_long, (CLONE[platform.machine()], NEW | signal.SIGCHLD, 0, 0, 0, 0)))
+    return _made("clone", *CLONES[0])
+
+
+def fork() -> int:
+    """Like os.fork(), without its preparations and repairs, which write to a hundred pages before and after.
+
+    In either child Python does not know that it is one: there must be no other thread, and what is drawn by `random` is what its
+    parent would draw next.
+    """
+    return _made("fork", *CLONES[1])
+
+
+def _made(what: str, *arguments) -> int:
+    child = libc.syscall(*arguments)
     if child < 0:
-        raise failure("clone")
+        raise failure(what)
     return child
 
 
+def hide() -> None:
+    """In the clone: no program may look into it, nor does any of its children win rights by what it starts."""
+    check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
+    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
 def settle(disk: int, inodes: int) -> None:
-    """In the clone: takes its user number, a disk of that many bytes and files, and a /proc with no process but its own."""
+    """In its child: takes their user number, a disk of that many bytes and files, and a /proc with no process but their own."""
+    # Its own files in /proc are its again; those of pid 1 are not.
+    check(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")
     user, group = USER
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         write(f"/proc/self/{name}", text)
     # Where memory runs out on the host, the kernel ends a program and not its host.
     write("/proc/self/oom_score_adj", "1000")
-    check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
-    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     options = f"size={disk},nr_inodes={inodes},mode=0700".encode()
     check(libc.mount(b"box", BOX.encode(), b"tmpfs", NOSUID | NODEV, options), "mount the disk")
     check(libc.mount(b"proc", b"/proc", b"proc", NOSUID | NODEV | NOEXEC, b"subset=pid"), "mount /proc")
@@ -61,8 +80,6 @@ def settle(disk: int, inodes: int) -> None:
 
 def renounce(limits: dict, filter_: seccomp.Filter) -> None:
     """In the program's process, before the program: limits, no capability, fewer system calls. None can be taken back."""
-    # Its own files in /proc are the program's again; those of pid 1 are not.
-    check(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")
     for limit, value in (
         (resource.RLIMIT_AS, limits["memory"]),
         (resource.RLIMIT_STACK, limits["memory"] // STACK_SHARE),

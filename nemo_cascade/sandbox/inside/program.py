@@ -81,6 +81,9 @@ def python(source: str, args: list, contest: bool, call: dict) -> int:
     sys.modules["__main__"] = main
     sys.argv, sys.path[:0] = ["program.py", *args], [""]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What os.fork() would have seen to.
+    sys.modules["random"].seed()
+    sys.modules["threading"].main_thread()._set_native_id()
     if contest:
         # As built-in names, so that those of the program stay its own.
         names["__builtins__"] = contest_names

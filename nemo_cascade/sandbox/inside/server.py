@@ -1,8 +1,8 @@
 """The process that programs are forked from, because to start Python takes several times as long as they do.
 
 It is the first process of a sandbox of bubblewrap's and does one program at a time: a clone in new namespaces (`init`)
-sets up what the program may see, forks the program, waits for it and reports; when it ends, so does all that is left in
-its namespaces. No program sees this process, which has the clock and adds up the memory. It ends when its host does.
+forks the program, which sets up what it may see (`begin`), waits for it and reports; when it ends, so does all that is left
+in its namespaces. No program sees this process, which has the clock and adds up the memory. It ends when its host does.
 
 A message on the socket whose number is argv[1] is {"limits", "files"}; `files` names what comes with it: stdin, stdout,
 stderr, payload (JSON: what `program.execute` is asked, and files to write) and perhaps channel and binary.
@@ -84,19 +84,14 @@ def run(limits: dict, files: dict, filter_: seccomp.Filter, control: socket.sock
 
 
 def init(limits: dict, files: dict, filter_: seccomp.Filter, report: int) -> None:
-    """The first process of the namespaces: prepares all that the program finds, and waits for it."""
-    asked = json.loads(contents(files["payload"]))
-    namespaces.settle(limits["disk"] + asked["size"], limits["inodes"] + asked["inodes"])
-    for path, text in asked["files"].items():
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        put(path, text.encode(errors="replace"))
-    if asked["language"] == "shell":
-        put(program.PROGRAM, asked["source"].encode(errors="replace"))
-    elif asked["language"] == "cpp":
-        put(program.PROGRAM, contents(files["binary"]))
-    child = os.fork()
+    """The first process of the namespaces: forks the program and waits for it and for what it leaves behind.
+
+    It does nothing else, because each page that it writes to is copied twice: for itself, and for the program after it.
+    """
+    namespaces.hide()
+    child = namespaces.fork()
     if child == 0:
-        begin(asked, limits, files, filter_, report)
+        begin(limits, files, filter_, report)
     while True:
         ended, status = os.wait()
         if ended == child:
@@ -104,9 +99,18 @@ def init(limits: dict, files: dict, filter_: seccomp.Filter, report: int) -> Non
             os._exit(0)
 
 
-def begin(asked: dict, limits: dict, files: dict, filter_: seccomp.Filter, report: int) -> None:
-    """The program's own process, which gives up all it can before the program begins. Never returns."""
+def begin(limits: dict, files: dict, filter_: seccomp.Filter, report: int) -> None:
+    """The program's own process, which prepares all that it finds and gives up all it can before it begins. Never returns."""
     try:
+        asked = json.loads(contents(files["payload"]))
+        namespaces.settle(limits["disk"] + asked["size"], limits["inodes"] + asked["inodes"])
+        for path, text in asked["files"].items():
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            put(path, text.encode(errors="replace"))
+        if asked["language"] == "shell":
+            put(program.PROGRAM, asked["source"].encode(errors="replace"))
+        elif asked["language"] == "cpp":
+            put(program.PROGRAM, contents(files["binary"]))
         os.setsid()
         for number, name in enumerate(FILES):
             if name in files:
