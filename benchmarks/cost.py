@@ -24,7 +24,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 TARGET = 0.05
-OUT = "NEMO_CASCADE_COST"
+# Where a rank finds the file to write, and what tells that it is one.
+OUT, RANK = "NEMO_CASCADE_CLOCKED", "--rank"
 # Part -> what is done for it, as module:function or module:Class.method.
 PARTS = {
     "config, rows, verifiers, disk": (
@@ -100,22 +101,46 @@ class Clocks:
                             setattr(other, held, timed)
 
 
-def run_rank(arguments: list[str]) -> None:
-    """One process of the cascade, with clocks on rank 0."""
+def first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run_cascade(arguments: list[str]) -> None:
+    """One process of the cascade, as examples/cascade.py starts it."""
     import typer
 
     from nemo_cascade.cascade import cli
-    from nemo_cascade.stages import rl, sft  # noqa: F401 - imported before clocks are put around what they hold
 
-    clocks = Clocks()
-    if os.environ.get("RANK", "0") == "0":
-        clocks.install(PARTS)
-    began = time.perf_counter()
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(cli.run)
     app(arguments, standalone_mode=False)
-    if os.environ.get("RANK", "0") == "0":
-        told = {"seconds": time.perf_counter() - began, "parts": dict(clocks.seconds), "calls": dict(clocks.calls)}
+
+
+def run_rank(arguments: list[str]) -> dict:
+    """One process of the cascade, with clocks on rank 0. {"seconds", "parts", "calls"} there, {} elsewhere."""
+    from nemo_cascade.stages import rl, sft  # noqa: F401 - imported before clocks are put around what they hold
+
+    clocks = Clocks()
+    if first_rank():
+        clocks.install(PARTS)
+    began = time.perf_counter()
+    run_cascade(arguments)
+    return {"seconds": time.perf_counter() - began, "parts": dict(clocks.seconds), "calls": dict(clocks.calls)} if first_rank() else {}
+
+
+def clocked(script: str, processes: int, arguments: list[str], out: Path) -> dict:
+    """What rank 0 of a run of this script's own told at its end, which stays in `out`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script, RANK, *arguments]
+    subprocess.run(command, check=True, env={**os.environ, OUT: str(out.absolute()), "OMP_NUM_THREADS": "1"})
+    return json.loads(out.read_text())
+
+
+def as_script(rank, main) -> None:
+    """`main()`, or in a process that `clocked` started `rank(arguments)`, which returns what is told."""
+    if RANK not in sys.argv:
+        return main()
+    told = rank([argument for argument in sys.argv[1:] if argument != RANK])
+    if first_rank():
         Path(os.environ[OUT]).write_text(json.dumps(told, indent=1) + "\n")
 
 
@@ -126,11 +151,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("cost.json"))
     parser.add_argument("overrides", nargs="*", help="key=value, passed on to the run, which must not have begun")
     args = parser.parse_args()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.nproc_per_node}"]
-    command += [__file__, "--rank", f"--config-name={args.config_name}", *args.overrides]
-    environment = {**os.environ, OUT: str(args.out.absolute()), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment)
-    show(json.loads(args.out.read_text()))
+    show(clocked(__file__, args.nproc_per_node, [f"--config-name={args.config_name}", *args.overrides], args.out))
 
 
 def show(told: dict) -> None:
@@ -144,7 +165,4 @@ def show(told: dict) -> None:
 
 
 if __name__ == "__main__":
-    if "--rank" in sys.argv:
-        run_rank([argument for argument in sys.argv[1:] if argument != "--rank"])
-    else:
-        main()
+    as_script(run_rank, main)

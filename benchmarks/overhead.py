@@ -13,18 +13,14 @@ is in none of them is told as other, which is also waiting for other ranks.
 import argparse
 import functools
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
-from cost import Clocks
+from cost import Clocks, as_script, clocked, first_rank, run_cascade
 from rich.console import Console
 from rich.table import Table
 
 BAR = 0.05
-OUT = "NEMO_CASCADE_OVERHEAD"
 # What lies inside the laps of the model's own work, and after them.
 PACKING, AFTERWARDS = "packing, unpacking", "logging, asking whether to stop"
 PARTS = {
@@ -88,23 +84,16 @@ class StageClocks(Clocks):
         return noted
 
 
-def run_rank(arguments: list[str]) -> None:
-    """One process of the cascade, with clocks on rank 0."""
-    import typer
-
-    from nemo_cascade.cascade import cli
+def run_rank(arguments: list[str]) -> dict:
+    """One process of the cascade, with clocks on rank 0. {stage: its steps, laps and parts} there, {} elsewhere."""
     from nemo_cascade.stages import rl
 
-    clocks, first = StageClocks(), os.environ.get("RANK", "0") == "0"
-    if first:
+    clocks = StageClocks()
+    if first_rank():
         clocks.install(PARTS)
         rl.run = clocks.by_stage(rl.run)
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(cli.run)
-    app(arguments, standalone_mode=False)
-    if first:
-        told = {name: of_steps(Path(stage["dir"])) | stage for name, stage in clocks.stages.items()}
-        Path(os.environ[OUT]).write_text(json.dumps(told, indent=1) + "\n")
+    run_cascade(arguments)
+    return {name: of_steps(Path(stage["dir"])) | stage for name, stage in clocks.stages.items()}
 
 
 def of_steps(folder: Path) -> dict:
@@ -122,10 +111,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("overhead.json"))
     parser.add_argument("overrides", nargs="*", help="key=value, passed on to the run, which must not have begun")
     args = parser.parse_args()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.nproc_per_node}"]
-    command += [__file__, "--rank", "--config-name=tiny", *SHORT, *args.overrides]
-    subprocess.run(command, check=True, env={**os.environ, OUT: str(args.out.absolute()), "OMP_NUM_THREADS": "1"})
-    for stage, told in json.loads(args.out.read_text()).items():
+    for stage, told in clocked(__file__, args.nproc_per_node, ["--config-name=tiny", *SHORT, *args.overrides], args.out).items():
         show(stage, told)
 
 
@@ -145,7 +131,4 @@ def show(stage: str, told: dict) -> None:
 
 
 if __name__ == "__main__":
-    if "--rank" in sys.argv:
-        run_rank([argument for argument in sys.argv[1:] if argument != "--rank"])
-    else:
-        main()
+    as_script(run_rank, main)
