@@ -102,7 +102,7 @@ class Sandbox:
         try:
             for name, data in files.items():
                 numbers[name] = memory_file(data)
-            ended = self._ask(dataclasses.asdict(limits), numbers, self._packages() if program.packages else None)
+            ended = self._ask(vars(limits), numbers, self._packages() if program.packages else None)
             size = max(os.fstat(numbers[name]).st_size for name in OUTPUTS if name in numbers)
             out, err = (text(contents(numbers[name], limits.output)) for name in ("stdout", "stderr"))
             returned = contents(numbers["channel"], limits.output) if channel else b""

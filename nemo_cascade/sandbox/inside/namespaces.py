@@ -56,13 +56,13 @@ def _made(what: str, *arguments) -> int:
 
 
 def hide() -> None:
-    """In the clone: no program may look into it, nor does any of its children win rights by what it starts."""
+    """In the server, for its clones too: no program may look into them, nor win rights by what it starts."""
     check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
 def settle(disk: int, inodes: int) -> None:
-    """In its child: takes their user number, a disk of that many bytes and files, and a /proc with no process but their own."""
+    """In the clone's child: takes their user number, a disk of that many bytes and files, and a /proc with no process but their own."""
     # Its own files in /proc are its again; those of pid 1 are not.
     check(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")
     user, group = USER

@@ -38,6 +38,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     filter_ = seccomp.Filter()
     program.warm_up()
+    namespaces.hide()
     control.send(json.dumps({"version": list(sys.version_info[:3])}).encode())
     while True:
         message, numbers, _, _ = socket.recv_fds(control, 65_536, 8)
@@ -88,7 +89,6 @@ def init(limits: dict, files: dict, filter_: seccomp.Filter, report: int) -> Non
 
     It does nothing else, because each page that it writes to is copied twice: for itself, and for the program after it.
     """
-    namespaces.hide()
     child = namespaces.fork()
     if child == 0:
         begin(limits, files, filter_, report)
