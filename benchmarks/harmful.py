@@ -5,8 +5,9 @@ without it.
 
 The stage trains instruction following with an environment, brought by a package of its own as a third party's would be, that
 pays 1 minus what is right. Every stage's gate may lose 0.02 a domain and rolls back. Prints both cascades' scores and verdicts;
-exits with 1 unless the harmful stage alone was rolled back and the last stage is no worse in any domain than without it. As a
-stage depends on nothing but its name, its seed and its start, its weights should even be the same.
+exits with 1 unless the harmful stage was rolled back, every other stage has the verdict that it has without it, and the last
+stage is no worse in any domain. As a stage depends on nothing but its name, its seed and its start, its weights should even be
+the same. (SFT and the last stage are shortened, so that the last one may do harm of its own: then it is rolled back in both.)
 """
 
 import argparse
@@ -101,14 +102,14 @@ def launch(config: str, folder: Path, processes: int, overrides: list[str]) -> N
 
 
 def survived(harmed: Manifest, spared: Manifest) -> bool:
-    """Whether `harm` was rolled back, alone, and the last stage scores in no domain less than without it."""
-    rolled_back = [name for name, record in harmed.stages.items() if record.rolled_back]
+    """Whether `harm` was rolled back, no other that is not without it, and the last stage scores in no domain less."""
+    rolled_back, without = ([name for name, record in run.stages.items() if record.rolled_back] for run in (harmed, spared))
     last = list(spared.stages)[-1]
     ends, expected = harmed.stages[last], spared.stages[last]
     lost = [domain for domain, score in expected.scores.items() if ends.scores[domain]["mean"] < score["mean"]]
     same = ends.checkpoint_hash == expected.checkpoint_hash
-    print(f"rolled back: {rolled_back}; worse than without in: {lost}; same weights: {same}")
-    return rolled_back == ["harm"] and not lost
+    print(f"rolled back: {rolled_back}, without it: {without}; worse than without in: {lost}; same weights: {same}")
+    return [name for name in rolled_back if name != "harm"] == without and "harm" in rolled_back and not lost
 
 
 if __name__ == "__main__":
