@@ -4,9 +4,9 @@
     python benchmarks/overhead.py --nproc-per-node=1 cascade.stages.sft.sft.max_num_steps=20 cascade.run_dir=runs/overhead
 
 A short cascade of `tiny`: SFT, so that replies end, a few steps of GRPO (`math_rl`) and of MOPD, without validation. The model's own
-work is what a stage's stopwatch calls generation, reward_calculation, the log-probs of teachers and reference, and policy_training,
-less the packing in it, which the clocks of benchmarks/cost.py see on rank 0. All the rest of a step is around it: `data_processing`
-and what comes after the stopwatch was read. Checkpoints are neither. PARTS are pieces of that rest, to see where it goes; what of it
+work is what a stage's stopwatch calls weight_sync, generation, idle, reward_calculation, the log-probs of teachers and reference, and
+policy_training, less the packing in it, which the clocks of benchmarks/cost.py see on rank 0. All the rest of a step is around it:
+`data_processing` and what comes after the stopwatch was read. Checkpoints are neither. PARTS are pieces of that rest, to see where it goes; what of it
 is in none of them is told as other, which is also waiting for other ranks.
 """
 
@@ -47,7 +47,8 @@ PARTS = {
         "nemo_cascade.engine.parallel:first_not_none",
     ),
 }
-OWN = ("generation", "reward_calculation", "teacher_logprob_inference", "policy_and_reference_logprobs", "policy_training")
+SAMPLING = ("weight_sync", "generation", "idle")
+OWN = (*SAMPLING, "reward_calculation", "teacher_logprob_inference", "policy_and_reference_logprobs", "policy_training")
 ANCHORS = ("instruction_following", "mcqa")
 SHORT = [
     "cascade.order=[sft,math_rl,mopd]",

@@ -62,6 +62,14 @@ def run(
         Optional[str],
         typer.Option(metavar="STAGE", help="Repeat this stage and those from it, taught or judged by it; old folders move aside"),
     ] = None,
+    rollouts_only: Annotated[
+        Optional[int],
+        typer.Option(min=1, metavar="STEPS", help="Of the RL stage --only: draw and verify rollouts of so many steps, train nothing"),
+    ] = None,
+    train_only: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FOLDER", help="Of the RL stage --only: train on the rollouts saved there, sample nothing"),
+    ] = None,
 ) -> None:
     """Run a cascade, or go on with it.
 
@@ -71,10 +79,18 @@ def run(
     torchrun --nproc-per-node=2 -m nemo_cascade run --config-name=tiny
     """
     cascade = load(config_name, config_dir, config, overrides, int(os.environ.get("WORLD_SIZE", "1")))
+    other = {"--from-stage": from_stage, "--redo": redo, "--rollouts-only": rollouts_only, "--train-only": train_only}
+    given = [option for option, value in other.items() if value is not None]
+    if len(given) > 1:
+        refuse([f"{' and '.join(given)}: give one of them"])
     quiet_logs()
     # Imported late: megatron-core takes seconds, and a typo should not have to wait for it.
-    from nemo_cascade.cascade import runner
+    from nemo_cascade.cascade import halves, runner
 
+    if rollouts_only is not None:
+        return started(lambda: halves.rollouts_only(cascade, only, rollouts_only))
+    if train_only is not None:
+        return started(lambda: halves.train_only(cascade, only, train_only))
     started(lambda: runner.run(cascade, only=only, from_stage=from_stage, redo=redo))
 
 

@@ -70,7 +70,7 @@ def make_plan(
     redo: str | None = None,
 ) -> Plan:
     """Decides, moves aside what is repeated and saves the manifest. Raises RunRefused before it touches anything."""
-    _check_names(cascade, {"--only": only, "--from-stage": from_stage, "--redo": redo})
+    check_names(cascade, {"--only": only, "--from-stage": from_stage, "--redo": redo})
     for name in cascade.order:
         manifest.add(name)
     manifest.stages = {name: manifest.stages[name] for name in (*cascade.order, *manifest.stages)}
@@ -89,7 +89,7 @@ def make_plan(
         concerned = [only, *dependencies(cascade.stages[only])]
     check_unchanged(cascade, manifest, concerned)
     if only is not None:
-        _check_dependencies_done(cascade, manifest, only)
+        check_dependencies_done(cascade, manifest, only)
     leftovers = [name for name in concerned if manifest.stages[name].status == PENDING]
     notes += _move_aside(manifest, repeated, leftovers)
     chosen = [only] if only is not None else cascade.order
@@ -185,7 +185,8 @@ def _show(values: dict, key: str) -> str:
 # -------------------------------------------------------------------------------- refusals
 
 
-def _check_names(cascade: CascadeConfig, options: dict[str, str | None]) -> None:
+def check_names(cascade: CascadeConfig, options: dict[str, str | None]) -> None:
+    """At most one of the options is given, and it names a stage."""
     given = {option: name for option, name in options.items() if name is not None}
     if len(given) > 1:
         raise RunRefused(f"{' and '.join(given)}: give one of them")
@@ -215,7 +216,8 @@ def check_unchanged(cascade: CascadeConfig, manifest: Manifest, names: list[str]
         raise RunRefused("\n".join(problems))
 
 
-def _check_dependencies_done(cascade: CascadeConfig, manifest: Manifest, only: str) -> None:
+def check_dependencies_done(cascade: CascadeConfig, manifest: Manifest, only: str) -> None:
+    """What a stage starts from, learns from or is judged by is there."""
     unfinished = [name for name in dependencies(cascade.stages[only]) if manifest.stages[name].status != DONE]
     if unfinished:
         raise RunRefused(

@@ -161,22 +161,8 @@ def run_stage(
         directory.mkdir(parents=True, exist_ok=True)
         write_stage_config(cascade, stage, directory)
     parallel.barrier()
-    stage_run = StageRun(
-        name=stage.name,
-        config=stage,
-        dir=directory,
-        seed=stage_seed(cascade.seed, stage.name),
-        parent=manifest.checkpoint(record.parent) if record.parent is not None else None,
-        teachers={
-            domain: manifest.checkpoint(teacher) if teacher in manifest.stages else Path(teacher)
-            for domain, teacher in record.teachers.items()
-        },
-        judge=manifest.checkpoint(stage.judge) if stage.judge is not None else None,
-        judge_endpoint=stage.judge_endpoint,
-        rank=parallel.rank(),
-        max_logprob_error=cascade.handover.max_logprob_error,
-        interruption=interruption,
-    )
+    stage_run = as_begun(cascade, stage, manifest, directory)
+    stage_run.interruption = interruption
     if stage.loop.val_period > 0:
         stage_run.validate = validator(cascade, stage_run)
     loop(stage_run)
@@ -200,6 +186,26 @@ def run_stage(
     if parallel.rank() == 0:
         manifest.save()
         operation.tell_trackers(cascade, stage_run, record)
+
+
+def as_begun(cascade: CascadeConfig, stage: StageConfig, manifest: Manifest, directory: Path) -> StageRun:
+    """A stage with the checkpoints that its record in the manifest names, run in a folder."""
+    record = manifest.stages[stage.name]
+    return StageRun(
+        name=stage.name,
+        config=stage,
+        dir=directory,
+        seed=stage_seed(cascade.seed, stage.name),
+        parent=manifest.checkpoint(record.parent) if record.parent is not None else None,
+        teachers={
+            domain: manifest.checkpoint(teacher) if teacher in manifest.stages else Path(teacher)
+            for domain, teacher in record.teachers.items()
+        },
+        judge=manifest.checkpoint(stage.judge) if stage.judge is not None else None,
+        judge_endpoint=stage.judge_endpoint,
+        rank=parallel.rank(),
+        max_logprob_error=cascade.handover.max_logprob_error,
+    )
 
 
 def read_handover(directory: Path) -> dict | None:

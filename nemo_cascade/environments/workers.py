@@ -12,6 +12,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
@@ -35,12 +37,14 @@ Asked = tuple[str, dict, dict]
 class Verifiers:
     """Worker processes, started with the first reply; `close` ends them, as does the end of this process.
 
-    workers: how many; one a core of this process's share of the machine (LOCAL_WORLD_SIZE) when 0.
+    workers: how many; one a core of this process's share of the machine (LOCAL_WORLD_SIZE) when 0. seconds: by environment, what
+    verdicts took so far, those that were given up left out.
     """
 
     def __init__(self, workers: int = 0):
         shares = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.workers = workers or max(1, len(os.sched_getaffinity(0)) // shares)
+        self.seconds: Counter[str] = Counter()
         self._pool: ProcessPool | None = None
         self._threads: dict[int, ThreadPoolExecutor] = {}
 
@@ -101,8 +105,10 @@ class Verifiers:
 
     def _verdicts(self, batch: list[Asked], future: Future) -> list[dict]:
         heartbeat.beat()
-        if len(batch) == 1 or future.exception() is None:
-            return future.result() if future.exception() is None else [self._verdict(batch[0], future)]
+        if future.exception() is None:
+            return self._told(batch[0][0], future)
+        if len(batch) == 1:
+            return [self._verdict(batch[0], future)]
         # One of them is to blame, and the others must not pay for it.
         singles = [[asked] for asked in batch]
         futures = [self._submit(single) for single in singles]
@@ -112,7 +118,7 @@ class Verifiers:
         name, row, _ = asked
         error = future.exception()
         if error is None:
-            return future.result()[0]
+            return self._told(name, future)[0]
         if isinstance(error, TookTooLong):
             reason = f"took longer than {environments.time_limit(name):g} s"
         elif isinstance(error, ProcessExpired):
@@ -120,6 +126,11 @@ class Verifiers:
         else:
             raise error
         return failed(name, row, reason)
+
+    def _told(self, name: str, future: Future) -> list[dict]:
+        verdicts, seconds = future.result()
+        self.seconds[name] += seconds
+        return verdicts
 
 
 def failed(name: str, row: dict, reason: str) -> dict:
@@ -159,9 +170,10 @@ def _start() -> None:
         getattr(environments.get(name), "warm_up", lambda: None)()
 
 
-def _verify(batch: list[Asked]) -> list[dict]:
-    """In a worker or a thread."""
-    return [_verify_one(*asked) for asked in batch]
+def _verify(batch: list[Asked]) -> tuple[list[dict], float]:
+    """The verdicts, and the seconds that they took; in a worker or a thread."""
+    started = time.perf_counter()
+    return [_verify_one(*asked) for asked in batch], time.perf_counter() - started
 
 
 def _verify_one(name: str, row: dict, response: dict) -> dict:

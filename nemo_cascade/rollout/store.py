@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from nemo_cascade.data.files import write_atomically
+from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine import parallel
 from nemo_cascade.rollout.types import Group, Rollout
 
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 class RolloutStore:
     """The rollouts of one stage. Rank 0 reads and writes; every rank gets what it read."""
+
+    # What happens where a file cannot be used, and what else is to be done about rollouts that do not fit.
+    instead, remedy = "its rollouts are drawn again", "repeat the stage with --from-stage"
 
     def __init__(self, directory: Path):
         self.directory = Path(directory)
@@ -48,9 +52,22 @@ class RolloutStore:
         *lines, seal = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
         body = "".join(lines)
         if seal != json.dumps({"sha256": _digest(body)}) + "\n":
-            logger.warning("%s is incomplete or damaged; its rollouts are drawn again", path)
+            logger.warning("%s is incomplete or damaged; %s", path, self.instead)
             return None
         return [_group(json.loads(line)) for line in lines]
+
+
+class SavedRollouts(RolloutStore):
+    """Rollouts to train on where nothing can be drawn: what is not there is an error."""
+
+    instead = remedy = "draw them again with --rollouts-only"
+
+    def load(self, name: str) -> list[Group]:
+        """The groups kept under a name. Raises DataError on every rank when there is no complete file."""
+        groups = super().load(name)
+        if groups is None:
+            raise DataError(f"{self.path(name)}: no whole file of rollouts, and nothing is sampled here; {self.remedy}")
+        return groups
 
 
 def _values(group: Group) -> dict:

@@ -56,7 +56,8 @@ class StageRun:
 
     dir is the stage's own folder, parent the checkpoint it starts from (None: fresh weights), teachers the checkpoint
     that teaches each domain, judge the one that compares replies to preference rows, unless that is a model behind
-    judge_endpoint. validate scores a policy in memory, as `validation.score_policy` does, for loops with a val_period.
+    judge_endpoint. saved_rollouts: the folder of those to train on, where none are to be drawn. validate scores a policy
+    in memory, as `validation.score_policy` does, for loops with a val_period.
     max_logprob_error: how far two readings of one checkpoint may be apart (`cascade.handover`).
     interruption hears of requests to stop. unfinished: a checkpoint that is written while the stage trains on. Only rank 0 writes
     metrics and shows progress; the others may call the same methods.
@@ -70,6 +71,7 @@ class StageRun:
     teachers: dict[str, Path] = field(default_factory=dict)
     judge: Path | None = None
     judge_endpoint: EndpointConfig | None = None
+    saved_rollouts: Path | None = None
     validate: Callable[..., dict[str, dict]] | None = None
     rank: int = 0
     max_logprob_error: float = 0.0

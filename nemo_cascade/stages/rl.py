@@ -22,6 +22,7 @@ from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.judge import make_rewards
 from nemo_cascade.stages.loss import make_full_vocabulary_loss, make_loss
+from nemo_cascade.stages.origin import open_store
 from nemo_cascade.stages.prompts import PromptSource
 from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
 from nemo_cascade.stages.self_test import refuse_unless_own_teacher
@@ -41,11 +42,8 @@ def run(stage: StageRun) -> None:
     info = resume_or_begin(stage, policy)
     prompts.load_state_dict(info["prompts"]) if info else None
     distil = config.grpo.adv_estimator.name == "opd"
-    engine = make_engine(policy)
-    rewards = make_rewards(stage, policy, engine, alone=distil)
     watch, traces = Stopwatch(), Traces(stage, policy.tokenizer)
-    turns = config.grpo.max_rollout_turns
-    sampler = Sampler(policy, engine, rewards, stage.dir / "rollouts", seed=stage.seed, watch=watch, turns=turns)
+    sampler = make_sampler(stage, policy, watch)
     domains, full = list(config.data.train), distil and config.grpo.adv_estimator.full_vocabulary
     held = config.loss_fn.reference_policy_kl_penalty > 0
     loss = make_full_vocabulary_loss(config.loss_fn, domains) if full else make_loss(config.loss_fn, distil, domains)
@@ -63,6 +61,7 @@ def run(stage: StageRun) -> None:
             how = {}
             if distil:
                 samples = distillation_samples(groups, config)
+                watch.lap("data_processing")
             if full:
                 how = lessons_of(policy, samples, [group.domain for group in groups], stage.teachers)
                 watch.lap("teacher_logprob_inference")
@@ -81,10 +80,19 @@ def run(stage: StageRun) -> None:
                 watch.lap("policy_and_reference_logprobs")
             metrics = policy.train_step(samples, loss, **how) | seen
             watch.lap("policy_training")
-            logged = train_metrics(metrics, watch.read())
-            stage.log(logged | validations.after(step, policy), step)
+            logged = train_metrics(metrics, watch.read()) | validations.after(step, policy)
+            watch.start()
+            stage.log(logged, step)
             bar.advance(reward=metrics["reward"])
             finish_step(stage, policy, validations, {"prompts": prompts.state_dict()}, watch)
+
+
+def make_sampler(stage: StageRun, policy: Policy, watch: Stopwatch) -> Sampler:
+    """What gives a stage its rollouts; without an engine where they are saved ones."""
+    engine = make_engine(policy) if stage.saved_rollouts is None else None
+    rewards = make_rewards(stage, policy, engine, alone=stage.config.grpo.adv_estimator.name == "opd")
+    store, turns = open_store(stage, policy.tokenizer), stage.config.grpo.max_rollout_turns
+    return Sampler(policy, engine, rewards, store, seed=stage.seed, watch=watch, turns=turns)
 
 
 def reward_samples(groups: list[Group], config) -> list[Sample]:

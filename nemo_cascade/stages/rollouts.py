@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -56,13 +55,13 @@ class Sampler:
         policy: Policy,
         engine: RolloutEngine,
         rewards: Rewards,
-        directory: Path,
+        store: RolloutStore,
         seed: int,
         watch: Stopwatch | None = None,
         turns: int = 1,
     ):
         self.policy, self.engine, self.rewards, self.seed, self.turns = policy, engine, rewards, seed, turns
-        self.store, self.watch = RolloutStore(directory), watch or Stopwatch()
+        self.store, self.watch = store, watch or Stopwatch()
 
     def batch(self, step: int, prompts: PromptSource, config: GRPOConfig) -> tuple[list[Group], dict[str, float]]:
         """The groups of a step and its metrics over all that was sampled for it.
@@ -110,17 +109,18 @@ class Sampler:
             heartbeat.at("rollouts")
             self.watch.lap("data_processing")
             ended = self.rewards.begin({prompt.id: prompt.row for prompt in prompts})
-            stored = sample_groups(self.policy, self.engine, prompts, group_size, seed=seed, turns=self.turns, ended=ended)
+            how = dict(seed=seed, turns=self.turns, ended=ended, watch=self.watch)
+            stored = sample_groups(self.policy, self.engine, prompts, group_size, **how)
             heartbeat.at("rewards")
-            self.watch.lap("generation")
             self.rewards.fill(stored)
             self.watch.lap("reward_calculation")
             refuse_unusable_rollouts(stored, self.where(step), self.rewards.env.nemo_gym.servers)
             self.store.save(name, stored)
+            self.watch.lap("data_processing")
         elif [group.rollouts[0].prompt_id for group in stored] != [prompt.id for prompt in prompts]:
             raise DataError(
                 f"{self.store.path(name)}: these rollouts answer other prompts than this step draws; put the rows back "
-                "that they were drawn with, or repeat the stage with --from-stage"
+                f"that they were drawn with, or {self.store.remedy}"
             )
         return stored
 
@@ -155,12 +155,15 @@ def sample_groups(
     generation: GenerationConfig | None = None,
     turns: int = 1,
     ended: Callable[[list[Rollout]], None] = nothing_to_do,
+    watch: Stopwatch | None = None,
 ) -> list[Group]:
     """group_size rollouts of every prompt with the policy's current weights, sampled as it trains unless told otherwise, and then with the
     experts that training replays, if it does; the same on every rank. turns: how often the model may speak where a prompt's environment
-    has tools. ended: is given this rank's rollouts as soon as they are there."""
-    report_experts = generation is None and policy.config.router_replay.enabled
+    has tools. ended: is given this rank's rollouts as soon as they are there. watch: told of the push of the weights, this rank's
+    sampling, and its waiting for the others."""
+    report_experts, watch = generation is None and policy.config.router_replay.enabled, watch or Stopwatch()
     engine.sync(policy)
+    watch.lap("weight_sync")
     generation = generation or policy.config.generation
     params = SamplingParams(
         temperature=generation.temperature,
@@ -169,8 +172,15 @@ def sample_groups(
         seed=seed,
         report_experts=report_experts,
     )
-    run = generate if turns == 1 else conversing(policy, prompts, turns)
-    rollouts = generate_global(engine, make_requests(prompts, group_size), params, partial(run, ended=ended))
+    share = generate if turns == 1 else conversing(policy, prompts, turns)
+
+    def run(*asked) -> list[Rollout]:
+        drawn = share(*asked, ended=ended)
+        watch.lap("generation")
+        return drawn
+
+    rollouts = generate_global(engine, make_requests(prompts, group_size), params, run)
+    watch.lap("idle")
     return [
         Group(prompt.row, prompt.domain, rollouts[i * group_size : (i + 1) * group_size])
         for i, prompt in enumerate(prompts)

@@ -46,8 +46,9 @@ def run(stage: StageRun) -> None:
             metrics = policy.train_step(batch, sft_loss, as_sampled=False, plan=plan)
             metrics["tokens"] = sum(len(sample.tokens) - 1 for sample in batch)
             watch.lap("policy_training")
-            logged = train_metrics(metrics, watch.read())
-            stage.log(logged | validations.after(policy.step, policy), policy.step)
+            logged = train_metrics(metrics, watch.read()) | validations.after(policy.step, policy)
+            watch.start()
+            stage.log(logged, policy.step)
             bar.advance(loss=metrics["loss"])
             finish_step(stage, policy, validations, {"loader": loader.state_dict()}, watch)
 

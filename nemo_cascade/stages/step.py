@@ -17,7 +17,7 @@ from nemo_cascade.stages.validations import Validations
 def finish_step(
     stage: StageRun, policy: Policy, validations: Validations, remembered: dict, watch: Stopwatch
 ) -> None:
-    """remembered: what the checkpoint keeps for the loop (JSON values). watch: told of the checkpoint's time.
+    """remembered: what the checkpoint keeps for the loop (JSON values). watch: told of the checkpoint's time and of what was before it.
 
     Raises Interrupted on all ranks, after a checkpoint, when any of them was asked to stop or has no time for another step.
     """
@@ -25,8 +25,8 @@ def finish_step(
     asked.step_done()
     stop = parallel.first_not_none(asked.why)
     due = bool(stop) or stage.should_save(step, validations.loop.max_num_steps) or validations.saves(step)
+    watch.lap("logging")
     if due or stage.unfinished is not None:
-        watch.start()
         end_unfinished(stage, wait=due)
         if due:
             last = bool(stop) or step == validations.loop.max_num_steps or validations.stopped

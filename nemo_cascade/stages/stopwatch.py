@@ -1,4 +1,7 @@
-"""Where a step's time goes: seconds of its parts, under the names that NeMo RL gives to its own.
+"""Where a step's time goes: seconds of its parts, under the names that NeMo RL gives to its own, on this rank.
+
+`idle` is waiting for other ranks to end their sampling, `logging` what is written, and agreed on, between two steps. What ranks wait for
+each other inside a part is in it, as verifying is in `generation` as long as sampling hides it.
 
 On a GPU a part ends when the host is through with it; what is still queued there counts for the part that waits for it.
 """

@@ -324,7 +324,7 @@ def test_a_program_that_the_host_kills_each_time_is_lost_and_counted_not_failed(
         with killing(own, KILLED[who]):
             with pytest.raises(HostFailed, match="the host failed twice.*" + who):
                 own.run(python("import time; print(1, flush=True); time.sleep(3)"), PATIENT)
-            (verdict,) = workers._verify([("code_gen", row, reply)])
+            ((verdict,), _seconds) = workers._verify([("code_gen", row, reply)])
         assert verdict["reward"] == 0.0 and "the host failed twice" in verdict["verifier_error"]
         assert own.run(python("print(2)"), PATIENT).stdout == "2\n"
         # Who ends itself so, or takes too much, is not lost.

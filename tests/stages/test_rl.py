@@ -9,6 +9,7 @@ from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine.batch import build_pack
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
 from nemo_cascade.rollout.engine import nothing_to_do
+from nemo_cascade.rollout.store import RolloutStore
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rollouts
 from nemo_cascade.stages.config import AdvantageEstimatorConfig, DataConfig, DatasetConfig, EnvConfig, GRPOConfig, LossConfig
@@ -165,7 +166,7 @@ def test_rewards_that_differ_in_single_precision_only_are_informative():
 def test_every_draw_has_noise_of_its_own_and_is_replayed_with_its_rewards_from_its_own_file(tmp_path, monkeypatch):
     seeds, rewarded = [], []
 
-    def sampled(policy, engine, prompts, group_size, seed, turns, ended):
+    def sampled(policy, engine, prompts, group_size, seed, turns, ended, watch):
         seeds.append(seed)
         return [group([None, None]) for _ in prompts]
 
@@ -186,10 +187,10 @@ def test_every_draw_has_noise_of_its_own_and_is_replayed_with_its_rewards_from_i
 
     monkeypatch.setattr(rollouts, "sample_groups", sampled)
     config, rewards = dynamic(), TeachesAtTheSecondDraw()
-    drawn = [Sampler(None, None, rewards, tmp_path, seed=3).batch(step, Same(), config)[0] for step in (1, 2)]
+    drawn = [Sampler(None, None, rewards, RolloutStore(tmp_path), seed=3).batch(step, Same(), config)[0] for step in (1, 2)]
     assert len(set(seeds)) == len(seeds) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{n}.jsonl" for n in ("1", "1_1", "2", "2_1")]
-    again = [Sampler(None, None, rewards, tmp_path, seed=3).batch(step, Same(), config)[0] for step in (1, 2)]
+    again = [Sampler(None, None, rewards, RolloutStore(tmp_path), seed=3).batch(step, Same(), config)[0] for step in (1, 2)]
     assert again == drawn and [r.reward for r in again[0][0].rollouts] == [1.0, 0.0]
     assert len(seeds) == 4 and rewarded == [2] * 4, "a replayed step samples and verifies nothing"
 

@@ -6,6 +6,7 @@ import pytest
 
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.data.sample import Sample
+from nemo_cascade.rollout.store import RolloutStore
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages.config import AdvantageEstimatorConfig, GRPOConfig
 from nemo_cascade.stages.prompts import Prompt
@@ -61,7 +62,7 @@ def test_a_group_of_one_names_stage_step_and_prompt_and_nothing_is_sampled(tmp_p
 
     def sampler(**settings):
         config = GRPOConfig(num_prompts_per_step=2, num_generations_per_prompt=1, normalize_rewards=normalize, **settings)
-        return Sampler(None, None, None, tmp_path / "03-if_rl" / "rollouts", seed=1).batch(7, One(), config)
+        return Sampler(None, None, None, RolloutStore(tmp_path / "03-if_rl" / "rollouts"), seed=1).batch(7, One(), config)
 
     with pytest.raises(DataError, match="^stage 03-if_rl, step 7, prompt ab of sums: a group of one reply has no baseline"):
         sampler()

@@ -63,10 +63,11 @@ PANELS = (
     Panel("Gradient norm", "before clipping", (r"train/(grad_norm)",)),
     Panel("Learning rate", "", (r"train/(lr)",)),
 )
-# Each has its colour wherever time is shown; what is not here comes after them.
+# Each has its colour wherever time is shown; what is not here comes after them, in the last one's.
 PARTS = (
     *("generation", "reward_calculation", "teacher_logprob_inference", "policy_and_reference_logprobs"),
     *("policy_training", "checkpointing", "validation", "data_processing"),
+    *("weight_sync", "idle"),
 )
 TOTAL, PART = "timing/train/total_step_time", re.compile(r"timing/train/(?!total_step_time$)(.+)")
 # Counts by which nothing is judged; the table of what was gained for what has them.
@@ -98,7 +99,7 @@ def panels(log: list[dict]) -> list[dict]:
         series = [
             {"name": part, "colour": colour(part), "points": points(log, f"timing/train/{part}", missing=0.0)} for part in parts
         ]
-        explains = "seconds; checkpointing is the save after the step before"
+        explains = "seconds; checkpointing and logging are those after the step before"
         drawn.append(_panel("Time of a step by its parts", explains, series, stacked=True))
     return drawn
 
@@ -131,7 +132,7 @@ def seconds_by_part(log: list[dict]) -> dict[str, float]:
 
 def colour(part: str) -> int:
     """The number of a part's colour."""
-    return PARTS.index(part) if part in PARTS else len(PARTS)
+    return PARTS.index(part) if part in PARTS else len(PARTS) - 1
 
 
 def _panel(title: str, explains: str, series: list[dict], stacked: bool = False) -> dict:
