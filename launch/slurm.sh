@@ -44,7 +44,8 @@ export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton-$SLURM_JOB_ID}
 
 # ------------------------------------------------------------------ what runs on each node
 # Each torchrun comes to the first node and asks who else is there. Which node listens is said, not guessed from names, which containers change.
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MASTER_ADDR=${hosts%%$'\n'*}
 # Two jobs that share their first node need two ports; below those that the kernel gives away.
 MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 export MASTER_ADDR MASTER_PORT
