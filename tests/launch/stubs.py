@@ -103,7 +103,7 @@ def end(process: subprocess.Popen) -> None:
 
 
 def until(condition) -> None:
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < ends
         time.sleep(0.02)

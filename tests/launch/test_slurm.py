@@ -1,7 +1,9 @@
 """launch/slurm.sh: what is started on which node, and when the job comes back to the queue."""
 
+import json
 import os
 import signal
+import socket
 
 import pytest
 
@@ -123,3 +125,48 @@ def test_a_run_without_a_folder_is_refused_before_anything_is_started(cluster):
 def test_the_job_asks_slurm_for_what_the_script_relies_on():
     lines = {line.removeprefix("#SBATCH ") for line in (ROOT / "launch" / "slurm.sh").read_text().splitlines() if line.startswith("#SBATCH")}
     assert {"--ntasks-per-node=1", "--requeue", "--open-mode=append", "--signal=B:USR1@900"} <= lines
+
+
+# A worker in the package's place: says which rank it is, and on SIGTERM does what a run does.
+WORKER = """
+import json, os, signal, sys
+from pathlib import Path
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+run = Path(sys.argv[-1].removeprefix("cascade.run_dir="))
+names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "MASTER_ADDR", "SLURMD_NODENAME")
+(run / f"rank_{os.environ['RANK']}.tmp").write_text(json.dumps({name: os.environ[name] for name in names}))
+(run / f"rank_{os.environ['RANK']}.tmp").rename(run / f"rank_{os.environ['RANK']}.json")
+signal.sigwait({signal.SIGTERM})
+if os.environ["RANK"] == "0":
+    (run / "interrupted.json").write_text("{}")
+sys.exit(75)
+"""
+
+
+@pytest.mark.slow
+def test_real_torchruns_meet_and_their_processes_hear_of_the_time_limit(tmp_path):
+    run = tmp_path / "run"
+    for folder in (run, tmp_path / "package" / "nemo_cascade"):
+        folder.mkdir(parents=True)
+    (tmp_path / "package" / "nemo_cascade" / "__init__.py").touch()
+    (tmp_path / "package" / "nemo_cascade" / "__main__.py").write_text(WORKER)
+    real = "note()\nos.execv(sys.executable, [sys.executable, '-m', 'torch.distributed.run', *sys.argv[1:]])\n"
+    cluster = Cluster(tmp_path, "localhost,127.0.0.1", torchrun=real)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        own = dict(MASTER_PORT=str(free.getsockname()[1]), SLURM_GPUS_ON_NODE="2", PYTHONPATH=str(tmp_path / "package"))
+    process = cluster.start("slurm.sh", *asked(cluster), **own)
+    try:
+        until(lambda: len(list(run.glob("rank_*.json"))) == 4)
+        ranks = [json.loads((run / f"rank_{rank}.json").read_text()) for rank in range(4)]
+        process.send_signal(signal.SIGUSR1)
+        out, err = process.communicate(timeout=240)
+    finally:
+        end(process)
+    assert {rank["WORLD_SIZE"] for rank in ranks} == {"4"}
+    assert [rank["LOCAL_RANK"] for rank in ranks] == ["0", "1", "0", "1"]
+    assert len({rank["SLURMD_NODENAME"] for rank in ranks}) == 2
+    # The name by which Slurm knows the first node, whatever that calls itself.
+    assert {rank["MASTER_ADDR"] for rank in ranks} == {ranks[0]["SLURMD_NODENAME"]}
+    assert process.returncode == 75 and "back to the queue" in out, err
+    assert [call["arguments"] for call in cluster.called("scontrol")][-1] == ["requeue", "4711"]
