@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Installs this package into an NGC image, or another Python that has torch and megatron-core, without changing what is there:
-# the package itself with --no-deps, then only those of its requirements that are lacking, by versions that go with what is here. Ends with
-# another code than 0 when anything of the image changed. The Dockerfiles call it; in a running container it does the same. Run again it changes nothing.
+# Installs this package into an NGC image, or another Python that has torch and megatron-core, and changes nothing there: the
+# package itself with --no-deps, then only those of its requirements that are lacking, in versions that go with what is here.
+# Ends with another code than 0 when anything of the image changed. The Dockerfiles call it; in a running container it does the
+# same. Run again it changes nothing.
 #
 #   containers/install.sh [PACKAGE]     a wheel or a source tree; without it the tree of this script
 #
 #   PYTHON=python3      the interpreter to install for
-#   UPGRADE=            distributions that may be replaced where they are too old, with spaces between; never torch and what is built on it
+#   UPGRADE=            distributions that may be replaced where they are too old, with spaces between; never torch and what is
+#                       built on it
 #   VLLM=auto           auto: where there is none, one that was built for the torch that is here, if the index has it
 #                       no: none; anything else: this requirement (vllm==0.25.1), or the installation fails
 set -euo pipefail
@@ -49,7 +51,7 @@ case $vllm in
       if ! pip_install --constraint "$notes/constraints.txt" --only-binary vllm 'vllm>=0.12'; then
         torch=$(sed -n 's/^torch==//p' "$notes/constraints.txt")
         echo "vllm: no wheel was built for torch $torch, so none was installed: rollouts are drawn by the embedded engine" \
-          "(policy.generation.backend=megatron, the default). For vLLM take an image that has it, or build it from source against this torch."
+          "(policy.generation.backend=megatron, the default). For vLLM take an image that has it, or build it against this torch."
       fi
     fi
     ;;

@@ -2,9 +2,10 @@
 
     python containers/lacking.py constraints.txt [--upgrade transformers ...] > lacking.txt
 
-Prints what pip has to install, a requirement a line, and writes what is here already as constraints, `name==version` a line, for it. What
-the image must bring (torch, megatron-core, triton) is never asked of pip: absent, or of a version that this package does not work with, it ends
-this with code 2, as do other distributions that are too old, unless they are to be upgraded. Needs `packaging`, of the image's or of pip's.
+Prints what pip has to install, a requirement a line, and writes what is here already as constraints, `name==version` a line,
+for it. What the image must bring (torch, megatron-core, triton) is never asked of pip: absent, or of a version that this
+package does not work with, it ends this with code 2, as do other distributions that are too old, unless they are to be
+upgraded. Needs `packaging`, of the image's or of pip's.
 """
 
 import argparse

@@ -3,10 +3,11 @@
     python containers/pinned.py record before.json
     python containers/pinned.py compare before.json [--may-change transformers ...]
 
-`record` notes the version of every distribution, and of torch, Transformer Engine, megatron-core and the compiled packages around them where
-they lie and the size and time of each of their files: NGC images have some of these without any metadata that pip could see, and a second copy
-in a virtual environment would hide the image's. Nothing is imported, so neither a GPU nor its driver is needed. `compare` ends with code 1 and a
-line for each difference; what was added is listed. Needs nothing but Python.
+`record` notes the version of every distribution, and of torch, Transformer Engine, megatron-core and the compiled packages
+around them where they lie and the size and time of each of their files: NGC images have some of these without any metadata
+that pip could see, and a second copy in a virtual environment would hide the image's. Nothing is imported, so neither a GPU
+nor its driver is needed. `compare` ends with code 1 and a line for each difference; what was added is listed. Needs nothing
+but Python.
 """
 
 import argparse

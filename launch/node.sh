@@ -3,19 +3,20 @@
 #
 #   IMAGE=nemo-cascade launch/node.sh --config-name=node policy.model_name=/models/nano cascade.run_dir=/data/runs/node
 #
-# Everything on the command line goes to `nemo-cascade run`. The current folder is mounted and is the current folder inside; of other paths
-#   MOUNTS="/models /data"    each is mounted under its own name, so that configs and manifests are true inside and outside
+# Everything on the command line goes to `nemo-cascade run`. The current folder is mounted and is the current folder inside.
+#   MOUNTS="/models /data"    other paths, each mounted under its own name, so that configs and manifests are true in and outside
 #   GPUS=all                  what docker's --gpus takes: 4, '"device=0,1"'
 #   STOP_SECONDS=900          what `docker stop` and a signal leave for the step, its validation and the checkpoint
-#   NEMO_CASCADE_SANDBOX_URL  where model-written code runs (nemo-cascade sandbox-serve on a host that isolates, docs/sandbox.md); with it
-#                             the container keeps docker's own restrictions, and without it it gives up those that forbid bubblewrap
+#   NEMO_CASCADE_SANDBOX_URL  where model-written code runs (nemo-cascade sandbox-serve on a host that isolates, docs/sandbox.md);
+#                             with it the container keeps docker's restrictions, without it it gives up those that forbid bubblewrap
 # SIGTERM, SIGUSR1 and `docker stop` save and exit (docs/operation.md).
 set -euo pipefail
 
 : "${IMAGE:?name the image, as in IMAGE=nemo-cascade (containers/Dockerfile builds it)}"
 stop=${STOP_SECONDS:-900}
 
-# Runs in the container, as its first process: torchrun passes SIGTERM on to its processes, whatever its version, and SIGUSR1 perhaps not.
+# Runs in the container, as its first process: torchrun passes SIGTERM on to its processes, whatever its version, and SIGUSR1
+# perhaps not.
 on_node() {
   local child=''
   trap 'kill -TERM "$child"' TERM USR1
@@ -40,7 +41,8 @@ if [ -z "${NEMO_CASCADE_SANDBOX_URL:-}" ]; then
 fi
 if [ -t 0 ] && [ -t 1 ]; then flags+=(--interactive --tty); fi
 # By name alone, so that no token is on a command line.
-for name in NPROC HF_HOME HF_TOKEN WANDB_API_KEY GENRM_JUDGE LONG_CONTEXT_JUDGE SWE_JUDGE ${!NEMO_CASCADE_@} ${!NCCL_@} ${!MLFLOW_@}; do
+names=(NPROC HF_HOME HF_TOKEN WANDB_API_KEY GENRM_JUDGE LONG_CONTEXT_JUDGE SWE_JUDGE)
+for name in "${names[@]}" "${!NEMO_CASCADE_@}" "${!NCCL_@}" "${!MLFLOW_@}"; do
   if [ -n "${!name+set}" ]; then flags+=(--env "$name"); fi
 done
 flags+=(

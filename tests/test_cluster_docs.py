@@ -44,12 +44,11 @@ def mine(words: list[str], folder: Path) -> tuple[str, list[str]]:
 @pytest.fixture
 def files(tmp_path) -> Path:
     """What the commands name: the model's folder without its weights, and rows."""
-    for folder in ("models/nano", "models/sft", "data"):
+    for folder in ("models", "data/runs/mine/01-sft/step_2000/policy/weights"):
         (tmp_path / folder).mkdir(parents=True)
-    for model in ("nano", "sft"):
-        (tmp_path / "models" / model / "config.json").write_text(json.dumps(hf_config(PRESETS["nano_30b_a3b"], "bfloat16")))
-        for file in (ROOT / "nemo_cascade/data/tokenizers/tiny").iterdir():
-            shutil.copy(file, tmp_path / "models" / model)
+    model = Path(shutil.copytree(ROOT / "nemo_cascade/data/tokenizers/tiny", tmp_path / "models/nano"))
+    (model / "config.json").write_text(json.dumps(hf_config(PRESETS["nano_30b_a3b"], "bfloat16")))
+    (tmp_path / "data/runs/mine/01-sft/step_2000/policy/weights/.metadata").touch()
     messages = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "<think></think>2"}]
     (tmp_path / "data/mine.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     row = {"responses_create_params": {"input": messages[:1]}, "question": "1 + 1?", "expected_answer": "2"}
@@ -65,8 +64,6 @@ def test_it_is_at_most_ten_commands_from_the_installation_to_the_run(called):
     programs = [" ".join([program, *(word for word in words if word in ("check", "plan", "run", "status", "doctor"))]) for program, words in called]
     assert programs[:2] == ["install.sh", "nemo-cascade doctor"]
     assert programs[-3:] == ["torchrun check", "torchrun run", "nemo-cascade status"]
-    first = (ROOT / "containers/install.sh").read_text()
-    assert "pip_install --no-deps --force-reinstall \"$package\"" in first
 
 
 def test_every_command_speaks_of_the_same_run_and_its_config_is_accepted(called, files):
@@ -90,6 +87,7 @@ def test_rl_on_own_rows_is_accepted_too(files):
     words = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
     name, overrides = mine(words, files)
     (stage,) = load_config(compose_config(name, overrides), 8).stages.values()
+    assert stage.start == f"the weights of {files}/data/runs/mine/01-sft/step_2000"
     assert (stage.name, list(stage.data.train), list(stage.data.validation)) == ("if_rl", ["mine"], ["mine"])
 
 

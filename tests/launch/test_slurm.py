@@ -47,7 +47,7 @@ def test_each_node_gets_one_torchrun_that_meets_the_others_at_the_first(cluster)
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "840",
         }
     (step,) = cluster.called("srun")
-    assert step["arguments"][:2] == ["--kill-on-bad-exit=0", "bash"]
+    assert step["arguments"][:3] == ["--kill-on-bad-exit=0", "--cpu-bind=none", "bash"]
     assert [call["arguments"] for call in cluster.called("scontrol")] == [["show", "hostnames", "n[1-2]"]]
 
 
@@ -55,7 +55,7 @@ def test_a_container_has_the_folder_the_mounts_and_nothing_of_the_user_s_home(cl
     assert cluster.run("slurm.sh", *asked(cluster), IMAGE="/i/cascade.sqsh", MOUNTS="/lustre:/lustre,/data:/data:ro").returncode == 0
     (step,) = cluster.called("srun")
     here = cluster.folder
-    assert step["arguments"][1:5] == [
+    assert step["arguments"][2:6] == [
         "--container-image=/i/cascade.sqsh",
         f"--container-mounts={here}:{here},/lustre:/lustre,/data:/data:ro",
         f"--container-workdir={here}",
@@ -120,6 +120,8 @@ def test_a_run_without_a_folder_is_refused_before_anything_is_started(cluster):
     done = cluster.run("slurm.sh", *ARGUMENTS)
     assert done.returncode == 2 and "say cascade.run_dir=..." in done.stderr
     assert not cluster.calls.exists()
+    assert "is this started by sbatch?" in cluster.run("slurm.sh", *asked(cluster), NODES="").stderr
+    assert not cluster.called("srun")
 
 
 def test_the_job_asks_slurm_for_what_the_script_relies_on():
