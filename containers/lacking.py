@@ -36,12 +36,12 @@ def requirements(pyproject: Path = PYPROJECT) -> list[Requirement]:
 
 
 def with_extras(requirement: Requirement, installed: dict[str, str]) -> Iterator[Requirement]:
-    """A requirement, and what its extras ask for where the distribution itself is here already."""
-    yield requirement
+    """A requirement that holds for this system, and what its extras ask for where the distribution itself is here already."""
+    if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        yield requirement
     if requirement.extras and canonical(requirement.name) in installed:
-        for line in importlib.metadata.requires(requirement.name) or []:
-            asked = Requirement(line)
-            if asked.marker and any(asked.marker.evaluate({"extra": extra}) for extra in requirement.extras):
+        for asked in map(Requirement, importlib.metadata.requires(requirement.name) or []):
+            if "extra ==" in str(asked.marker) and any(asked.marker.evaluate({"extra": extra}) for extra in requirement.extras):
                 yield asked
 
 
@@ -49,8 +49,6 @@ def look(wanted: list[Requirement], installed: dict[str, str], upgrade: set[str]
     """(requirements for pip, problems), a line each."""
     lacking, problems = [], []
     for requirement in (each for line in wanted for each in with_extras(line, installed)):
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}) and "extra" not in str(requirement.marker):
-            continue
         name = canonical(requirement.name)
         here = installed.get(name)
         fits = here is not None and requirement.specifier.contains(here, prereleases=True)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,12 @@ def test_the_documents_name_files_that_are_there_and_images_as_the_dockerfiles_d
         (base,) = re.findall(r"^ARG BASE=(\S+)$", (ROOT / "containers" / dockerfile).read_text(), re.MULTILINE)
         assert base in texts["docs/cluster.md"]
     assert "Not yet run" in texts["docs/cluster.md"]
+
+
+@pytest.mark.slow
+def test_the_plan_of_it_says_what_each_gpu_would_hold_and_that_it_fits(called, files):
+    (words,) = [arguments for program, arguments in called if program == "nemo-cascade" and arguments[0] == "plan"]
+    moved = [re.sub(r"(?<==)/(?=models/|data/)", f"{files}/", word) for word in words]
+    done = subprocess.run([sys.executable, "-m", "nemo_cascade", *moved], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sft" in done.stdout
