@@ -43,16 +43,16 @@ pip_install --no-deps --force-reinstall "$package"
 case $vllm in
   no) ;;
   auto)
+    lacking
+    torch=$(sed -n 's/^torch==//p' "$notes/constraints.txt")
     if has vllm; then
       echo "vllm: the image's own is kept"
-    else
-      lacking
-      # vLLM's wheels name the one version of torch that they were built for, so that pip finds the newest that fits or none.
-      if ! pip_install --constraint "$notes/constraints.txt" --only-binary vllm 'vllm>=0.12'; then
-        torch=$(sed -n 's/^torch==//p' "$notes/constraints.txt")
-        echo "vllm: no wheel was built for torch $torch, so none was installed: rollouts are drawn by the embedded engine" \
-          "(policy.generation.backend=megatron, the default). For vLLM take an image that has it, or build it against this torch."
-      fi
+    # vLLM's wheels name the one release of torch that they were built for, so that pip finds the newest that fits or none. NVIDIA's
+    # own builds (2.11.0a0+...) are no release: pip would fetch one large wheel after the other to find that out.
+    elif [[ ! $torch =~ ^[0-9.]+(\+cu[0-9]+)?$ ]] ||
+      ! pip_install --constraint "$notes/constraints.txt" --only-binary vllm 'vllm>=0.12'; then
+      echo "vllm: no wheel was built for torch $torch, so none was installed: rollouts are drawn by the embedded engine" \
+        "(policy.generation.backend=megatron, the default). For vLLM take an image that has it, or build it against this torch."
     fi
     ;;
   *)
