@@ -9,6 +9,9 @@ cores, as one process of many threads and as two processes that share the cores 
 counts. All wait in memory and take steps in turn, so that noise hits them alike. A ratio compares the fastest steps;
 where other programs take part of the machine, that of CPU seconds (all threads of all processes) says more.
 
+`decode_tail` decodes replies of very different lengths, which are drawn and which neither side knows beforehand: `generate`
+goes on until the longest has ended. Only tokens of replies count.
+
 The first step is that of a policy that is built, in a process that has imported everything and has its documents in
 memory: packing, forward and backward pass, the optimizer with the making of its state, and all caches' filling. The
 start of the process and the building of model and optimizer are not in it. Later steps do not count it.
@@ -39,6 +42,7 @@ ROWS = {
     "training": ("training", "tiny", 2.5),
     "training_20m": ("training", "20m", 2.0),
     "decode": ("decode", "tiny", 1.5),
+    "decode_tail": ("decode_tail", "tiny", 2.0),
     "grpo": ("grpo", "tiny", 1.5),
 }
 SIDES = ("ours", "theirs")
@@ -49,6 +53,7 @@ DOMAINS = ("instruction_following", "math", "mcqa", "structured_outputs", "prefe
 DOCUMENT, PROMPT = range(30, 121), range(20, 61)
 PACKS, PACK_TOKENS = 2, 1280
 DECODE_BATCH, NEW_TOKENS = 256, 48
+TAIL = range(16, 513)  # replies of decode_tail, drawn
 GRPO_PROMPTS, GROUP = 8, 8
 LEARNING_RATE = 1e-4
 
@@ -178,7 +183,7 @@ def reward(text: str) -> float:
 
 
 def read(folder: Path) -> dict:
-    """The workload: documents, prompts, texts of GRPO's prompts."""
+    """The workload: documents, prompts, how long decode_tail's replies to these become, texts of GRPO's prompts."""
     return json.loads((folder / "workload.json").read_text())
 
 

@@ -20,6 +20,7 @@ from speed import (
     PACK_TOKENS,
     PACKS,
     PROMPT,
+    TAIL,
     clock,
     read,
     reward,
@@ -38,6 +39,7 @@ from nemo_cascade.engine.policy import Policy
 from nemo_cascade.models.hf_folder import write_hf
 from nemo_cascade.models.presets import PRESETS
 from nemo_cascade.rollout.engine import generate, generate_global, share
+from nemo_cascade.rollout.megatron import MegatronEngine
 from nemo_cascade.rollout.types import Group, Request, SamplingParams
 from nemo_cascade.stages.config import GRPOConfig, LossConfig
 from nemo_cascade.stages.prompts import Prompt
@@ -69,9 +71,11 @@ def prepare(folder: Path):
     policy.tokenizer.save_pretrained(folder)
     documents, texts = demo_texts(policy.tokenizer)
     prompts = [encode(policy.tokenizer, text) for text in texts]
+    tail = random.Random(1).choices(TAIL, k=DECODE_BATCH)
     work = {
         "documents": [{"tokens": document.tokens, "loss_mask": document.loss_mask} for document in documents],
         "prompts": prompts[:DECODE_BATCH],
+        "tail": tail,
         "texts": texts[:GRPO_PROMPTS],
     }
     (folder / "workload.json").write_text(json.dumps(work))
@@ -80,6 +84,7 @@ def prepare(folder: Path):
     work = {
         "training": {"tokens": sum(lengths), "flops": training_flops(policy.preset, lengths, trained)},
         "decode": {"tokens": DECODE_BATCH * NEW_TOKENS},
+        "decode_tail": {"tokens": sum(tail)},
         "grpo": {"tokens": GRPO_PROMPTS * GROUP * NEW_TOKENS},
     }
 
@@ -145,11 +150,7 @@ def training(folder: Path):
 
 def decode(folder: Path):
     """Replies to different prompts, so none is prefilled once for several; data-parallel ranks share them."""
-    policy = build(folder)
-    engine = make_engine(policy)
-    requests = [Request(f"{number:016x}", 0, tuple(prompt)) for number, prompt in enumerate(read(folder)["prompts"])]
-    group = parallel.parallel_state.get_data_parallel_group()
-    mine = share(requests, group.size())[group.rank()]
+    engine, mine = decoder(folder)
     seeds = iter(range(1_000_000))
 
     def step():
@@ -159,6 +160,45 @@ def decode(folder: Path):
         return since(started), None
 
     return step
+
+
+def decode_tail(folder: Path):
+    """The same with replies that stop after lengths which the engine does not know."""
+    engine, mine = decoder(folder)
+    lengths = read(folder)["tail"]
+    seeds = iter(range(1_000_000))
+
+    def step():
+        started, seed, rollouts = clock(), next(seeds), []
+        for request in mine:
+            stop = After(lengths[int(request.prompt_id, 16)])
+            engine.add([request], SamplingParams(max_new_tokens=TAIL[-1], stop_ids=stop, seed=seed))
+        while engine.busy():
+            rollouts += engine.step()
+        assert len(rollouts) == len(mine)
+        assert all(len(rollout.response) == lengths[int(rollout.prompt_id, 16)] for rollout in rollouts)
+        return since(started), None
+
+    return step
+
+
+class After:
+    """Stop tokens of one reply: whatever its n-th token is."""
+
+    def __init__(self, n: int):
+        self.left = n
+
+    def __contains__(self, token: int) -> bool:
+        self.left -= 1
+        return not self.left
+
+
+def decoder(folder: Path) -> tuple[MegatronEngine, list[Request]]:
+    """An engine, and a request of this rank for each of its prompts, numbered as in the workload."""
+    policy = build(folder)
+    requests = [Request(f"{number:016x}", 0, tuple(prompt)) for number, prompt in enumerate(read(folder)["prompts"])]
+    group = parallel.parallel_state.get_data_parallel_group()
+    return make_engine(policy), share(requests, group.size())[group.rank()]
 
 
 def grpo(folder: Path):

@@ -59,10 +59,21 @@ def training(folder: Path):
 
 def decode(folder: Path):
     """`generate` with its cache on prompts padded on the left."""
+    return decoding(folder, [NEW_TOKENS] * len(read(folder)["prompts"]))
+
+
+def decode_tail(folder: Path):
+    """The same until the longest reply has ended."""
+    return decoding(folder, read(folder)["tail"])
+
+
+def decoding(folder: Path, lengths: list[int]):
+    """Replies of at least these lengths, all of a rank's as long as its longest."""
     work = read(folder)
     rank, size = join_world()
     model = load(folder).eval()
-    prompts = sorted(work["prompts"], key=len)[rank::size]
+    mine = sorted(zip(work["prompts"], lengths), key=lambda pair: len(pair[0]))[rank::size]
+    prompts, new_tokens = [prompt for prompt, _ in mine], max(length for _, length in mine)
     tokens = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True, padding_side="left")
     lengths = torch.tensor([[len(prompt)] for prompt in prompts])
     mask = (torch.arange(tokens.shape[1]) >= tokens.shape[1] - lengths).long()
@@ -74,11 +85,11 @@ def decode(folder: Path):
             attention_mask=mask,
             do_sample=True,
             top_k=0,
-            min_new_tokens=NEW_TOKENS,
-            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
             use_cache=True,
         )
-        assert replies.shape == (len(prompts), tokens.shape[1] + NEW_TOKENS)
+        assert replies.shape == (len(prompts), tokens.shape[1] + new_tokens)
         return since(started), None
 
     return step

@@ -343,10 +343,10 @@ def prompt_bytes(
 ) -> int:
     """What reading prompts needs beside the cache of the sequences: the prompts' own cache, a forward pass, logits.
 
-    Prompts are read so many tokens at once as `rollout.megatron` allows, one prompt at least. A sequence being decoded
+    Prompts are read so many tokens at once as `rollout.batch` allows, one prompt at least. A sequence being decoded
     is not cut: not over context ranks, nor over tensor ranks between the layers.
     """
-    from nemo_cascade.rollout.megatron import MAX_PREFILL_TOKENS  # late, because it imports torch
+    from nemo_cascade.rollout.batch import MAX_PREFILL_TOKENS  # late, because it imports torch
 
     tokens = max(MAX_PREFILL_TOKENS, prompt_tokens)
     layout = dataclasses.replace(layout, context=1, sequence_parallel=False)

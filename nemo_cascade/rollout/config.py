@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-# Decoding cache of one rank beyond which the embedded engine refuses a batch.
+# Decoding cache of one rank: of the rows that wait, the embedded engine takes in as many as it has room for.
 MAX_CACHE_BYTES = 2**34
 # Engines whose rollouts say which experts their tokens went through.
 REPORT_EXPERTS = ("megatron",)

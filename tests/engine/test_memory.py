@@ -227,7 +227,7 @@ def caches_of_the_engine(sequences, tokens, prompt_tokens):
     it read their prompts with, all different and read at once."""
     from nemo_cascade.engine import parallel
     from nemo_cascade.engine.policy import Policy
-    from nemo_cascade.rollout import megatron
+    from nemo_cascade.rollout import batch, cache
     from nemo_cascade.rollout.types import Request, SamplingParams
     from nemo_cascade.stages.rollouts import make_engine
 
@@ -242,8 +242,8 @@ def caches_of_the_engine(sequences, tokens, prompt_tokens):
         contexts.append(StaticInferenceContext(*sizes))
         return contexts[-1]
 
-    StaticInferenceContext = megatron.StaticInferenceContext
-    with patch.object(megatron, "StaticInferenceContext", context):
+    StaticInferenceContext = batch.StaticInferenceContext
+    with patch.object(batch, "StaticInferenceContext", context), patch.object(cache, "StaticInferenceContext", context):
         engine.step()
     own, reading = [
         sum(cache.nbytes for caches in made.key_value_memory_dict.values() for cache in caches) for made in contexts

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, SequencePackingConfig
+from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, RouterReplayConfig, SequencePackingConfig
 from nemo_cascade.rollout.config import GenerationConfig
 from nemo_cascade.rollout.types import Request, SamplingParams
 from tests.engine.cases import layout
@@ -15,7 +15,7 @@ LAYOUTS = ["one", "TP2", "EP2", "DP2", "TP2+EP2"]
 PARAMS = SamplingParams(max_new_tokens=24, seed=5)
 
 
-def build(model="micro", max_batch_size=256, std=0.08, temperature=1.0, top_p=1.0, **layout):
+def build(model="micro", max_batch_size=256, std=0.08, temperature=1.0, top_p=1.0, router_replay=False, **layout):
     """A policy whose weights have this standard deviation, so that logits are far from uniform, with its engine."""
     import torch
 
@@ -28,6 +28,7 @@ def build(model="micro", max_batch_size=256, std=0.08, temperature=1.0, top_p=1.
         sequence_packing=SequencePackingConfig(train_mb_tokens=256),
         generation=GenerationConfig(max_batch_size=max_batch_size, temperature=temperature, top_p=top_p),
         megatron_cfg=MegatronConfig(**layout),
+        router_replay=RouterReplayConfig(enabled=router_replay),
     )
     parallel.init(config.megatron_cfg)
     policy = Policy(config, seed=3, max_num_steps=1)
@@ -96,7 +97,8 @@ def test_every_layout_samples_the_same_replies(tmp_path):
     run_distributed(write_weights, 1, tmp_path)
     answers = []
     for world, settings in map(layout, LAYOUTS):
-        answers += run_distributed(responses_with, world, tmp_path, settings)
+        # Alone all at once, elsewhere a few at a time.
+        answers += run_distributed(responses_with, world, tmp_path, {**settings, "max_batch_size": 256 if world == 1 else 4})
     assert all(answer == answers[0] for answer in answers)
     assert len({tuple(response) for response in answers[0]}) > 6, "a model that says one thing would hide errors"
 
@@ -190,7 +192,7 @@ def unequal_work(_):
 
     from nemo_cascade.rollout.engine import generate
 
-    _, engine = build(expert_model_parallel_size=2)
+    _, engine = build(expert_model_parallel_size=2, max_batch_size=3)
     mine = requests(prompts=3) if dist.get_rank() == 0 else []
     return len(generate(engine, mine, PARAMS))
 
@@ -217,7 +219,7 @@ def too_large(_):
     _, engine = build()
     engine.max_cache_bytes = 1000
     engine.add(requests(), PARAMS)
-    with pytest.raises(MemoryError, match="max_batch_size"):
+    with pytest.raises(MemoryError, match="policy.generation.max_new_tokens"):
         engine.step()
     return True
 
@@ -227,14 +229,14 @@ def test_a_batch_beyond_the_cache_bound_is_refused_with_the_remedy():
 
 
 def reading_plan(_):
-    from nemo_cascade.rollout import megatron
+    from nemo_cascade.rollout import batch
 
-    megatron.MAX_PREFILL_TOKENS, before = 6, megatron.MAX_PREFILL_TOKENS
+    batch.MAX_PREFILL_TOKENS, before = 6, batch.MAX_PREFILL_TOKENS
     try:
         a, b, c, d, e = (1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11), tuple(range(20))
-        return list(megatron.prompts_to_read([a, a, b, c, b, d, e]))
+        return list(batch.prompts_to_read([a, a, b, c, b, d, e]))
     finally:
-        megatron.MAX_PREFILL_TOKENS = before
+        batch.MAX_PREFILL_TOKENS = before
 
 
 def test_prompts_of_about_one_length_are_read_together_and_equal_ones_once():
