@@ -71,7 +71,7 @@ class Cluster:
             file.chmod(file.stat().st_mode | stat.S_IXUSR)
         slurm = dict(SLURM_JOB_ID="4711", SLURM_JOB_NODELIST="n[1-2]", SLURM_NNODES=str(len(nodes.split(","))), SLURM_GPUS_ON_NODE="8")
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "NEMO_CASCADE", "NCCL", "OMP"))},
+            **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "NEMO_CASCADE", "NCCL", "OMP", "TORCH", "CUDA"))},
             **slurm,
             "NODES": nodes,
             "CALLS": str(self.calls),
