@@ -21,6 +21,7 @@ from nemo_cascade.rollout.store import RolloutStore, SavedRollouts
 from nemo_cascade.stages import origin
 from nemo_cascade.stages.context import LoopConfig
 from nemo_cascade.stages.metrics import MetricsLog
+from tests.cascade.test_resume import row
 from tests.helpers import run_distributed
 
 STEPS = 3
@@ -59,18 +60,6 @@ def config_of(folder: Path, **of_rl):
 
 def data(path: Path) -> dict:
     return {"train": {"words": {"data_path": str(path)}}}
-
-
-def row(letter: str) -> dict:
-    prompt = f"Avoid the letter {letter} ."
-    return {
-        "responses_create_params": {"input": [{"role": "user", "content": prompt}]},
-        "agent_ref": {"type": "responses_api_agents", "name": "instruction_following_simple_agent"},
-        "prompt": prompt,
-        "enable_thinking": False,
-        "instruction_id_list": ["keywords:letter_frequency"],
-        "kwargs": [{"letter": letter, "let_frequency": 1, "let_relation": "less than"}],
-    }
 
 
 def write_rows(folder: Path, letters: str) -> None:
