@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from nemo_cascade import heartbeat
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
@@ -21,11 +20,14 @@ class EngineError(RuntimeError):
 class RolloutEngine(Protocol):
     """`megatron` (embedded) and `vllm`; anything with these verbs."""
 
-    # Whether each rank has requests of its own and no other waits for its steps.
-    alone: bool
-
     def sharing(self) -> dist.ProcessGroup:
         """The ranks that each take a share of the requests; those outside of a rank's group have groups of their own."""
+
+    def holders(self) -> dist.ProcessGroup | None:
+        """The ranks that hold one engine together, get the same requests and make the same calls; None: this one alone."""
+
+    def stepping(self) -> dist.ProcessGroup | None:
+        """The ranks, of these and other requests, none of which can step without the others; None: no others than the holders."""
 
     def add(self, requests: list[Request], params: SamplingParams) -> None:
         """Queues requests."""
@@ -70,8 +72,9 @@ def generate(
 
 
 def first(engine: RolloutEngine) -> bool:
-    """Whether this rank speaks for those that have the same requests: tensor ranks of one engine do."""
-    return engine.alone or parallel_state.get_tensor_model_parallel_rank() == 0
+    """Whether this rank speaks for those that have the same requests."""
+    holders = engine.holders()
+    return holders is None or holders.rank() == 0
 
 
 def generate_global(

@@ -13,13 +13,14 @@ def sampled(broken: int) -> str:
     from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
 
     class Engine:
-        alone = True
-
         def __init__(self):
             self.waiting: list[Request] = []
 
         def sharing(self):
             return dist.group.WORLD
+
+        def holders(self):
+            return None
 
         def add(self, requests, params):
             self.waiting = list(requests)
