@@ -131,7 +131,7 @@ def plan_stage(
                 f"{place}{gib(required.peak)} GiB a rank when it comes to {required.worst_phase}, "
                 f"{gib(required.peak - gpu.memory)} more than the {gib(gpu.memory)} of {gpu.name}"
             )
-        if required.cache > MAX_CACHE_BYTES and not work.vllm:
+        if required.cache > MAX_CACHE_BYTES and work.vllm is None:
             problems.append(
                 f"{place}{gib(required.cache)} GiB of cache a rank to decode a sequence of {work.sequence_tokens:,} tokens, more than "
                 f"the {gib(MAX_CACHE_BYTES)} that the engine allows; lower policy.max_total_sequence_length or raise "
@@ -143,6 +143,12 @@ def plan_stage(
     if per_node > gpu.host_memory:
         problems.append(f"{gib(per_node)} GiB of host memory a node, more than {gib(gpu.host_memory)}")
     return StagePlan(stage.name, stage.kind, layout, work, ranks, requirements, tuple(problems))
+
+
+def vllm_takes(policy: PolicyConfig, gpu: Gpu) -> int | None:
+    """`Work.vllm`."""
+    share = {"megatron": None, "vllm": policy.generation.vllm_cfg.gpu_memory_utilization, "vllm_server": 0.0}[policy.generation.backend]
+    return None if share is None else int(share * gpu.memory)
 
 
 def vllm_problems(model: ModelConfig, policy: PolicyConfig, parameters: int, work: Work) -> Iterator[str]:
@@ -194,7 +200,7 @@ def work_of(cascade: CascadeConfig, stage: StageConfig, gpu: Gpu, world_size: in
         prompt_tokens=policy.max_total_sequence_length - policy.generation.max_new_tokens,
         checkpoints=len(judges),
         judged=bool(judges),
-        vllm=int(policy.generation.vllm_cfg.gpu_memory_utilization * gpu.memory) if policy.generation.backend == "vllm" else 0,
+        vllm=vllm_takes(policy, gpu),
     )
     if stage.kind == "sft":
         data_parallel = world_size // (_model_ranks(cfg) * cfg.context_parallel_size)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 CHOICES = {
     "kind": ("sft", "rl"),
     "policy.precision": ("float32", "bfloat16"),
-    "policy.generation.backend": ("megatron", "vllm"),
+    "policy.generation.backend": ("megatron", "vllm", "vllm_server"),
     "policy.megatron_cfg.moe_router_dtype": ("fp32", "fp64"),
     "policy.megatron_cfg.moe_router_load_balancing_type": ("none", "aux_loss", "seq_aux_loss", "global_aux_loss"),
     "policy.megatron_cfg.recompute_granularity": (None, "full", "selective"),

@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 
 from nemo_cascade import last_words
-from nemo_cascade.cascade import judge_checks
+from nemo_cascade.cascade import judge_checks, vllm_checks
 from nemo_cascade.cascade.compose import compose_config, compose_file
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
@@ -120,6 +120,7 @@ def check(
     cascade = load(config_name, config_dir, config, overrides, world_size)
     if not offline:
         absent = [*judge_checks.absent_judge(cascade), *judge_checks.absent_judges(cascade, cascade.order)]
+        absent += vllm_checks.absent_servers(cascade, cascade.order)
         if absent:
             refuse([f"{line} Start it, or look at the config alone with --offline" for line in absent])
     if run:

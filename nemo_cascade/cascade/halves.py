@@ -55,7 +55,7 @@ def rollouts_only(cascade: CascadeConfig, only: str | None, steps: int) -> None:
         # A narrower cascade, so that other stages' rows are not read.
         known, notes = runner.check_rows(dataclasses.replace(cascade, order=[stage.name], stages={stage.name: stage}))
         runner.tell(console, *notes)
-        runner.on_rank_0(lambda: runner.refuse_absent_judges(cascade, [stage.name]))
+        runner.on_rank_0(lambda: runner.refuse_absent_servers(cascade, [stage.name]))
         sandbox.use(stage.sandbox.url)
         readiness.refuse_broken(stage.name, known[stage.name])
         groups, seconds, verified = draw.run(stage_run, steps)

@@ -81,7 +81,7 @@ def decoding_problems(stage: LoopConfig, where: Callable[[str], str]) -> Iterato
 
 def undecodable(policy: PolicyConfig) -> dict[str, int]:
     """The sizes, by key, under which the embedded rollout engine (`rollout.megatron`) cannot decode; none where vLLM does."""
-    if policy.generation.backend == "vllm":
+    if policy.generation.backend != "megatron":
         return {}
     sizes = {key: getattr(policy.megatron_cfg, key) for key in ("pipeline_model_parallel_size", "context_parallel_size")}
     return {key: size for key, size in sizes.items() if size > 1}

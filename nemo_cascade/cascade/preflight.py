@@ -71,7 +71,7 @@ def run(cascade: CascadeConfig) -> list[Outcome]:
     try:
         runner.on_rank_0(lambda: before(cascade, folder))
         runner.check_rows(cascade)
-        runner.on_rank_0(lambda: runner.refuse_absent_judges(cascade, cascade.order))
+        runner.on_rank_0(lambda: runner.refuse_absent_servers(cascade, cascade.order))
         agreed = runner.on_rank_0(lambda: runner.agreement_of_endpoint(cascade))
         runner.tell(console, *([agreed] if agreed else []))
         outcomes, written = [], {}

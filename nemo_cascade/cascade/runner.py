@@ -28,6 +28,7 @@ from nemo_cascade.cascade import (
     report,
     state,
     teachers,
+    vllm_checks,
 )
 from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, StageConfig
 from nemo_cascade.cascade.lock import RunLock
@@ -80,7 +81,7 @@ def run(
             state.refuse_unwritable([manifest.directory(name) for name in plan.run])
             state.refuse_damaged(manifest, state.read_by(cascade, manifest, plan.run))
             known, noted = check_rows(cascade, plan.run)
-            on_rank_0(lambda: refuse_absent_judges(cascade, plan.run))
+            on_rank_0(lambda: refuse_absent_servers(cascade, plan.run))
             agreed = on_rank_0(lambda: agreement_of_endpoint(cascade)) if plan.run else None
     except Exception:
         # Raised on every rank alike, so that every rank can leave and none is left behind with a traceback.
@@ -333,9 +334,10 @@ def refuse_poor_judge(cascade: CascadeConfig, stage: StageConfig, manifest: Mani
             )
 
 
-def refuse_absent_judges(cascade: CascadeConfig, names: list[str]) -> None:
-    """Raises RunRefused, a line each, for models that judge single replies of these stages and cannot be asked."""
-    absent = list(judge_checks.absent_judges(cascade, names))
+def refuse_absent_servers(cascade: CascadeConfig, names: list[str]) -> None:
+    """Raises RunRefused, a line each, for models that judge single replies of these stages, and engines that draw theirs, that cannot be
+    asked."""
+    absent = [*judge_checks.absent_judges(cascade, names), *vllm_checks.absent_servers(cascade, names)]
     if absent:
         raise RunRefused("\n".join(absent))
 
@@ -494,7 +496,7 @@ def default_score(cascade: CascadeConfig) -> Score:
     from nemo_cascade.stages.rollouts import served
 
     def score(stage_run: StageRun, final: Path, domains: dict[str, Domain], num_samples: int) -> dict[str, dict]:
-        serve = served if stage_run.config.policy.generation.backend == "vllm" else None
+        serve = served if stage_run.config.policy.generation.backend != "megatron" else None
         policy = handover.reload(stage_run, final, cascade.handover, serve)
         return validation.score_policy(stage_run, policy, domains, num_samples) if domains else {}
 

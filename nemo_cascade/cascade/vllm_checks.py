@@ -1,11 +1,18 @@
-"""What rollouts by vLLM need: `policy.generation.backend=vllm`."""
+"""What rollouts by vLLM need: `policy.generation.backend` vllm or vllm_server."""
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
 
 from nemo_cascade.engine.config import PolicyConfig
 from nemo_cascade.models.presets import PRESETS
 from nemo_cascade.stages.context import LoopConfig
+
+if TYPE_CHECKING:
+    from nemo_cascade.cascade.config import CascadeConfig
 
 # What a rank needs to know of its engine, too, to tell whether weights arrived.
 OURS = {"tensor_parallel_size", "enable_expert_parallel", "pipeline_parallel_size", "data_parallel_size"}
@@ -14,6 +21,8 @@ OURS = {"tensor_parallel_size", "enable_expert_parallel", "pipeline_parallel_siz
 def problems(stage: LoopConfig, where: Callable[[str], str], world_size: int | None) -> Iterator[str]:
     """Lines "key: what is wrong; what to do". world_size None leaves the number of processes out."""
     policy = stage.policy
+    if policy.generation.backend == "vllm_server":
+        yield from server_problems(policy, where)
     if policy.generation.backend != "vllm":
         return
     key = where("policy.generation.backend")
@@ -29,6 +38,29 @@ def problems(stage: LoopConfig, where: Callable[[str], str], world_size: int | N
     ours = sorted(policy.generation.vllm_kwargs.keys() & OURS)
     if ours:
         yield f"{where('policy.generation.vllm_kwargs')}: {', '.join(ours)} follow from policy.generation.vllm_cfg; say it there"
+
+
+def server_problems(policy: PolicyConfig, where: Callable[[str], str]) -> Iterator[str]:
+    """Whether it is said where servers are and how weights get to them."""
+    config, key = policy.generation.vllm_server, "policy.generation.vllm_server"
+    if not config.base_urls:
+        yield f"{where(f'{key}.base_urls')}: empty; name the servers that python -m nemo_cascade.rollout.vllm_serve has started, [http://host:8000]"
+    for url in config.base_urls:
+        if not url.startswith(("http://", "https://")):
+            yield f"{where(f'{key}.base_urls')}: an address such as http://host:8000, got {url}"
+    if not Path(config.weights_path).is_dir():
+        yield f"{where(f'{key}.weights_path')}: no folder {config.weights_path}; name one that trainer and servers see"
+
+
+def absent_servers(cascade: "CascadeConfig", names: list[str]) -> Iterator[str]:
+    """Lines on the servers that are to draw these stages' rollouts and that do not answer now."""
+    policies = [cascade.stages[name].policy for name in names]
+    served = [policy.generation.vllm_server for policy in policies if policy.generation.backend == "vllm_server"]
+    for url in dict.fromkeys(url for config in served for url in config.base_urls):
+        try:
+            httpx.get(f"{url.rstrip('/')}/health", timeout=10).raise_for_status()
+        except httpx.HTTPError as error:
+            yield f"policy.generation.vllm_server.base_urls: {url}: {type(error).__name__}: {error}; start it by python -m nemo_cascade.rollout.vllm_serve"
 
 
 def sharing(policy: PolicyConfig, where: Callable[[str], str], world_size: int | None) -> Iterator[str]:

@@ -113,8 +113,8 @@ class Work:
     at once). sequences, validation_sequences: how many are decoded at once in a training step (0 for SFT) and to score
     the checkpoint (0 without validation). sequence_tokens, prompt_tokens: their longest length, the longest prompt.
     checkpoints: others than the student's whose log-probs or judgements a step needs, which wait in host memory.
-    judged: whether one of them decodes judgements. vllm: what vLLM takes of the GPU while it is awake, weights, caches and all; 0 where
-    the embedded engine decodes.
+    judged: whether one of them decodes judgements. vllm: what vLLM takes of the GPU while it is awake, weights, caches and all, 0 where it is on
+    machines of its own; None where the embedded engine decodes.
     """
 
     pack: int
@@ -125,7 +125,7 @@ class Work:
     prompt_tokens: int = 0
     checkpoints: int = 0
     judged: bool = False
-    vllm: int = 0
+    vllm: int | None = None
 
     @property
     def most_sequences(self) -> int:
@@ -425,7 +425,7 @@ def requirement(model: ModelConfig, rank: RankModel, work: Work, layout: Layout)
     room = max(1, MAX_CACHE_BYTES // one)
 
     def decoding(sequences: int) -> int:
-        if work.vllm:
+        if work.vllm is not None:
             return work.vllm
         sequences = min(sequences, room)
         return sequences * one + prompt_bytes(model, rank, sequences, work.prompt_tokens, layout, size)
@@ -442,7 +442,7 @@ def requirement(model: ModelConfig, rank: RankModel, work: Work, layout: Layout)
         gradients=gradients,
         optimizer=on_gpu,
         activations=activations,
-        cache=work.vllm if work.vllm and work.most_sequences else min(work.most_sequences, room) * one,
+        cache=min(work.most_sequences, room) * one if work.vllm is None else work.vllm * bool(work.most_sequences),
         set_aside=set_aside,
         phases=phases,
         host_optimizer=offloaded_bytes(rank, layout) if layout.optimizer_offload else 0,

@@ -22,11 +22,25 @@ class VllmConfig:
 
 
 @dataclass
+class VllmServerConfig:
+    """`policy.generation.vllm_server`: vLLM in environments of their own, as `python -m nemo_cascade.rollout.vllm_serve` starts it.
+
+    base_urls: servers, http://host:port each; ranks share them. weights_path: a folder that trainer and servers see, through which
+    weights go; without one, the memory of the machine that all of them are on. timeout: seconds without any answer after which a
+    server is given up.
+    """
+
+    base_urls: list[str] = field(default_factory=list)
+    weights_path: str = "/dev/shm"
+    timeout: float = 1800.0
+
+
+@dataclass
 class GenerationConfig:
     """`policy.generation`. `max_batch_size` bounds the rows one rank decodes at once (cache memory).
 
-    backend: `megatron`, the embedded engine on the weights being trained, or `vllm`, to which they are pushed; `vllm_kwargs` go to
-    its EngineArgs as they are.
+    backend: `megatron`, the embedded engine on the weights being trained, `vllm`, to which they are pushed, or `vllm_server`, the same
+    behind HTTP; `vllm_kwargs` go to the EngineArgs of `vllm` as they are.
     RL trains, and takes the log-probs of teachers and reference under, the temperature and top_p it samples with; SFT
     trains at 1.
     """
@@ -37,4 +51,5 @@ class GenerationConfig:
     top_p: float = 1.0
     max_batch_size: int = 256
     vllm_cfg: VllmConfig = field(default_factory=VllmConfig)
+    vllm_server: VllmServerConfig = field(default_factory=VllmServerConfig)
     vllm_kwargs: dict = field(default_factory=dict)

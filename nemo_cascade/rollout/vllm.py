@@ -11,7 +11,6 @@ one batch of requests until the next weights are pushed; that has not been run o
 caching.
 """
 
-import logging
 from functools import partial
 
 import torch
@@ -24,13 +23,9 @@ from nemo_cascade.rollout.engine import EngineError
 from nemo_cascade.rollout.noise import row_keys
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
 from nemo_cascade.rollout.vllm_build import engine_for, ranks_of, shard_of, told
+from nemo_cascade.rollout.vllm_probe import refuse_unfit, settings, warn_of_mismatch
 from nemo_cascade.rollout.vllm_push import Sent, recorded, refuse_changed
 from nemo_cascade.rollout.vllm_shard import local_part
-
-logger = logging.getLogger(__name__)
-
-# NeMo RL's bound for token_mult_prob_error, the mean of exp |log-prob in one engine - in the other|.
-MISMATCH = 1.05
 
 
 class VllmEngine:
@@ -61,17 +56,7 @@ class VllmEngine:
 
     def add(self, requests: list[Request], params: SamplingParams) -> None:
         """Queues requests; raises ValueError for one that is empty, or longer with its reply than the engine's longest."""
-        for request in requests:
-            longest = len(request.prompt) + params.max_new_tokens
-            if not request.prompt:
-                raise ValueError(f"request {request.prompt_id}/{request.sample} has an empty prompt")
-            if params.report_experts:
-                raise ValueError("vLLM reports no experts to us; set policy.router_replay.enabled=false or backend=megatron")
-            if longest > self.max_tokens:
-                raise ValueError(
-                    f"request {request.prompt_id}/{request.sample}: a prompt of {len(request.prompt)} tokens and a reply of up to "
-                    f"{params.max_new_tokens} are more than {self.max_tokens}; raise policy.generation.vllm_cfg.max_model_len"
-                )
+        refuse_unfit(requests, params, self.max_tokens, "raise policy.generation.vllm_cfg.max_model_len")
         if requests and self.sleeps and self.llm.is_sleeping():
             raise EngineError("vLLM sleeps without weights; call sync before add")
         keys = row_keys(params.seed, [r.prompt_id for r in requests], [r.sample for r in requests]).tolist() if requests else []
@@ -121,7 +106,7 @@ class VllmEngine:
             for _ in gathered:  # the other ranks still gather
                 pass
         parallel.raise_anywhere(error)
-        self._warn_of_mismatch(policy)
+        warn_of_mismatch(policy, self.score)
 
     def rest(self) -> None:
         """On a GPU, sleeps without weights, which the next `sync` pushes anew."""
@@ -156,41 +141,10 @@ class VllmEngine:
             finish_reason=reply.finish_reason,
         )
 
-    def _warn_of_mismatch(self, policy) -> None:
-        """By the probe that checkpoints keep, scored by trainer and engine."""
-        from nemo_cascade.engine import probe
-
-        known = probe.take(policy)
-        error = token_mult_prob_error(known.logprobs, self.score(known.tokens))
-        if not error <= MISMATCH:
-            logger.warning(
-                "vLLM gives a probe's tokens other log-probs than the trainer: token_mult_prob_error %.4f, up to %.2f is usual; "
-                "its weights are those that were pushed, so its precision or one of its kernels is not the trainer's",
-                error,
-                MISMATCH,
-            )
-
-
-def token_mult_prob_error(one: list[list[float]], other: list[list[float]]) -> float:
-    """NeMo RL's measure: the mean over tokens of exp |difference of log-probs|, without each row's first token."""
-    pairs = [(a, b) for row, second in zip(one, other, strict=True) for a, b in zip(row[1:], second[1:], strict=True)]
-    mine, theirs = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    return float((mine - theirs).abs().exp().mean())
-
 
 def sampling(params: SamplingParams, key: int):
-    """Our settings as vLLM's; key: a signed 64-bit number that is a reply's own."""
+    """Our settings as vLLM's."""
     from vllm import SamplingParams as Sampling
     from vllm.sampling_params import RequestOutputKind
 
-    return Sampling(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        max_tokens=params.max_new_tokens,
-        stop_token_ids=list(params.stop_ids),
-        ignore_eos=True,  # the stop ids say where a reply ends, no file of the model
-        seed=key & (2**63 - 1),
-        logprobs=0,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
+    return Sampling(**settings(params, key), detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)

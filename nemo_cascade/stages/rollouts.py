@@ -25,8 +25,8 @@ from nemo_cascade.stages.usable import group_of_one, refuse_unusable_rollouts
 
 
 def make_engine(policy: Policy) -> RolloutEngine:
-    """The engine that `policy.generation.backend` names: the embedded one over the policy's own weights, or vLLM, whose weights mean
-    nothing before its first `sync`.
+    """The engine that `policy.generation.backend` names: the embedded one over the policy's own weights, or vLLM, here or behind HTTP, whose
+    weights mean nothing before its first `sync`.
 
     It samples from all ids the model scores, those the tokenizer does not use included: leaving them out would sample
     from another distribution than the one that is trained.
@@ -35,6 +35,10 @@ def make_engine(policy: Policy) -> RolloutEngine:
         from nemo_cascade.rollout.vllm import VllmEngine
 
         return VllmEngine(policy.preset, policy.config.generation, policy.config.precision)
+    if policy.config.generation.backend == "vllm_server":
+        from nemo_cascade.rollout.vllm_server import VllmServerEngine
+
+        return VllmServerEngine(policy.preset, policy.config.generation)
     return MegatronEngine(
         policy.model, vocab_size=policy.preset.vocab_size, max_batch_size=policy.config.generation.max_batch_size
     )

@@ -95,7 +95,7 @@ def test_a_judge_of_replies_that_cannot_be_asked_stops_the_run_before_it_begins(
         judges = {"math": EndpointConfig(url, "judge"), "long_context": EndpointConfig(url, "juge")}
         stages = {"rl": SimpleNamespace(env=EnvConfig(judges=judges))}
         with pytest.raises(RunRefused, match=f"^env.judges.long_context: {url}/models has no model 'juge', only judge$"):
-            runner.refuse_absent_judges(SimpleNamespace(stages=stages), ["rl"])
-        runner.refuse_absent_judges(SimpleNamespace(stages=stages), [])
+            runner.refuse_absent_servers(SimpleNamespace(stages=stages), ["rl"])
+        runner.refuse_absent_servers(SimpleNamespace(stages=stages), [])
     with pytest.raises(RunRefused, match="env.judges.math: .*cannot be reached.*\nenv.judges.long_context: .*cannot be reached"):
-        runner.refuse_absent_judges(SimpleNamespace(stages=stages), ["rl"])
+        runner.refuse_absent_servers(SimpleNamespace(stages=stages), ["rl"])

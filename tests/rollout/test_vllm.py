@@ -39,7 +39,7 @@ def policy_of(steps: int = 0, generation: dict | None = None, **layout):
 
     config = PolicyConfig(
         model_name="tiny",
-        generation=GenerationConfig(backend="vllm", max_batch_size=64, **(generation or {})),
+        generation=GenerationConfig(**{"backend": "vllm", "max_batch_size": 64, **(generation or {})}),
         sequence_packing=SequencePackingConfig(train_mb_tokens=1024),
         max_total_sequence_length=1024,
         megatron_cfg=MegatronConfig(**layout),
