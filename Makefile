@@ -25,7 +25,7 @@ COMPAT_TESTS := tests/models --ignore=tests/models/test_te.py tests/rollout test
 
 VLLM := .venv-vllm
 VLLM_PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest
-VLLM_TESTS := tests/rollout/test_vllm.py
+VLLM_TESTS := tests/rollout/test_vllm.py tests/rollout/test_vllm_server.py
 
 .PHONY: demo smoke test test-all test-compat test-vllm browser install
 

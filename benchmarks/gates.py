@@ -1,6 +1,6 @@
 """How often a gate's `max_drop` fails a stage that changed nothing, and how often it sees a true loss of 0.05.
 
-    python benchmarks/gates.py [--stages 1000] [--domains 9] [--prompts 500]
+    python benchmarks/gates.py [--stages 1000] [--domains 9] [--prompts 500] [--replies 6]
 
 Simulated stages through the real rule (`gate.decide`). A prompt has a chance of being answered before and one after the stage,
 so that the scores of one reply correlate as told; a stage that does harm lowers the chances of one domain, by 0.05 on average,
@@ -11,10 +11,13 @@ where one that is promised does not hold.
 
 import argparse
 import math
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from nemo_cascade.cascade import gate
@@ -26,9 +29,9 @@ DROP, MAX_DROP, FALSE_ALARMS = 0.05, 0.02, 0.05
 CASES = [
     *((0.5, correlation, 1, 1) for correlation in (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)),
     *((0.5, correlation, 4, 1) for correlation in (0.0, 0.3, 0.5, 0.7)),
-    *((0.5, correlation, 8, 1) for correlation in (0.0, 0.3)),
-    *((0.85, correlation, replies, 1) for correlation, replies in ((0.0, 1), (0.3, 1), (0.7, 1), (0.0, 4))),
-    *((0.98, correlation, 1, 1) for correlation in (0.0, 0.7)),
+    *((0.5, correlation, 6, 1) for correlation in (0.0, 0.3, 0.7)),
+    *((0.85, correlation, replies, 1) for correlation, replies in ((0.0, 1), (0.3, 1), (0.7, 1), (0.0, 6))),
+    *((0.98, correlation, replies, 1) for correlation, replies in ((0.0, 1), (0.7, 1), (0.0, 6))),
     *((0.5, correlation, 1, 10) for correlation in (0.0, 0.3, 0.7)),
 ]
 
@@ -38,19 +41,20 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=1000)
     parser.add_argument("--domains", type=int, default=9)
     parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--replies", type=int, help="only the cases of so many replies a prompt")
     args = parser.parse_args()
+    cases = [case for case in CASES if args.replies in (None, case[2])]
     table = Table(
         *("base", "correlation", "replies", "score", "noise fails", "loss seen", "by the normal law", "4 of 5 seen from"),
         "both bars",
         title=f"{args.stages} stages, {args.domains} domains of {args.prompts} prompts, max_drop {MAX_DROP}, true loss {DROP}",
     )
     broken = False
-    for number, case in enumerate(CASES):
+    with ProcessPoolExecutor() as pool:
+        measured = pool.map(partial(figures, stages=args.stages, shape=(args.domains, args.prompts)), cases)
+        measured = [*track(measured, "simulating", len(cases), console=Console(stderr=True))]
+    for case, (false, seen, detectable) in zip(cases, measured):
         base, correlation, replies, parts = case
-        rng = np.random.default_rng(number)
-        shape = (args.domains, args.prompts)
-        false, _ = failing(rng, args.stages, shape, case, drop=0.0)
-        seen, detectable = failing(rng, args.stages, shape, case, drop=DROP)
         law = power(error_of(case, args.prompts), args.domains)
         # Counts of a thousand stages stray: three standard errors of the bar itself.
         stray = 3 * math.sqrt(FALSE_ALARMS * (1 - FALSE_ALARMS) / args.stages)
@@ -61,6 +65,13 @@ def main() -> None:
         )
     Console(width=130).print(table)
     raise SystemExit(int(broken))
+
+
+def figures(case: tuple, stages: int, shape: tuple[int, int]) -> tuple[float, float, float]:
+    """Shares of stages that fail without and with a loss, and the mean of `detectable_drop`."""
+    rng = np.random.default_rng(CASES.index(case))
+    false, _ = failing(rng, stages, shape, case, drop=0.0)
+    return false, *failing(rng, stages, shape, case, drop=DROP)
 
 
 def failing(rng, stages: int, shape: tuple[int, int], case: tuple, drop: float) -> tuple[float, float]:

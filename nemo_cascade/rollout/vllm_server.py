@@ -109,7 +109,7 @@ class VllmServerEngine:
         """Raises EngineError if a server's weights are not those of the last `sync`: it was restarted, or serves another run as well."""
         for url in self.urls:
             for answer in self.http.call(url, "weights_of"):
-                if answer["push"] != self.push:
+                if not self.push or answer["push"] != self.push:
                     raise EngineError(f"{url}: its weights are no longer this run's; was it restarted, or does another run push to it?")
 
     def score(self, rows: list[list[int]]) -> list[list[float]]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.cascade.test_config import problems
+from nemo_cascade.cascade.vllm_checks import absent_servers
+from tests.cascade.test_config import load, problems
 
 CFG, KEY = "policy.generation.vllm_cfg.", "policy.generation.vllm_cfg.tensor_parallel_size"
 REFUSED = {
@@ -14,6 +15,20 @@ REFUSED = {
     "said twice": (["+policy.generation.vllm_kwargs.tensor_parallel_size=2"], 2, "vllm_kwargs: tensor_parallel_size follow from"),
     "replay": (["policy.router_replay.enabled=true"], 2, "router_replay.enabled: vllm does not report experts"),
 }
+
+
+SERVER = "policy.generation.vllm_server."
+
+
+def test_where_servers_are_must_be_said_and_weights_must_have_a_way_to_them():
+    backend = "policy.generation.backend=vllm_server"
+    assert f"{SERVER}base_urls: empty; name the servers" in " ".join(problems(backend))
+    found = problems(backend, f"{SERVER}base_urls=[host:8000]", f"{SERVER}weights_path=/no/such")
+    assert any(line.startswith(f"{SERVER}base_urls: an address such as http://host:8000, got host:8000") for line in found)
+    assert any(line.startswith(f"{SERVER}weights_path: no folder /no/such") for line in found)
+    cascade = load(backend, f"{SERVER}base_urls=[http://127.0.0.1:9]")
+    (line,) = absent_servers(cascade, ["sft", "if_rl"])
+    assert line.startswith(f"{SERVER}base_urls: http://127.0.0.1:9: ConnectError: ")
 
 
 @pytest.mark.parametrize("case", REFUSED)

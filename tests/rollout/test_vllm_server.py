@@ -122,5 +122,6 @@ def test_a_server_samples_with_the_trainers_log_probs_and_what_is_not_the_traine
     assert served == pytest.approx(trained, abs=2e-3)
     assert first["left"] == [requests(3, 1)[2].prompt_id]
     for seen in (first, second):
+        told = {when: seen[when] for when in ("before a push", "after it", "another's")}
         assert "experts.5.up_proj.weight is not what the trainer wrote" in seen["corrupt"] and server in seen["corrupt"]
-        assert all("its weights are no longer this run's" in seen[when] for when in ("before a push", "after it", "another's"))
+        assert all("its weights are no longer this run's" in said for said in told.values()), told
