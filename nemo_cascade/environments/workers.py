@@ -1,8 +1,8 @@
 """Verifies many replies: in worker processes, because a reply may hang a verifier, or take all its memory; in threads where
 a verifier waits for the sandbox, whose limits are hard ones.
 
-A worker that takes longer over a reply than its environment's TIME_LIMIT is killed and the reply earns the least there is. So
-does a reply at which a verifier fails: what a model writes must not end a run. Both are told in the verdict, and logged.
+A worker that takes longer over a reply than its environment's TIME_LIMIT is killed and the reply has no verdict. Nor has one
+at which a verifier fails: what a model writes must not end a run. Both are told in its place (`faults.py`), and logged.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from concurrent.futures import TimeoutError as TookTooLong
 from pebble import ProcessExpired, ProcessPool
 
 from nemo_cascade import environments, heartbeat, sandbox
+from nemo_cascade.environments.faults import no_verdict
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +121,10 @@ class Verifiers:
         if error is None:
             return self._told(name, future)[0]
         if isinstance(error, TookTooLong):
-            reason = f"took longer than {environments.time_limit(name):g} s"
-        elif isinstance(error, ProcessExpired):
-            reason = f"ended its process (exit status {error.exitcode})"
-        else:
-            raise error
-        return failed(name, row, reason)
+            return failed(name, row, "verifier_timeout", f"took longer than {environments.time_limit(name):g} s")
+        if isinstance(error, ProcessExpired):
+            return failed(name, row, "verifier_died", f"ended its process (exit status {error.exitcode})")
+        raise error
 
     def _told(self, name: str, future: Future) -> list[dict]:
         verdicts, seconds = future.result()
@@ -133,10 +132,10 @@ class Verifiers:
         return verdicts
 
 
-def failed(name: str, row: dict, reason: str) -> dict:
-    """The verdict on a reply that an environment could not verify."""
-    logger.warning("%s: a reply earns the least there is: its verifier %s", name, reason)
-    return {"reward": environments.least(name, row), "verifier_error": reason}
+def failed(name: str, row: dict, kind: str, reason: str) -> dict:
+    """What stands for the verdict on a reply that an environment could not verify."""
+    logger.warning("%s: a reply has no verdict: its verifier %s", name, reason)
+    return no_verdict(kind, reason, environments.least(name, row))
 
 
 def _batches(asked: list[Asked]) -> list[list[Asked]]:
@@ -180,8 +179,8 @@ def _verify_one(name: str, row: dict, response: dict) -> dict:
     try:
         return environments.get(name).verify(row, response)
     except sandbox.HostFailed as error:
-        return failed(name, row, f"has no result of its program: {error}")
+        return failed(name, row, "sandbox_lost", f"has no result of its program: {error}")
     except sandbox.SandboxError:
         raise  # not the reply's fault, so it must not pay for it
     except Exception as error:
-        return failed(name, row, f"raised {type(error).__name__}: {error}"[:500])
+        return failed(name, row, "verifier_raised", f"raised {type(error).__name__}: {error}"[:500])

@@ -15,6 +15,7 @@ from nemo_cascade.algorithms import overlong
 from nemo_cascade.data.rows import DataError, environment_of, tools_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.environments.endpoint import Endpoint
+from nemo_cascade.environments.faults import no_verdict
 from nemo_cascade.environments.gym import GymClient
 from nemo_cascade.environments.judged import judge_all
 from nemo_cascade.environments.workers import Verifiers
@@ -76,6 +77,8 @@ class Rewards:
             least = environments.least(environment_of(group.row), group.row)
             for rollout, reward in zip(group.rollouts, overlong(given, cut, self.overlong, least)[0].tolist()):
                 rollout.reward = reward
+                if self.overlong == "reward_zero" and rollout.finish_reason == "length":
+                    rollout.info.pop("fault", None)  # what it earns needs no verdict
 
     def _verify(self, groups: list[Group]) -> None:
         # One rank asks about a group, so that a slow or random verifier cannot give ranks different rewards.
@@ -171,14 +174,15 @@ def verify_all(
         verdicts.update(zip(of_server, told))
     told = [[verdicts[number, text] for text in of_group] for number, of_group in enumerate(texts)]
     return [
-        [failure(group.row) if rollout.finish_reason in FAILED else verdict for rollout, verdict in zip(group.rollouts, of_group)]
+        [failure(group.row, rollout) if rollout.finish_reason in FAILED else verdict for rollout, verdict in zip(group.rollouts, of_group)]
         for group, of_group in zip(groups, told)
     ]
 
 
-def failure(row: dict) -> dict:
-    """The verdict on a rollout whose tools failed; why is in its info already."""
-    return {"reward": environments.least(environment_of(row), row)}
+def failure(row: dict, rollout: Rollout) -> dict:
+    """What stands for the verdict on a rollout whose tools failed; why is in its info as a rule."""
+    reason = rollout.info.get("verifier_error", rollout.finish_reason)
+    return no_verdict(rollout.finish_reason, reason, environments.least(environment_of(row), row))
 
 
 def judged_where_asked(pairs: list[tuple[dict, dict]], verdicts: list[dict], judges: Mapping[str, Endpoint]) -> list[dict]:
