@@ -17,7 +17,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -80,7 +80,7 @@ class VllmEngine:
         if requests and self.sleeps and self.llm.is_sleeping():
             raise EngineError("vLLM sleeps without weights; call sync before add")
         keys = row_keys(params.seed, [r.prompt_id for r in requests], [r.sample for r in requests]).tolist() if requests else []
-        with told():
+        with told(self.running):
             for request, key in zip(requests, keys):
                 name = f"{request.prompt_id}/{request.sample}"
                 self.running[name] = request
@@ -92,7 +92,7 @@ class VllmEngine:
 
     def step(self) -> list[Rollout]:
         """One forward pass; raises EngineError, with vLLM's own behind it, when it fails."""
-        with told():
+        with told(self.running):
             outputs = [output for output in self.llm.step() if output.finished]
         return [self._rollout(output) for output in outputs if output.request_id in self.running]
 
@@ -278,11 +278,12 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """What vLLM raises, as an EngineError that names this rank."""
+def told(running: Collection[str] = ()) -> Iterator[None]:
+    """What vLLM raises, as an EngineError that names this rank and what it was running, in the order in which it was added."""
     try:
         yield
     except EngineError:
         raise
     except Exception as error:
-        raise EngineError(f"vLLM on rank {parallel.rank()} failed: {type(error).__name__}: {error}") from error
+        at = f" at {len(running)} requests, of which {next(iter(running))} is the first" if running else ""
+        raise EngineError(f"vLLM on rank {parallel.rank()} failed{at}: {type(error).__name__}: {error}") from error
