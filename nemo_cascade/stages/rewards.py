@@ -109,7 +109,8 @@ class Early:
 
     def take(self, rollouts: list[Rollout]) -> None:
         """Begins to verify them."""
-        asked = dict.fromkeys((r.prompt_id, said(r, self.tokenizer)) for r in rollouts if r.prompt_id in self.rows)
+        mine = (r for r in rollouts if r.prompt_id in self.rows and r.finish_reason not in FAILED)
+        asked = dict.fromkeys((r.prompt_id, said(r, self.tokenizer)) for r in mine)
         new = [key for key in asked if key not in self._seen]
         if new:
             self._seen.update(new)
@@ -139,19 +140,20 @@ def verify_all(
     spare_cut: bool = False,
     known: Mapping[tuple[str, Said], dict] = MappingProxyType({}),
 ) -> list[list[dict]]:
-    """The verdict on every reply of every group; equal replies to a row are verified once, `known` ones not again.
+    """The verdict on every reply of every group; equal replies to a row are verified once, `known` ones not again, and those whose tools
+    failed not at all.
 
     By servers of NeMo Gym where the config names one for the environment, else by worker processes and then by the
     environment's judge, if there is one. spare_cut: no judge is asked about what was cut at the length limit.
     """
     texts = [[said(rollout, tokenizer) for rollout in group.rollouts] for group in groups]
-    asked = [(number, text) for number, of_group in enumerate(texts) for text in dict.fromkeys(of_group)]
-    judged = {
-        (number, text)
-        for number, of_group in enumerate(texts)
-        for rollout, text in zip(groups[number].rollouts, of_group)
-        if not spare_cut or rollout.finish_reason != "length"
-    }
+    ends: dict[tuple[int, Said], set[str]] = {}
+    for number, of_group in enumerate(texts):
+        for rollout, text in zip(groups[number].rollouts, of_group):
+            if rollout.finish_reason not in FAILED:
+                ends.setdefault((number, text), set()).add(rollout.finish_reason)
+    asked = list(ends)
+    judged = {key for key, reasons in ends.items() if not spare_cut or reasons != {"length"}}
     by_server: dict[str | None, list[tuple[int, str]]] = {}
     for number, text in asked:
         server = config.nemo_gym.servers.get(environment_of(groups[number].row))
@@ -172,10 +174,9 @@ def verify_all(
             gym = config.nemo_gym
             told = GymClient(server, concurrency=gym.concurrency, timeout=gym.timeout).verify_all(pairs)
         verdicts.update(zip(of_server, told))
-    told = [[verdicts[number, text] for text in of_group] for number, of_group in enumerate(texts)]
     return [
-        [failure(group.row, rollout) if rollout.finish_reason in FAILED else verdict for rollout, verdict in zip(group.rollouts, of_group)]
-        for group, of_group in zip(groups, told)
+        [failure(group.row, r) if r.finish_reason in FAILED else verdicts[number, text] for r, text in zip(group.rollouts, of_group)]
+        for number, (group, of_group) in enumerate(zip(groups, texts))
     ]
 
 
