@@ -5,7 +5,7 @@ the same requests in the same order; `generate_global` does so for a batch that 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import torch.distributed as dist
@@ -112,9 +112,13 @@ def told(error: Exception, engine: RolloutEngine, requests: list[Request]) -> Ex
     """What a rank's engine raised over its requests, as an error that any rank can raise."""
     if isinstance(error, EngineError | DataError | SandboxError):
         return error
-    of = f", of which {requests[0].prompt_id}/{requests[0].sample} is the first" if requests else ""
-    place = f"{type(engine).__name__} on rank {dist.get_rank()} failed at its {len(requests)} requests{of}"
-    return EngineError(f"{place}: {type(error).__name__}: {error}")
+    at = at_work([f"{request.prompt_id}/{request.sample}" for request in requests])
+    return EngineError(f"{type(engine).__name__} on rank {dist.get_rank()} failed{at}: {type(error).__name__}: {error}")
+
+
+def at_work(names: Collection[str]) -> str:
+    """ " at request ab/0 and 3 more", or nothing where there is none."""
+    return f" at request {next(iter(names))} and {len(names) - 1} more" if names else ""
 
 
 def steps_together(engine: RolloutEngine) -> bool:

@@ -27,7 +27,7 @@ from nemo_cascade.engine import parallel
 from nemo_cascade.models.config import ModelConfig
 from nemo_cascade.models.hf_config import hf_config
 from nemo_cascade.rollout.config import GenerationConfig
-from nemo_cascade.rollout.engine import EngineError
+from nemo_cascade.rollout.engine import EngineError, at_work
 from nemo_cascade.rollout.noise import row_keys
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
 from nemo_cascade.rollout.vllm_push import Sent, recorded, refuse_changed
@@ -285,5 +285,5 @@ def told(running: Collection[str] = ()) -> Iterator[None]:
     except EngineError:
         raise
     except Exception as error:
-        at = f" at {len(running)} requests, of which {next(iter(running))} is the first" if running else ""
-        raise EngineError(f"vLLM on rank {parallel.rank()} failed{at}: {type(error).__name__}: {error}") from error
+        place = f"vLLM on rank {parallel.rank()} failed{at_work(running)}"
+        raise EngineError(f"{place}: {type(error).__name__}: {error}") from error

@@ -1,18 +1,26 @@
 """Whatever keeps a reply from a verdict: it is counted by its kind, no step is trained on it and no score has it in it."""
 
+import threading
+
 import pytest
 
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.environments.endpoint import Silence
 from nemo_cascade.environments.faults import KINDS, no_verdict
 from nemo_cascade.environments.genrm_compare import Comparison
+from nemo_cascade.rollout.engine import nothing_to_do
+from nemo_cascade.rollout.store import RolloutStore
 from nemo_cascade.rollout.types import Group
-from nemo_cascade.stages.config import GenRMConfig, GRPOConfig
+from nemo_cascade.stages import rollouts
+from nemo_cascade.stages.config import EnvConfig, GenRMConfig, GRPOConfig, NemoGymConfig
 from nemo_cascade.stages.judge import Judge
+from nemo_cascade.stages.prompts import Prompt
+from nemo_cascade.stages.rewards import Rewards
 from nemo_cascade.stages.rl import reward_samples
-from nemo_cascade.stages.rollouts import informative, rollout_metrics
+from nemo_cascade.stages.rollouts import Sampler, informative, rollout_metrics
 from nemo_cascade.stages.usable import refuse_faults
 from nemo_cascade.stages.validation import score
+from tests.environments.test_endpoint import Model, served
 from tests.stages.test_judge import ROWS, TOKENIZER
 from tests.stages.test_rewards import group as replies
 from tests.stages.test_rl import group
@@ -108,3 +116,54 @@ def test_a_win_over_the_reference_that_nobody_told_is_none():
     asked = replies(row, "</think>aaaa", "</think>lost")
     Scripted(lambda a, b: SILENT if "lost" in (a, b) else by_length(a, b)).reward_by_reference([asked])
     assert [r.fault for r in asked.rollouts] == [None, "judge_unreachable"]
+
+
+class Stuck(Model):
+    """A server of NeMo Gym that never answers about one reply."""
+
+    def __init__(self):
+        super().__init__()
+        self.over = threading.Event()
+
+    def respond(self, handler):
+        body = handler.rfile.read(int(handler.headers["Content-Length"]))
+        self.asked.append(b"hang" in body)
+        if b"hang" in body:
+            self.over.wait(60)
+            return handler.connection.close()
+        handler.send_response(200)
+        handler.send_header("Content-Length", "13")
+        handler.end_headers()
+        handler.wfile.write(b'{"reward": 1}')
+
+
+def test_a_server_that_never_answers_about_a_reply_holds_up_no_step():
+    model = Stuck()
+    for texts, found, most in ((["fine", "hang"], [None, "verifier_timeout"], 4.0), (["hang"], ["verifier_timeout"], 0.5)):
+        asked = replies({"agent_ref": {"name": "far_away_simple_agent"}, "enable_thinking": False}, *texts)
+        with served(model) as url:
+            env = EnvConfig(nemo_gym=NemoGymConfig(servers={"far_away": url.removesuffix("/v1")}, timeout=most))
+            Rewards(TOKENIZER, env=env).fill([asked])
+            model.over.set()
+        assert [rollout.fault for rollout in asked.rollouts] == found
+        assert f"verify took longer than {most:g} s" in next(r.info["verifier_error"] for r in asked.rollouts if r.fault)
+        model.over.clear()
+    assert model.asked.count(True) == 2, "nobody waits for it a second time"
+
+
+def test_a_step_with_too_many_faults_keeps_nothing(tmp_path, monkeypatch):
+    class Broken:
+        env = EnvConfig(max_faults=0.25)
+
+        def begin(self, rows):
+            return nothing_to_do
+
+        def fill(self, groups):
+            for made in groups:
+                made.rollouts = faulty([1.0, 0.0], "verifier_died").rollouts
+
+    monkeypatch.setattr(rollouts, "sample_groups", lambda *_, **how: [group([None] * 3)])
+    sampler = Sampler(None, None, Broken(), RolloutStore(tmp_path / "if_rl" / "rollouts"), seed=3)
+    with pytest.raises(DataError, match=r"^stage if_rl, step 2: 1 of 3 replies have no verdict \(1 verifier_died\).*env.max_faults=0.25"):
+        sampler.groups(2, [Prompt("ab" * 32, "math", {}, [10, 3])], 3)
+    assert sampler.store.load("2") is None
