@@ -23,3 +23,9 @@ def no_verdict(kind: str, reason: str, least: float) -> dict:
     """What stands for the verdict. kind: one of KINDS; reason: in words; least: what is reported as the reward."""
     assert kind in KINDS, kind
     return {"reward": least, "fault": kind, "verifier_error": reason}
+
+
+def said_beside(verdict: dict) -> dict:
+    """What a verdict says beside its reward. A "fault" of another kind is a word of somebody else's, with a meaning of its own."""
+    own = verdict.get("fault") in list(KINDS)  # whatever a server sends, which need not be hashable
+    return {key: value for key, value in verdict.items() if key != "reward" and (own or key != "fault")}

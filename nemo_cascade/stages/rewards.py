@@ -15,7 +15,7 @@ from nemo_cascade.algorithms import overlong
 from nemo_cascade.data.rows import DataError, environment_of, tools_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.environments.endpoint import Endpoint
-from nemo_cascade.environments.faults import no_verdict
+from nemo_cascade.environments.faults import no_verdict, said_beside
 from nemo_cascade.environments.gym import GymClient
 from nemo_cascade.environments.judged import judge_all
 from nemo_cascade.environments.workers import Verifiers
@@ -86,7 +86,7 @@ class Rewards:
         verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer, self.env, self.judges, spare, known), groups)
         for group, of_group in zip(groups, verdicts):
             for rollout, verdict in zip(group.rollouts, of_group):
-                rollout.info |= {key: value for key, value in verdict.items() if key != "reward"}
+                rollout.info |= said_beside(verdict)
                 rollout.reward = float(verdict["reward"])
 
 

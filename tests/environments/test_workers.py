@@ -41,13 +41,18 @@ def test_replies_are_verified_in_other_processes(verifiers, plugin):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
-    [("hang", "took longer than 3 s"), ("raise", "raised ValueError: what is this?"), ("exit", "exit status 7"), ("memory", "MemoryError")],
+    ("text", "kind", "reason"),
+    [
+        ("hang", "verifier_timeout", "took longer than 3 s"),
+        ("raise", "verifier_raised", "raised ValueError: what is this?"),
+        ("exit", "verifier_died", "exit status 7"),
+        ("memory", "verifier_raised", "MemoryError"),
+    ],
 )
-def test_a_reply_that_its_verifier_cannot_take_earns_the_least_and_harms_no_other(text, reason, verifiers, plugin):
+def test_a_reply_that_its_verifier_cannot_take_has_no_verdict_and_harms_no_other(text, kind, reason, verifiers, plugin):
     told = verifiers.verify(asked(plugin, "fine", text, "bad", "fine again"))
     assert [verdict["reward"] for verdict in told] == [1.0, -1.0, -1.0, 1.0]
-    assert reason in told[1]["verifier_error"] and all("verifier_error" not in told[k] for k in (0, 2, 3))
+    assert reason in told[1]["verifier_error"] and [verdict.get("fault") for verdict in told] == [None, kind, None, None]
     assert verifiers.verify(asked(plugin, "fine"))[0]["reward"] == 1.0
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from nemo_cascade.data.rows import DataError
 from nemo_cascade.environments.endpoint import Silence
-from nemo_cascade.environments.faults import KINDS, no_verdict
+from nemo_cascade.environments.faults import KINDS, no_verdict, said_beside
 from nemo_cascade.environments.genrm_compare import Comparison
 from nemo_cascade.rollout.engine import nothing_to_do
 from nemo_cascade.rollout.store import RolloutStore
@@ -116,6 +116,12 @@ def test_a_win_over_the_reference_that_nobody_told_is_none():
     asked = replies(row, "</think>aaaa", "</think>lost")
     Scripted(lambda a, b: SILENT if "lost" in (a, b) else by_length(a, b)).reward_by_reference([asked])
     assert [r.fault for r in asked.rollouts] == [None, "judge_unreachable"]
+
+
+def test_only_a_fault_of_our_kinds_is_one():
+    assert said_beside(no_verdict("sandbox_lost", "gone", 0.0)) == {"fault": "sandbox_lost", "verifier_error": "gone"}
+    for odd in (None, False, "mine", ["sandbox_lost"], {"a": 1}):
+        assert said_beside({"reward": 1.0, "fault": odd, "note": "well"}) == {"note": "well"}
 
 
 class Stuck(Model):
