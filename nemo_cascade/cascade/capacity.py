@@ -17,6 +17,7 @@ from nemo_cascade.cascade.config import CascadeConfig, StageConfig
 from nemo_cascade.engine import memory
 from nemo_cascade.engine.config import MegatronConfig, PolicyConfig, recompute_settings
 from nemo_cascade.engine.memory import GPUS, Gpu, Layout, RankModel, Requirement, Tensors, Work
+from nemo_cascade.models.config import ModelConfig
 from nemo_cascade.models.presets import get_preset
 from nemo_cascade.rollout.config import MAX_CACHE_BYTES
 
@@ -120,7 +121,7 @@ def plan_stage(
 ) -> StagePlan:
     """What each sort of rank needs, and what is too much."""
     model, ranks = get_preset(stage.policy.model_name), measure(stage.policy, world_size)
-    layout, work = layout_of(stage.policy.megatron_cfg), work_of(cascade, stage, world_size)
+    layout, work = layout_of(stage.policy.megatron_cfg), work_of(cascade, stage, gpu, world_size)
     requirements = tuple(memory.requirement(model, rank, work, layout) for rank in ranks)
     problems = []
     for rank, required in zip(ranks, requirements):
@@ -130,16 +131,30 @@ def plan_stage(
                 f"{place}{gib(required.peak)} GiB a rank when it comes to {required.worst_phase}, "
                 f"{gib(required.peak - gpu.memory)} more than the {gib(gpu.memory)} of {gpu.name}"
             )
-        if required.cache > MAX_CACHE_BYTES:
+        if required.cache > MAX_CACHE_BYTES and not work.vllm:
             problems.append(
-                f"{place}{gib(required.cache)} GiB of cache a rank to decode {work.most_sequences} sequences of "
-                f"{work.sequence_tokens:,} tokens, more than the {gib(MAX_CACHE_BYTES)} that the engine allows; lower "
-                + BATCH
+                f"{place}{gib(required.cache)} GiB of cache a rank to decode a sequence of {work.sequence_tokens:,} tokens, more than "
+                f"the {gib(MAX_CACHE_BYTES)} that the engine allows; lower policy.max_total_sequence_length or raise "
+                f"{PREFIX}tensor_model_parallel_size"
             )
+    if work.vllm:
+        problems += vllm_problems(model, stage.policy, sum(rank.whole for rank in ranks), work)
     per_node = max(required.host for required in requirements) * min(stage.cluster.gpus_per_node, world_size)
     if per_node > gpu.host_memory:
         problems.append(f"{gib(per_node)} GiB of host memory a node, more than {gib(gpu.host_memory)}")
     return StagePlan(stage.name, stage.kind, layout, work, ranks, requirements, tuple(problems))
+
+
+def vllm_problems(model: ModelConfig, policy: PolicyConfig, parameters: int, work: Work) -> Iterator[str]:
+    """Whether an engine's share of the model and one of the longest sequences fit into what vLLM may take of each GPU."""
+    size, ranks = 4 if policy.precision == "float32" else 2, policy.generation.vllm_cfg.tensor_parallel_size
+    weights, one = parameters * size // ranks, memory.cache_bytes(model, model.pattern, work.sequence_tokens, ranks, size)
+    if weights + one > work.vllm:
+        yield (
+            f"vLLM needs {gib(weights)} GiB a rank for its weights and {gib(one)} for a sequence of {work.sequence_tokens:,} tokens, more "
+            f"than the {gib(work.vllm)} it may take; raise policy.generation.vllm_cfg.tensor_parallel_size ({ranks}) or "
+            f"gpu_memory_utilization ({policy.generation.vllm_cfg.gpu_memory_utilization})"
+        )
 
 
 def layout_of(cfg: MegatronConfig) -> Layout:
@@ -161,7 +176,7 @@ def layout_of(cfg: MegatronConfig) -> Layout:
     )
 
 
-def work_of(cascade: CascadeConfig, stage: StageConfig, world_size: int) -> Work:
+def work_of(cascade: CascadeConfig, stage: StageConfig, gpu: Gpu, world_size: int) -> Work:
     """A stage's batch, as one rank sees it.
 
     How many packs a batch of RL makes is not known beforehand: enough to fill a pipeline. Sequences may be as long as
@@ -179,6 +194,7 @@ def work_of(cascade: CascadeConfig, stage: StageConfig, world_size: int) -> Work
         prompt_tokens=policy.max_total_sequence_length - policy.generation.max_new_tokens,
         checkpoints=len(judges),
         judged=bool(judges),
+        vllm=int(policy.generation.vllm_cfg.gpu_memory_utilization * gpu.memory) if policy.generation.backend == "vllm" else 0,
     )
     if stage.kind == "sft":
         data_parallel = world_size // (_model_ranks(cfg) * cfg.context_parallel_size)
@@ -214,10 +230,10 @@ def notes(cascade: CascadeConfig) -> Iterator[str]:
         names = [name for name, sizes in undecodable.items() if key in sizes]
         sizes = " or ".join(sorted({str(undecodable[name][key]) for name in names}))
         yield (
-            f"cannot be run yet: under {PREFIX}{key}={sizes} the embedded rollout engine, the only one so far, "
-            "refuses to decode the rollouts or validation of "
+            f"cannot be run: under {PREFIX}{key}={sizes} the embedded rollout engine refuses to decode the rollouts or "
+            "validation of "
             + ("every stage" if len(names) == len(cascade.stages) else ", ".join(names))
-            + "; planned as if every rank could decode whole replies. Until there is another engine, set it to 1"
+            + "; planned as if every rank could decode whole replies. Set it to 1, or take policy.generation.backend=vllm"
         )
     if any(stage.policy.megatron_cfg.fp8_cfg.enabled for stage in cascade.stages.values()):
         yield f"planned in the parameters' own type, without what {PREFIX}fp8_cfg saves or adds"
@@ -417,7 +433,7 @@ def footers(plan: CascadePlan) -> Iterator[str]:
         f"{gib(memory.RESERVE)} GiB for CUDA, NCCL and fragmentation, of the GPU's {gib(plan.gpu.memory)}"
     )
     yield (
-        "cache: of the replies that a rank decodes at once; set aside: the student's weights while another checkpoint "
+        "cache: of the replies that a rank decodes at once, or all that vLLM takes; set aside: the student's weights while another checkpoint "
         "is in their place; host memory a node: other checkpoints and the offloaded optimizer"
     )
     stages_with: dict[str, list[str]] = {}

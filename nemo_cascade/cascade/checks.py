@@ -151,7 +151,7 @@ def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | N
         problems += layout.problems(stage, where, world_size)
         problems += compute.problems(stage, where, swaps_weights(stage))
         problems += replay_checks.problems(stage, source)
-        problems += vllm_checks.problems(stage, where)
+        problems += vllm_checks.problems(stage, where, world_size)
     problems += agreement_problems(cascade, source)
     problems += data_checks.domain_problems(source)
     problems += shadowed_problems(source)

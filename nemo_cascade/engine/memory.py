@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 from nemo_cascade.models.config import ModelConfig
+from nemo_cascade.rollout.config import MAX_CACHE_BYTES
 
 GIB = 2**30
 RESERVE = 6 * GIB
@@ -112,7 +113,8 @@ class Work:
     at once). sequences, validation_sequences: how many are decoded at once in a training step (0 for SFT) and to score
     the checkpoint (0 without validation). sequence_tokens, prompt_tokens: their longest length, the longest prompt.
     checkpoints: others than the student's whose log-probs or judgements a step needs, which wait in host memory.
-    judged: whether one of them decodes judgements.
+    judged: whether one of them decodes judgements. vllm: what vLLM takes of the GPU while it is awake, weights, caches and all; 0 where
+    the embedded engine decodes.
     """
 
     pack: int
@@ -123,6 +125,7 @@ class Work:
     prompt_tokens: int = 0
     checkpoints: int = 0
     judged: bool = False
+    vllm: int = 0
 
     @property
     def most_sequences(self) -> int:
@@ -370,7 +373,7 @@ def prompt_cache_bytes(model: ModelConfig, layers: str, prompts: int, tokens: in
 class Requirement:
     """Bytes that one rank needs. On the GPU by what, and the total of each phase; in host memory, of this rank.
 
-    cache: of all sequences decoded at once. set_aside: the student's weights, while another checkpoint is in their
+    cache: of all sequences decoded at once, or all that vLLM takes. set_aside: the student's weights, while another checkpoint is in their
     place.
     """
 
@@ -403,9 +406,9 @@ def requirement(model: ModelConfig, rank: RankModel, work: Work, layout: Layout)
 
         load       weights, gradients, optimizer, the weights that were read
         train      weights, gradients, optimizer, activations
-        sample     weights, gradients, optimizer, cache, what reading prompts needs
+        sample     weights, gradients, optimizer, cache, what reading prompts needs; or all that vLLM takes
         logprobs   weights, gradients, optimizer, the student's own weights set aside, what one forward pass needs
-        validate   weights, cache, what reading prompts needs
+        validate   weights, and as to sample
 
     Gradients and optimizer stay on the GPU until the stage is trained; it is scored by a policy without. Another
     checkpoint takes the place of the student, which stays on the GPU (`Policy.rotation`), also while a judge answers;
@@ -417,10 +420,15 @@ def requirement(model: ModelConfig, rank: RankModel, work: Work, layout: Layout)
     held = weights + gradients + on_gpu
     activations = training_bytes(model, rank, work, layout, size)
     set_aside, judged = weights if work.checkpoints else 0, weights if work.judged else 0
-    cache = cache_bytes(model, rank.layers, work.sequence_tokens, layout.tensor, size)
+    one = cache_bytes(model, rank.layers, work.sequence_tokens, layout.tensor, size)
+    # Sequences that find no room wait; one is decoded whatever it takes (`capacity` tells).
+    room = max(1, MAX_CACHE_BYTES // one)
 
     def decoding(sequences: int) -> int:
-        return sequences * cache + prompt_bytes(model, rank, sequences, work.prompt_tokens, layout, size)
+        if work.vllm:
+            return work.vllm
+        sequences = min(sequences, room)
+        return sequences * one + prompt_bytes(model, rank, sequences, work.prompt_tokens, layout, size)
 
     phases = {"load": held + weights, "train": held + activations}
     if work.sequences:
@@ -434,7 +442,7 @@ def requirement(model: ModelConfig, rank: RankModel, work: Work, layout: Layout)
         gradients=gradients,
         optimizer=on_gpu,
         activations=activations,
-        cache=work.most_sequences * cache,
+        cache=work.vllm if work.vllm and work.most_sequences else min(work.most_sequences, room) * one,
         set_aside=set_aside,
         phases=phases,
         host_optimizer=offloaded_bytes(rank, layout) if layout.optimizer_offload else 0,

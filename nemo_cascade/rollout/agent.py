@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from nemo_cascade import heartbeat
 from nemo_cascade.rollout.engine import RolloutEngine, first, nothing_to_do
@@ -235,19 +234,19 @@ def go_on(engine: RolloutEngine, conversation: Conversation, params: SamplingPar
 
 
 def of_first(engine: RolloutEngine, value):
-    """The first tensor rank's `value`, where all have the same conversations: only there tools were called."""
-    group = parallel_state.get_tensor_model_parallel_group()
-    if engine.alone or group.size() == 1:
+    """The first holder's `value`, where several have the same conversations: only there tools were called."""
+    group = engine.holders()
+    if group is None or group.size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, parallel_state.get_tensor_model_parallel_src_rank(), group=group)
+    dist.broadcast_object_list(box, group_src=0, group=group)
     return box[0]
 
 
 def anyone(engine: RolloutEngine, waits: bool) -> bool:
     """Whether any rank that steps together with this one has a conversation left."""
-    group = parallel_state.get_expert_model_parallel_group()
-    if engine.alone or group.size() == 1:
+    group = engine.stepping()
+    if group is None or group.size() == 1:
         return waits
     flag = torch.tensor(int(waits), device="cuda")
     dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)

@@ -11,8 +11,11 @@ REPORT_EXPERTS = ("megatron",)
 @dataclass
 class VllmConfig:
     """`policy.generation.vllm_cfg`, NeMo RL's names. max_model_len: tokens of a prompt with its reply, without one the model's own
-    longest. gpu_memory_utilization, the share of a GPU that vLLM takes while it is awake, says nothing on a CPU."""
+    longest. gpu_memory_utilization, the share of a GPU that vLLM takes while it is awake, says nothing on a CPU. One engine lies on
+    tensor_parallel_size neighbouring ranks, and each of its experts whole on one of them if expert_parallel_size is the same."""
 
+    tensor_parallel_size: int = 1
+    expert_parallel_size: int = 1
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.6
     enforce_eager: bool = False

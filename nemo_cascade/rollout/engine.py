@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from nemo_cascade import heartbeat
 from nemo_cascade.data.rows import DataError
@@ -26,11 +25,14 @@ class EngineError(RuntimeError):
 class RolloutEngine(Protocol):
     """`megatron` (embedded) and `vllm`; anything with these verbs."""
 
-    # Whether each rank has requests of its own and no other waits for its steps.
-    alone: bool
-
     def sharing(self) -> dist.ProcessGroup:
         """The ranks that each take a share of the requests; those outside of a rank's group have groups of their own."""
+
+    def holders(self) -> dist.ProcessGroup | None:
+        """The ranks that hold one engine together, get the same requests and make the same calls; None: this one alone."""
+
+    def stepping(self) -> dist.ProcessGroup | None:
+        """The ranks, of these and other requests, none of which can step without the others; None: no others than the holders."""
 
     def add(self, requests: list[Request], params: SamplingParams) -> None:
         """Queues requests."""
@@ -75,8 +77,9 @@ def generate(
 
 
 def first(engine: RolloutEngine) -> bool:
-    """Whether this rank speaks for those that have the same requests: tensor ranks of one engine do."""
-    return engine.alone or parallel_state.get_tensor_model_parallel_rank() == 0
+    """Whether this rank speaks for those that have the same requests."""
+    holders = engine.holders()
+    return holders is None or holders.rank() == 0
 
 
 def generate_global(
@@ -123,8 +126,7 @@ def at_work(names: Collection[str]) -> str:
 
 def steps_together(engine: RolloutEngine) -> bool:
     """Whether a rank that stops keeps others inside of a step."""
-    groups = (parallel_state.get_tensor_model_parallel_group, parallel_state.get_expert_model_parallel_group)
-    return not engine.alone and any(group().size() > 1 for group in groups)
+    return any(group is not None and group.size() > 1 for group in (engine.holders(), engine.stepping()))
 
 
 def share(requests: list[Request], ranks: int) -> list[list[Request]]:

@@ -46,8 +46,6 @@ class MegatronEngine:
     there twice while rows come and go, and for the caches of prompts that are read at once (MAX_PREFILL_TOKENS).
     """
 
-    alone = False
-
     def __init__(self, model, vocab_size: int, max_batch_size: int = 256, max_cache_bytes: int = MAX_CACHE_BYTES):
         """Raises ValueError under pipeline or context parallel, which cannot decode."""
         for name, size in (
@@ -81,6 +79,14 @@ class MegatronEngine:
     def sharing(self) -> dist.ProcessGroup:
         """Data-parallel ranks; the others hold parts of one model and step together."""
         return parallel_state.get_data_parallel_group()
+
+    def holders(self) -> dist.ProcessGroup:
+        """The tensor ranks of one model."""
+        return parallel_state.get_tensor_model_parallel_group()
+
+    def stepping(self) -> dist.ProcessGroup:
+        """Expert-parallel ranks: MoE layers exchange tokens."""
+        return parallel_state.get_expert_model_parallel_group()
 
     def add(self, requests: list[Request], params: SamplingParams) -> None:
         """Queues requests; raises ValueError for an empty prompt, and where experts are to be reported by routers that do not record them."""

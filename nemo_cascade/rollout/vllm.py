@@ -1,58 +1,46 @@
 """vLLM in the processes that train: one engine a rank, without workers of its own, on weights that are pushed after every step.
 
-Every rank's engine holds the whole model and replies to its own share of the requests, so that no rank waits for another inside a
-step. Token ids go in and come out; log-probs are those of the distribution that was sampled from. A reply's seed depends on
-(seed, prompt, sample), but how sums are rounded on its batch, so a token may come out otherwise in another batch; rollouts are on
-disk before they are trained on, and a resumed run reads them there.
+A rank's engine holds the whole model and replies to its own share of the requests, so that no rank waits for another inside a step;
+under vLLM's tensor parallel neighbouring ranks hold one model, reply to the same requests and step together, each of their schedulers
+coming to the same decisions. Token ids go in and come out; log-probs are those of the distribution that was sampled from. A reply's
+seed depends on (seed, prompt, sample), but how sums are rounded on its batch, so a token may come out otherwise in another batch;
+rollouts are on disk before they are trained on, and a resumed run reads them there.
 
-vLLM cannot be torn down in a process, so an engine is built once and serves all stages. On a GPU it sleeps, its weights given up,
-from the end of one batch of requests until the next weights are pushed; that has not been run on one yet. Left out: engines over
-several ranks (tensor or expert parallel), prefix caching.
+Starting an engine takes long, so one serves all stages of the same settings. On a GPU it sleeps, its weights given up, from the end of
+one batch of requests until the next weights are pushed; that has not been run on one yet. Left out: pipeline parallel engines, prefix
+caching.
 """
 
-import contextlib
-import dataclasses
-import json
 import logging
-import os
-import tempfile
-import warnings
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
 from nemo_cascade.engine import parallel
 from nemo_cascade.models.config import ModelConfig
-from nemo_cascade.models.hf_config import hf_config
 from nemo_cascade.rollout.config import GenerationConfig
-from nemo_cascade.rollout.engine import EngineError, at_work
+from nemo_cascade.rollout.engine import EngineError
 from nemo_cascade.rollout.noise import row_keys
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
+from nemo_cascade.rollout.vllm_build import engine_for, ranks_of, shard_of, told
 from nemo_cascade.rollout.vllm_push import Sent, recorded, refuse_changed
+from nemo_cascade.rollout.vllm_shard import local_part
 
 logger = logging.getLogger(__name__)
 
-# Keys and values, and Mamba's states, of all running requests on a CPU; vLLM lets requests wait that find no room.
-CPU_CACHE_BYTES = 2**29
-# Prompt tokens that a CPU reads at once, if no single sequence may be longer.
-PREFILL_TOKENS = 4096
 # NeMo RL's bound for token_mult_prob_error, the mean of exp |log-prob in one engine - in the other|.
 MISMATCH = 1.05
 
-STREAMS = ("Stream", "Event", "stream", "current_stream", "set_stream")
-
-_engines: dict[str, object] = {}
-
 
 class VllmEngine:
-    """Replies with the weights of the last `sync`. All ranks make the same calls of `sync`; the others are a rank's own."""
-
-    alone = True
+    """Replies with the weights of the last `sync`. All ranks make the same calls of `sync`; the others are those of the ranks that hold
+    one engine. Raises ValueError where so many ranks cannot hold one."""
 
     def __init__(self, preset: ModelConfig, config: GenerationConfig, precision: str):
         self.preset = preset
+        self.shard = shard_of(config, parallel.rank())
+        self.ranks = ranks_of(self.shard.size, dist.group.WORLD)
         self.llm = engine_for(preset, config, precision)
         # Stored where they lie for good: a push writes into them.
         self.parameters = self.llm.apply_model(lambda model: dict(model.named_parameters()))[0]
@@ -60,9 +48,16 @@ class VllmEngine:
         self.sleeps = torch.cuda.is_available()
         self.running: dict[str, Request] = {}
 
-    def sharing(self):
-        """The ranks that share requests: all, since each has a whole model."""
-        return dist.group.WORLD
+    def sharing(self) -> dist.ProcessGroup:
+        """One rank of every engine."""
+        return self.ranks.sharing
+
+    def holders(self) -> dist.ProcessGroup | None:
+        """The ranks of this engine."""
+        return self.ranks.holders
+
+    def stepping(self) -> None:
+        """None: an engine's holders have the same requests."""
 
     def add(self, requests: list[Request], params: SamplingParams) -> None:
         """Queues requests; raises ValueError for one that is empty, or longer with its reply than the engine's longest."""
@@ -111,13 +106,14 @@ class VllmEngine:
         error = None
         sent: dict[str, Sent] = {}
         gathered = policy.hf_weights()
-        weights = recorded(gathered, self.parameters, sent)
+        weights = recorded(gathered, self.parameters, sent, partial(local_part, preset=self.preset, shard=self.shard))
+        experts = self.shard.of(self.preset.num_moe_experts) if self.shard.whole_experts else range(1)
         try:
             with told():
                 if self.sleeps and self.llm.is_sleeping():
                     self.llm.wake_up(tags=["weights"])
                 self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-                refuse_changed(self.parameters, sent)
+                refuse_changed(self.parameters, sent, experts.start)
                 if self.sleeps and self.llm.is_sleeping():
                     self.llm.wake_up(tags=["kv_cache"])
         except EngineError as raised:
@@ -198,92 +194,3 @@ def sampling(params: SamplingParams, key: int):
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-
-
-def engine_for(preset: ModelConfig, config: GenerationConfig, precision: str):
-    """This process's vLLM for a network and these settings, built where there is none yet; all ranks call this together.
-
-    One with other settings takes the place of the one before. Its weights mean nothing until they are pushed.
-    """
-    args = engine_args(preset, config, precision)
-    key = json.dumps([dataclasses.asdict(preset), args], sort_keys=True, default=str)
-    if key not in _engines:
-        _engines.clear()
-        _engines[key] = build(preset, args, precision)
-    return _engines[key]
-
-
-def engine_args(preset: ModelConfig, config: GenerationConfig, precision: str) -> dict:
-    """vLLM's EngineArgs; `policy.generation.vllm_kwargs` has the last word."""
-    gpu = torch.cuda.is_available()
-    args = dict(
-        dtype=precision,
-        load_format="dummy",
-        skip_tokenizer_init=True,
-        generation_config="vllm",
-        distributed_executor_backend="external_launcher",
-        max_model_len=config.vllm_cfg.max_model_len or preset.max_sequence_length,
-        max_num_seqs=config.max_batch_size,
-        logprobs_mode="processed_logprobs",
-        mamba_ssm_cache_dtype="float32",
-        enable_prefix_caching=False,
-        enforce_eager=config.vllm_cfg.enforce_eager or not gpu,
-        disable_log_stats=True,
-        seed=0,
-    )
-    if gpu:
-        args |= dict(enable_sleep_mode=True, gpu_memory_utilization=config.vllm_cfg.gpu_memory_utilization)
-    else:
-        # Prompts are read whole: after a part of one vLLM winds back the generator of its reply, which a CPU's cannot.
-        args |= dict(enable_chunked_prefill=False, max_num_batched_tokens=max(args["max_model_len"], PREFILL_TOKENS))
-        args |= dict(kv_cache_memory_bytes=CPU_CACHE_BYTES)
-    return args | config.vllm_kwargs
-
-
-def build(preset: ModelConfig, args: dict, precision: str):
-    """A vLLM engine in this process, on top of the process groups that are there."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    with undisturbed(), tempfile.TemporaryDirectory() as folder, told():
-        from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
-        from nemo_cascade.rollout import vllm_cpu
-
-        if not torch.cuda.is_available():
-            vllm_cpu.register()  # also where this package is not installed and so no plugin of vLLM's
-            vllm_cpu.keep_weights_readable()
-            vllm_cpu.leave_memory_unbound()
-        (Path(folder) / "config.json").write_text(json.dumps(hf_config(preset, precision)))
-        return LLMEngine.from_engine_args(EngineArgs(model=folder, **args))
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Puts back what vLLM changes of the process: random states, torch's choice of threads and default type, and, on a CPU, the streams
-    that `engine.cpu` gives megatron-core, which vLLM replaces by less. Its remarks on what a CPU lacks, once a rank, are left out."""
-    if not torch.cuda.is_available() and "VLLM_LOGGING_LEVEL" not in os.environ:
-        logging.getLogger("vllm").setLevel(logging.ERROR)
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        threads, dtype = torch.set_num_threads, torch.get_default_dtype()
-        streams = {name: getattr(torch.cuda, name) for name in STREAMS}
-        try:
-            yield
-        finally:
-            torch.set_num_threads = threads
-            for name, value in streams.items():
-                setattr(torch.cuda, name, value)
-            torch.set_default_dtype(dtype)
-
-
-@contextlib.contextmanager
-def told(running: Collection[str] = ()) -> Iterator[None]:
-    """What vLLM raises, as an EngineError that names this rank and what it was running, in the order in which it was added."""
-    try:
-        yield
-    except EngineError:
-        raise
-    except Exception as error:
-        place = f"vLLM on rank {parallel.rank()} failed{at_work(running)}"
-        raise EngineError(f"{place}: {type(error).__name__}: {error}") from error

@@ -39,8 +39,11 @@ def register() -> None:
         def process_weights_after_loading(self, layer) -> None:
             self._use_zentorch = False
 
-        def apply(self, output, hidden_states, w1, w2, topk_weights, topk_ids, *args, apply_router_weight_on_input=False, **kwargs):
-            squared_relu_experts(output, hidden_states, w1, w2, None if apply_router_weight_on_input else topk_weights, topk_ids)
+        def apply(
+            self, output, hidden_states, w1, w2, topk_weights, topk_ids, *args, expert_map=None, apply_router_weight_on_input=False, **kwargs
+        ):
+            held = topk_ids if expert_map is None else expert_map[topk_ids]
+            squared_relu_experts(output, hidden_states, w1, w2, None if apply_router_weight_on_input else topk_weights, held)
 
     classes_of = unquantized.backend_to_kernel_cls
     if getattr(classes_of, "with_ungated", False):
@@ -78,13 +81,14 @@ def squared_relu_experts(
 ) -> None:
     """output [tokens, hidden] = sum over a token's experts [tokens, k] of weights [tokens, k] * relu(hidden w1^T)^2 w2^T.
 
-    w1 [experts, ffn, hidden], w2 [experts, hidden, ffn]. Tokens are sorted by expert, so that each expert is two products.
+    w1 [experts, ffn, hidden], w2 [experts, hidden, ffn]; an expert of -1 lies on another rank. Tokens are sorted by expert, so that each
+    expert is two products.
     """
-    order = experts.flatten().argsort(stable=True)
+    counts = (experts.flatten() + 1).bincount(minlength=len(w1) + 1).tolist()
+    order = experts.flatten().argsort(stable=True)[counts[0] :]
     token = order // experts.shape[1]
-    counts = experts.flatten().bincount(minlength=len(w1)).tolist()
     parts = []
-    for expert, rows in enumerate(hidden[token].split(counts)):
+    for expert, rows in enumerate(hidden[token].split(counts[1:])):
         if len(rows):
             parts.append((rows @ w1[expert].T).relu_().square_() @ w2[expert].T)
     made = torch.cat(parts) if parts else hidden[:0]

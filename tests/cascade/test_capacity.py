@@ -105,30 +105,43 @@ def test_a_suggestion_may_be_of_several_keys_and_of_fewer_replies_at_once():
     overrides = (
         LAYOUT + "context_parallel_size=1",
         LAYOUT + "activation_checkpointing=false",
-        "cascade.stages.code_rl.policy.generation.max_batch_size=4096",
+        "policy.generation.backend=megatron",
     )
     found = plan("full", overrides, world_size=32)
     changes = tuple(found["suggestion"])
-    assert not found["fits"] and len(changes) >= 3
-    assert any(change.startswith("cascade.stages.code_rl.policy.generation.max_batch_size=") for change in changes)
+    (batch,) = [change for change in changes if change.startswith("cascade.stages.swe_agentic_rl.policy.generation.max_batch_size=")]
+    assert not found["fits"] and len(changes) >= 2
     assert plan("full", overrides + changes, world_size=32)["fits"]
     # The batch is the largest power of two that fits.
-    batch = next(change for change in changes if "code_rl" in change)
     key, _, size = batch.partition("=")
     doubled = [change for change in changes if change != batch] + [f"{key}={2 * int(size)}"]
     assert not plan("full", (*overrides, *doubled), world_size=32, suggest=False)["fits"]
 
 
-def test_a_layout_under_which_nothing_decodes_yet_is_planned_and_told():
-    (note,) = plan("full")["notes"]
-    assert note.startswith("cannot be run yet: under policy.megatron_cfg.context_parallel_size=4 the embedded rollout")
-    assert "the rollouts or validation of every stage; planned as if" in note
+def test_a_layout_under_which_the_embedded_engine_does_not_decode_is_planned_and_told():
+    (note,) = plan("full", ("policy.generation.backend=megatron",))["notes"]
+    assert note.startswith("cannot be run: under policy.megatron_cfg.context_parallel_size=4 the embedded rollout")
+    assert "the rollouts or validation of every stage; planned as if" in note and note.endswith("policy.generation.backend=vllm")
     assert plan("node")["notes"] == ()
     pipeline = (LAYOUT + "pipeline_model_parallel_size=2", LAYOUT + "expert_model_parallel_size=4")
     (note,) = plan("node", (*pipeline, "cascade.validation.num_prompts=0"))["notes"]
     assert "pipeline_model_parallel_size=2" in note and "validation of if_rl, multi_domain_rl" in note
     sft = ("cascade.order=[sft]", "cascade.validation.num_prompts=0", LAYOUT + "context_parallel_size=2")
     assert plan("node", sft)["notes"] == ()
+
+
+def test_what_vllm_takes_of_a_gpu_counts_while_replies_are_drawn_and_must_hold_its_weights_and_a_sequence():
+    found = plan("full")
+    taken = GPUS["h100-80g"].memory // 2
+    for stage in found["stages"]:
+        (required,) = stage["requirements"]
+        held = required["weights"] + required["gradients"] + required["optimizer"]
+        assert required["cache"] == taken and required["phases"]["validate"] == required["weights"] + taken
+        assert stage["kind"] == "sft" or required["phases"]["sample"] == held + taken
+    whole = plan("full", ("policy.generation.vllm_cfg.tensor_parallel_size=1", "policy.generation.vllm_cfg.expert_parallel_size=1"), suggest=False)
+    (problem,) = whole["stages"][0]["problems"]
+    assert problem.startswith("vLLM needs 58.8 GiB a rank for its weights and 1.5 for a sequence of 262,144 tokens, more than the 39.5")
+    assert problem.endswith("raise policy.generation.vllm_cfg.tensor_parallel_size (1) or gpu_memory_utilization (0.5)")
 
 
 @pytest.mark.parametrize(

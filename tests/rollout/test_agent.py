@@ -28,10 +28,14 @@ def ids(text: str) -> list[int]:
 class Scripted:
     """An engine that says what is written for each (prompt_id, sample), turn by turn, the last for ever; `asked` is what it was given."""
 
-    alone = False
-
     def __init__(self, said: dict):
         self.said, self.turn, self.asked, self.queue = said, {}, [], []
+
+    def holders(self):
+        return None
+
+    def stepping(self):
+        return None
 
     def add(self, requests, params):
         self.asked += requests

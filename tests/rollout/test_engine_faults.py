@@ -22,13 +22,17 @@ def sampled(broken: int, error: Exception, together: bool = False) -> str:
     from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
 
     class Engine:
-        alone = not together
-
         def __init__(self):
             self.waiting: list[Request] = []
 
         def sharing(self):
             return dist.group.WORLD
+
+        def holders(self):
+            return None
+
+        def stepping(self):
+            return dist.group.WORLD if together else None
 
         def add(self, requests, params):
             self.waiting = list(requests)
@@ -49,7 +53,7 @@ def sampled(broken: int, error: Exception, together: bool = False) -> str:
         def rest(self):
             pass
 
-    parallel.init(MegatronConfig(expert_model_parallel_size=2 if together else 1))
+    parallel.init(MegatronConfig())
     requests = [Request(f"{number:02x}", sample, (5,)) for number in range(2) for sample in range(2)]
     if together:
         generate_global(Engine(), requests, SamplingParams())

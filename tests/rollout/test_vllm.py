@@ -29,6 +29,9 @@ LAYOUTS = {
     "PP2": dict(pipeline_model_parallel_size=2),
 }
 
+# Engines over both ranks: each with a part of every expert, or with half of the experts.
+ENGINES = {"TP2": dict(tensor_parallel_size=2), "EP2": dict(tensor_parallel_size=2, expert_parallel_size=2)}
+
 
 def policy_of(steps: int = 0, generation: dict | None = None, **layout):
     from nemo_cascade.engine import parallel
@@ -60,6 +63,65 @@ def differences(policy, rollouts) -> list[float]:
     return [a - b for row, r in zip(trained, rollouts) for a, b in zip(row[len(r.prompt) :], r.logprobs, strict=True)]
 
 
+class Asks:
+    """A tool, and a model's protocol in which each of the first two turns calls it."""
+
+    tools, max_steps = ["count"], 3
+
+    def __init__(self):
+        self.calls_made = 0
+
+    def call(self, name, arguments):
+        self.calls_made += 1
+        return "a"
+
+    def calls(self, tokens, tools):
+        return [{"name": "count", "arguments": {}}]
+
+    def told(self, answers, thinking):
+        return [100 + len(answers)] * 3
+
+
+def sampled_over_ranks(policy, sizes: dict) -> dict:
+    """What one engine on both ranks sampled after a push, and what became of a number that changed in one rank's part of it."""
+    from functools import partial
+
+    from nemo_cascade.engine import parallel
+    from nemo_cascade.rollout.agent import Talk, converse
+    from nemo_cascade.rollout.config import VllmConfig
+    from nemo_cascade.rollout.engine import EngineError, generate_global
+    from nemo_cascade.stages.rollouts import make_engine
+
+    policy.config.generation.vllm_cfg = VllmConfig(**sizes)
+    engine = make_engine(policy)
+    engine.sync(policy)
+    params = SamplingParams(max_new_tokens=32, stop_ids=tuple(range(0, 40)), seed=3)
+    rollouts = generate_global(engine, requests(12, 4), params)
+    tool = Asks()
+    talk = Talk(tool, lambda request: (tool, True), 3, 1000)
+    talked = generate_global(engine, requests(6, 2), params, partial(converse, talk=talk))
+    name = "model.layers.5.mixer.shared_experts.down_proj.weight"
+    refuse, changed = ours().refuse_changed, []
+    try:
+        ours().refuse_changed = lambda *asked: changed.append(asked)  # looked at after the change below, not before
+        engine.sync(policy)
+        if parallel.rank() == 1:
+            engine.parameters[name][2, 3] += 1e-6
+        refuse(*changed[0])
+        told = ""
+    except EngineError as error:
+        told = str(error)
+    finally:
+        ours().refuse_changed = refuse
+    return {"rollouts": rollouts, "talked": talked, "calls": tool.calls_made, "differences": differences(policy, rollouts), "told": told}
+
+
+def ours():
+    import nemo_cascade.rollout.vllm as module
+
+    return module
+
+
 def trained_beside() -> dict:
     """What one world of two data-parallel ranks saw, from the first push to the last."""
     import math
@@ -67,7 +129,7 @@ def trained_beside() -> dict:
     import torch
 
     from nemo_cascade.engine import parallel
-    from nemo_cascade.rollout import vllm_push
+    from nemo_cascade.rollout import vllm_build, vllm_push
     from nemo_cascade.rollout.engine import EngineError, generate_global
     from nemo_cascade.stages.rl import rollout_sample
     from nemo_cascade.stages.rollouts import make_engine, served
@@ -118,20 +180,18 @@ def trained_beside() -> dict:
     # One number of one expert of one rank's vLLM, changed behind everybody's back while weights arrive.
     checked = vllm_push.refuse_changed
 
-    def corrupting(parameters, sent):
+    def corrupting(parameters, sent, first_expert):
         if parallel.rank() == 1:
             vllm_push.lying(EXPERT, sent[EXPERT].shape, parameters)[2, 3] += 1e-6
-        checked(parameters, sent)
+        checked(parameters, sent, first_expert)
 
-    import nemo_cascade.rollout.vllm as ours
-
-    ours.refuse_changed = corrupting
+    ours().refuse_changed = corrupting
     try:
         engine.sync(policy)
     except EngineError as error:
         seen["corrupt"] = str(error)
     finally:
-        ours.refuse_changed = checked
+        ours().refuse_changed = checked
     engine.sync(policy)
 
     execute = engine.llm.step
@@ -144,6 +204,8 @@ def trained_beside() -> dict:
     finally:
         engine.llm.step = execute
     engine.abort({(request.prompt_id, request.sample) for request in requests(2, 1)})
+    seen["over ranks"] = {name: sampled_over_ranks(policy, sizes) for name, sizes in ENGINES.items()}
+    vllm_build.discard()  # its groups of ranks end with this world
     assert all(math.isfinite(x) for x in seen["end"]) and torch.get_default_dtype() == torch.float32
     return seen
 
@@ -223,6 +285,28 @@ def test_an_engine_that_raises_stops_every_rank_with_the_cause():
     for found in beside():
         # The shorter of two prompts is the second rank's share.
         assert found["raised"] == f"vLLM on rank 1 failed at request {1:016x}/0 and 0 more: MemoryError: no room for the cache"
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_over_two_ranks_samples_with_the_trainers_log_probs_and_both_ranks_have_the_same_replies(name):
+    first, second = (found["over ranks"][name] for found in beside())
+    near, mean, ratio = figures(first["differences"])
+    print(f"{name}: {len(first['differences'])} tokens, {near:.4f} within 2e-3, mean {mean:.2e}, ratio {ratio:.6f}")
+    assert near >= 0.99 and mean <= 2e-4 and abs(ratio - 1) <= 1e-3
+    assert [(r.prompt_id, r.sample) for r in first["rollouts"]] == [(r.prompt_id, r.sample) for r in requests(12, 4)]
+    assert first["rollouts"] == second["rollouts"] and first["talked"] == second["talked"]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_tools_of_an_engine_over_two_ranks_are_called_once(name):
+    first, second = (found["over ranks"][name] for found in beside())
+    assert first["calls"] == sum(r.info["tool_calls"] for r in first["talked"]) > 0 == second["calls"]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_one_changed_number_in_one_ranks_part_is_named_there(name):
+    first, second = (found["over ranks"][name]["told"] for found in beside())
+    assert first == "" and "backbone.layers.5.mixer.shared_experts.down_proj.weight" in second
 
 
 def pushed_from(layout: dict) -> list[float]:

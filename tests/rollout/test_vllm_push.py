@@ -85,3 +85,8 @@ def test_experts_without_a_gate_are_the_sum_over_each_tokens_own():
     for token in range(7):
         parts = [w * ((hidden[token] @ w1[e].T).relu() ** 2 @ w2[e].T) for w, e in zip(weights[token], experts[token])]
         torch.testing.assert_close(output[token], sum(parts))
+    # The first two and the others on a rank each.
+    here, there = torch.empty(2, 7, 6)
+    squared_relu_experts(here, hidden, w1[:2], w2[:2], weights, experts.where(experts < 2, -1))
+    squared_relu_experts(there, hidden, w1[2:], w2[2:], weights, (experts - 2).clamp(min=-1))
+    torch.testing.assert_close(here + there, output)

@@ -86,8 +86,6 @@ class Answering(Equal):
 class Scripted:
     """An engine whose replies are written: `said` has them by (prompt, sample), turn by turn."""
 
-    alone = True
-
     def __init__(self, said: dict):
         self.said, self.queue = said, []
 
@@ -95,6 +93,11 @@ class Scripted:
         import torch.distributed as dist
 
         return dist.group.WORLD
+
+    def holders(self):
+        return None
+
+    stepping = holders
 
     def add(self, requests, params):
         self.queue += requests
