@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
+from concurrent.futures.process import BrokenProcessPool
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -76,10 +77,7 @@ class Verifiers:
 
     def close(self) -> None:
         """Ends the workers, whatever they are doing."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+        self._end_pool()
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
         self._threads.clear()
@@ -98,22 +96,34 @@ class Verifiers:
             return self._threads[at_a_time].submit(_verify, batch)
         limit = environments.time_limit(batch[0][0])
         if self._pool is not None:
-            return self._pool.schedule(_verify, args=[batch], timeout=limit)
+            # A worker that the host ends while it has nothing to do, or before it has said what it is at, breaks the whole pool.
+            with contextlib.suppress(RuntimeError):
+                return self._pool.schedule(_verify, args=[batch], timeout=limit)
+            logger.warning("the verifiers' processes were ended from outside; others take their place")
+            self._end_pool()
         with _deaf():
             # Not a fork: this process has threads of torch and of gloo. The pool starts with the first batch.
             self._pool = ProcessPool(self.workers, initializer=_start, context=multiprocessing.get_context("spawn"))
             return self._pool.schedule(_verify, args=[batch], timeout=limit)
 
+    def _end_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
     def _verdicts(self, batch: list[Asked], future: Future) -> list[dict]:
         heartbeat.beat()
         if future.exception() is None:
             return self._told(batch[0][0], future)
-        if len(batch) == 1:
-            return [self._verdict(batch[0], future)]
         # One of them is to blame, and the others must not pay for it.
         singles = [[asked] for asked in batch]
-        futures = [self._submit(single) for single in singles]
-        return [self._verdict(single[0], future) for single, future in zip(singles, futures)]
+        futures = [self._submit(single) for single in singles] if len(batch) > 1 else [future]
+        return [self._verdict(single[0], self._unbroken(single, future)) for single, future in zip(singles, futures)]
+
+    def _unbroken(self, single: list[Asked], future: Future) -> Future:
+        """The same, or where the whole pool broke, whoever is to blame, once more and alone."""
+        return self._submit(single) if isinstance(future.exception(), BrokenProcessPool) else future
 
     def _verdict(self, asked: Asked, future: Future) -> dict:
         name, row, _ = asked
@@ -124,6 +134,8 @@ class Verifiers:
             return failed(name, row, "verifier_timeout", f"took longer than {environments.time_limit(name):g} s")
         if isinstance(error, ProcessExpired):
             return failed(name, row, "verifier_died", f"ended its process (exit status {error.exitcode})")
+        if isinstance(error, BrokenProcessPool):
+            return failed(name, row, "verifier_died", "ended its process before it said what it was at")
         raise error
 
     def _told(self, name: str, future: Future) -> list[dict]:

@@ -1,8 +1,10 @@
 """What a reply does to its verifier is that reply's loss alone: others get their verdicts, and the run goes on."""
 
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import psutil
 import pytest
@@ -54,6 +56,25 @@ def test_a_reply_that_its_verifier_cannot_take_has_no_verdict_and_harms_no_other
     assert [verdict["reward"] for verdict in told] == [1.0, -1.0, -1.0, 1.0]
     assert reason in told[1]["verifier_error"] and [verdict.get("fault") for verdict in told] == [None, kind, None, None]
     assert verifiers.verify(asked(plugin, "fine"))[0]["reward"] == 1.0
+
+
+def test_workers_that_the_host_ends_cost_no_verdict(verifiers, plugin, monkeypatch):
+    assert [verdict["reward"] for verdict in verifiers.verify(asked(plugin, "fine", "bad"))] == [1.0, -1.0]
+    # While they have nothing to do.
+    for pid in list(verifiers._pool._pool_manager.worker_manager.workers):
+        os.kill(pid, signal.SIGKILL)
+    assert [verdict["reward"] for verdict in verifiers.verify(asked(plugin, "fine", "bad"))] == [1.0, -1.0]
+    # As when one is seen to be dead before it was heard to have begun.
+    broken = []
+
+    def unheard(worker):
+        broken.append(worker)
+        raise BrokenProcessPool("All workers expired")
+
+    monkeypatch.setattr(verifiers._pool._pool_manager, "find_expired_task", unheard)
+    told = verifiers.verify(asked(plugin, "fine", "exit", "bad"))
+    assert [verdict["reward"] for verdict in told] == [1.0, -1.0, -1.0] and broken
+    assert [verdict.get("fault") for verdict in told] == [None, "verifier_died", None]
 
 
 def test_one_reply_at_a_time_can_be_asked_for_as_a_future(verifiers, plugin):
