@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
+from weakref import WeakKeyDictionary
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -32,6 +33,8 @@ BATCH = 32
 ASKING = (signal.SIGTERM, signal.SIGUSR1)
 # Bytes of address space of a worker; sandboxed programs have their own, smaller limits.
 MEMORY = 8 * 2**30
+# Seconds between looks whether a pool that owes a verdict is still there.
+LOOK = 5.0
 
 Asked = tuple[str, dict, dict]
 
@@ -48,6 +51,7 @@ class Verifiers:
         self.workers = workers or max(1, len(os.sched_getaffinity(0)) // shares)
         self.seconds: Counter[str] = Counter()
         self._pool: ProcessPool | None = None
+        self._pool_of: WeakKeyDictionary[Future, ProcessPool] = WeakKeyDictionary()
         self._threads: dict[int, ThreadPoolExecutor] = {}
 
     def verify(self, asked: Iterable[tuple[dict, dict]]) -> list[dict]:
@@ -98,13 +102,28 @@ class Verifiers:
         if self._pool is not None:
             # A worker that the host ends while it has nothing to do, or before it has said what it is at, breaks the whole pool.
             with contextlib.suppress(RuntimeError):
-                return self._pool.schedule(_verify, args=[batch], timeout=limit)
+                return self._schedule(batch, limit)
             logger.warning("the verifiers' processes were ended from outside; others take their place")
             self._end_pool()
         with _deaf():
             # Not a fork: this process has threads of torch and of gloo. The pool starts with the first batch.
             self._pool = ProcessPool(self.workers, initializer=_start, context=multiprocessing.get_context("spawn"))
-            return self._pool.schedule(_verify, args=[batch], timeout=limit)
+            return self._schedule(batch, limit)
+
+    def _schedule(self, batch: list[Asked], limit: float) -> Future:
+        future = self._pool.schedule(_verify, args=[batch], timeout=limit)
+        self._pool_of[future] = self._pool
+        return future
+
+    def _error(self, future: Future) -> BaseException | None:
+        """What `future.exception` gives; a pool that broke forgets what it had not yet handed to a worker, and would never tell."""
+        pool = self._pool_of.get(future)
+        while True:
+            try:
+                return future.exception(None if pool is None else LOOK)
+            except TookTooLong:
+                if not pool.active and not future.done():
+                    return BrokenProcessPool("forgotten")
 
     def _end_pool(self) -> None:
         if self._pool is not None:
@@ -114,7 +133,7 @@ class Verifiers:
 
     def _verdicts(self, batch: list[Asked], future: Future) -> list[dict]:
         heartbeat.beat()
-        if future.exception() is None:
+        if self._error(future) is None:
             return self._told(batch[0][0], future)
         # One of them is to blame, and the others must not pay for it.
         singles = [[asked] for asked in batch]
@@ -123,11 +142,11 @@ class Verifiers:
 
     def _unbroken(self, single: list[Asked], future: Future) -> Future:
         """The same, or where the whole pool broke, whoever is to blame, once more and alone."""
-        return self._submit(single) if isinstance(future.exception(), BrokenProcessPool) else future
+        return self._submit(single) if isinstance(self._error(future), BrokenProcessPool) else future
 
     def _verdict(self, asked: Asked, future: Future) -> dict:
         name, row, _ = asked
-        error = future.exception()
+        error = self._error(future)
         if error is None:
             return self._told(name, future)[0]
         if isinstance(error, TookTooLong):
