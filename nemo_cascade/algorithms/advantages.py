@@ -6,16 +6,29 @@ import torch
 
 
 def group_advantages(
-    rewards_PG: torch.Tensor, *, normalize: bool = True, leave_one_out: bool = False, eps: float = 1e-6
+    rewards_PG: torch.Tensor,
+    valid_PG: torch.Tensor | None = None,
+    *,
+    normalize: bool = True,
+    leave_one_out: bool = False,
+    eps: float = 1e-6,
 ) -> torch.Tensor:
     """GRPO: A_i = (r_i - mean(r)) / std(r) over the G rollouts of a prompt [Nemotron-Cascade 2, Eq. 1].
 
     rewards_PG [prompts, group] -> [prompts, group]; every token of rollout i gets A_i. The standard deviation is the sample one
     (the paper does not say; NeMo RL uses it), plus eps. Groups of equal rewards get exactly 0. leave_one_out takes the
-    mean of the other rollouts as the baseline. Raises ValueError for a group of one, which has no baseline.
+    mean of the other rollouts as the baseline. valid_PG [prompts, group] bool: which rollouts have a reward at all; the others get
+    exactly 0, and their group's those that it has without them, all 0 where fewer than two are left. Raises ValueError for a
+    group of one, which has no baseline.
     """
     if rewards_PG.shape[1] < 2:
         raise ValueError("a group of one rollout has no baseline; set grpo.num_generations_per_prompt to 2 or more")
+    if valid_PG is not None and not valid_PG.all():
+        advantages = torch.zeros_like(rewards_PG)
+        for own, rewards, valid in zip(advantages, rewards_PG, valid_PG):
+            if valid.sum() >= 2:
+                own[valid] = group_advantages(rewards[None, valid], normalize=normalize, leave_one_out=leave_one_out, eps=eps)[0]
+        return advantages
     group = rewards_PG.shape[1]
     mean = rewards_PG.mean(dim=1, keepdim=True)
     baseline = (mean * group - rewards_PG) / (group - 1) if leave_one_out else mean

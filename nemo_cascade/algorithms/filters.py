@@ -5,20 +5,27 @@ import torch
 OVERLONG = ("reward_zero", "mask", "keep")
 
 
-def informative_groups(rewards_PG: torch.Tensor) -> torch.Tensor:
+def informative_groups(rewards_PG: torch.Tensor, valid_PG: torch.Tensor | None = None) -> torch.Tensor:
     """rewards_PG [prompts, group] -> [prompts] bool: a prompt's rollouts did not all earn the same.
 
+    valid_PG [prompts, group] bool: which rollouts have a reward at all; others are as if they were not there.
     [dynamic filtering, Nemotron-Cascade 2, section 4.2]
     """
-    return (rewards_PG != rewards_PG[:, :1]).any(dim=1)
+    absent = torch.zeros_like(rewards_PG, dtype=torch.bool) if valid_PG is None else ~valid_PG
+    most, least = (rewards_PG.masked_fill(absent, end) for end in (-torch.inf, torch.inf))
+    return most.amax(dim=1) > least.amin(dim=1)
 
 
-def swe_group_mask(rewards_PG: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
+def swe_group_mask(
+    rewards_PG: torch.Tensor, threshold: float = 0.5, valid_PG: torch.Tensor | None = None
+) -> torch.Tensor:
     """rewards_PG [prompts, group] -> [prompts] bool: some rollout earned more than `threshold`.
 
-    Other groups hold no acceptable patch and are left out of the loss [agentless SWE RL, Nemotron-Cascade 2, section 4.8.1].
+    valid_PG as in `informative_groups`. Other groups hold no acceptable patch and are left out of the loss
+    [agentless SWE RL, Nemotron-Cascade 2, section 4.8.1].
     """
-    return (rewards_PG > threshold).any(dim=1)
+    earned = rewards_PG > threshold
+    return (earned if valid_PG is None else earned & valid_PG).any(dim=1)
 
 
 def overlong(

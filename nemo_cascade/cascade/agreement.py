@@ -7,7 +7,7 @@ from nemo_cascade.cascade.config import JudgeConfig
 from nemo_cascade.data.files import write_atomically
 from nemo_cascade.data.rows import load_rows, messages_of
 from nemo_cascade.environments import genrm, response_of
-from nemo_cascade.environments.endpoint import Endpoint
+from nemo_cascade.environments.endpoint import Endpoint, Said
 from nemo_cascade.environments.genrm_compare import readable
 
 FILE = "judge.json"
@@ -23,7 +23,7 @@ def measure(judge: JudgeConfig, run_dir: Path) -> dict[str, float]:
     )
     endpoint = Endpoint(judge.endpoint, run_dir / "judge_answers.sqlite")
     said = endpoint.ask([messages_of(row) for row in rows], usable=readable)
-    verdicts = [genrm.verify(row, response_of(one.text if one else "", thinking=False)) for row, one in zip(rows, said)]
+    verdicts = [genrm.verify(row, response_of(one.text if isinstance(one, Said) else "", thinking=False)) for row, one in zip(rows, said)]
     found = {
         "agreement": sum(verdict["agrees"] for verdict in verdicts) / len(verdicts),
         "pairs": len(verdicts),

@@ -317,7 +317,7 @@ def value_problems(stage: "StageConfig", where) -> Iterator[str]:
         (POSITIVE, lambda value: value > 0, "> 0"),
         (BELOW_ONE, lambda value: 0 <= value < 1, "in [0, 1)"),
         (("policy.generation.top_p", "policy.generation.vllm_cfg.gpu_memory_utilization"), lambda value: 0 < value <= 1, "in (0, 1]"),
-        (("genrm.top_percentile",), lambda value: 0 <= value <= 1, "in [0, 1]"),
+        (("genrm.top_percentile", "env.max_faults"), lambda value: 0 <= value <= 1, "in [0, 1]"),
     )
     for keys, holds, text in rules:
         for key in keys:

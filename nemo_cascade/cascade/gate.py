@@ -44,7 +44,7 @@ def judge(manifest: Manifest, name: str, gate: "GateConfig") -> dict | None:
     differences = {
         domain: -np.subtract(*paired_scores(manifest, parent, name, domain)) for domain in gate.max_drop | gate.min_gain
     }
-    scores = {domain: per_prompt(manifest, name, domain)[0] for domain in gate.floor}
+    scores = {domain: scored(manifest, name, domain) for domain in gate.floor}
     failed, chances = decide(differences, scores, gate)
     level = LEVEL / max(1, len(gate.max_drop) + len(gate.floor))
     return {
@@ -76,7 +76,7 @@ def decide(
 
 
 def paired_scores(manifest: Manifest, before: str, after: str, domain: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scores by prompt [prompts] of two stages in a domain. Raises GateError."""
+    """Scores by prompt [prompts] of two stages in a domain, of those prompts that have one in both. Raises GateError."""
     (first, prompts), (second, others) = (per_prompt(manifest, stage, domain) for stage in (before, after))
     if len(first) != len(second):
         raise GateError(
@@ -88,13 +88,26 @@ def paired_scores(manifest: Manifest, before: str, after: str, domain: str) -> t
             f"{domain}: the validation prompts of {before} and {after} differ, so their scores cannot be compared; the file "
             f"was changed in between: put it back, or repeat {before} with --from-stage {before}"
         )
-    return first, second
+    return some(paired.both_scored(first, second), f"{before} and {after}", domain)
 
 
-def per_prompt(manifest: Manifest, stage: str, domain: str) -> tuple[np.ndarray, str | None]:
+def scored(manifest: Manifest, stage: str, domain: str) -> np.ndarray:
+    """A stage's scores in a domain [prompts], of the prompts that have one. Raises GateError."""
+    values, _ = per_prompt(manifest, stage, domain)
+    return some(paired.both_scored(values, values), stage, domain)[0]
+
+
+def some(pair: tuple[np.ndarray, np.ndarray], stages: str, domain: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same. Raises GateError where nothing is in it."""
+    if not len(pair[0]):
+        raise GateError(f"{domain}: no validation prompt of {stages} has a verdict on any reply; repeat {stages} with --from-stage")
+    return pair
+
+
+def per_prompt(manifest: Manifest, stage: str, domain: str) -> tuple[list[float | None], str | None]:
     """A stage's score of every validation prompt of a domain and the hash of these prompts, from its `validation.json`.
 
-    Raises GateError.
+    None for a prompt of which no reply has a verdict (`stages.validation`). Raises GateError.
     """
     path = manifest.directory(stage) / "validation.json"
     try:
@@ -105,9 +118,9 @@ def per_prompt(manifest: Manifest, stage: str, domain: str) -> tuple[np.ndarray,
             f"{path}: no scores of {domain} ({type(error).__name__}: {error}); take {domain} out of the gates of {stage} and "
             f"of the stages that started from it, or repeat {stage} with --from-stage {stage}"
         ) from error
-    if not scores or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in scores):
+    if not scores or not all(value is None or isinstance(value, (int, float)) and math.isfinite(value) for value in scores):
         raise GateError(f"{path}: a score of {domain} is not a finite number; repeat {stage} with --from-stage {stage}")
-    return np.array(scores, dtype=float), entry.get("prompts")
+    return scores, entry.get("prompts")
 
 
 def lines(name: str, verdict: dict | None, gate: "GateConfig") -> list[str]:

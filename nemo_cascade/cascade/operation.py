@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from nemo_cascade import heartbeat
+from nemo_cascade import heartbeat, last_words
 from nemo_cascade.cascade.config import CascadeConfig, StageConfig
 from nemo_cascade.cascade.gate import ADVANCE, ROLLBACK, STOP, WARN
 from nemo_cascade.cascade.manifest import StageRecord
 from nemo_cascade.cascade.watchdog import Watchdog
 from nemo_cascade.engine import parallel
+from nemo_cascade.rollout.engine import EngineError
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.interruption import Interrupted, Interruption
 
@@ -39,6 +40,8 @@ def attended(cascade: CascadeConfig) -> Iterator[Interruption]:
         except Exception as error:
             # A collective that timed out, say, tells nothing of where it was.
             error.add_note(f"rank {rank}: {heartbeat.where()}")
+            if isinstance(error, EngineError):
+                last_words.leave(f"nemo-cascade: {heartbeat.where()}: {error}")
             raise
 
 

@@ -40,6 +40,7 @@ HARMLESS = (
     "sandbox.",
     "cluster.",
     "env.num_workers",
+    "env.max_faults",
     "env.nemo_gym.",
     *(f"cascade.judge_endpoint.{name}" for name in ENDPOINT),
     "cascade.gate.",

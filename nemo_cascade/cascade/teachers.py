@@ -50,7 +50,7 @@ def best(manifest: Manifest, names: list[str], domain: str, start: str | None) -
     """The stage with the highest mean score, of equal ones the student's start, else the earliest; None of no names."""
 
     def rank(name: str) -> tuple[float, bool]:
-        return float(gate.per_prompt(manifest, name, domain)[0].mean()), name == start
+        return float(gate.scored(manifest, name, domain).mean()), name == start
 
     return max(names, key=rank, default=None)
 

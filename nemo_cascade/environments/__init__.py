@@ -3,23 +3,24 @@
 `get(name).verify(row, response)` returns a dict with at least `reward`. row is a Gym row, response an OpenAI Responses
 object. What an environment says of itself, all but the first of which may be missing:
 
-    verify(row, response) -> dict
+    verify(row, response) -> dict; what it raises leaves the reply without a verdict (`faults.py`)
     problem(row) -> what keeps a row from being verified, or None
     repair(row) -> the row with what is known to be wrong with released ones mended
     EXAMPLES     [(row, reply, reward), ...], good and bad replies; `self_test` looks whether they earn that
-    REWARD_RANGE (least, most); (0, 1) if not given. A reply that cannot be verified earns the least
+    REWARD_RANGE (least, most); (0, 1) if not given. Of a reply without a verdict the least is reported
     least(row)   the least for a reply to this row, where that is more
     reference(row) -> a reply that is right, where the row tells one, or None
-    TIME_LIMIT   seconds after which a reply counts as one that cannot be verified; 10 if not given
+    TIME_LIMIT   seconds after which a reply has no verdict; 10 if not given
     warm_up()    what is better done once in a worker than with the first reply, as slow imports
     session(row) -> a fresh one, with `call(tool, arguments)`, for agents that make calls and see what they say
-    IN_THREADS   True where a reply waits for programs in the sandbox, which has its own limits: no worker is needed
+    IN_THREADS   True where a reply waits for programs in the sandbox, which has its own limits: no worker is needed, and no other
+                 limit holds, so nothing else there may take long
 
 and, where a model has to be asked about what `verify` alone cannot decide (`judged.py`; `env.judges` says which model):
 
     question(row, response, verdict, answers) -> the chat messages to ask next, after these answers (Said), or None
     usable(text)  whether an answer can be read; others are asked for again
-    judged(row, response, verdict, answers) -> the last verdict; an answer that never came is None
+    judged(row, response, verdict, answers) -> the last verdict; an answer that never came is None, and the verdict then none
     needs_judge(row)  True where there is no verdict without; not given, there always is one
 
 `genrm_compare` has no `verify`: a judge compares. Third parties add environments through the entry-point group
@@ -108,7 +109,7 @@ def reward_range(name: str) -> tuple[float, float]:
 
 
 def least(name: str, row: dict) -> float:
-    """What a reply to a row of that environment earns if it cannot be verified; 0 where only a server of Gym's knows that."""
+    """What is reported of a reply to a row of that environment if it has no verdict; 0 where only a server of Gym's knows that."""
     if name not in names():
         return 0.0
     own = getattr(get(name), "least", None)

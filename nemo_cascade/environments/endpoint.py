@@ -1,7 +1,7 @@
 """Models behind an OpenAI-compatible endpoint (vLLM, NIM, a hosted one): many conversations in, what was said out.
 
 A request that finds no server, a busy one, a broken answer or one that its reader cannot use is sent again, later and later;
-after its last try there is no answer (None), which is for the reader to count. Answers that could be used are kept by what
+after its last try there is no answer (`Silence`), which is for the reader to count. Answers that could be used are kept by what
 was asked, so that a run that goes on does not ask twice.
 """
 
@@ -65,6 +65,16 @@ class Said:
     tokens: tuple[tuple[str, dict[str, float]], ...] = ()
 
 
+@dataclass(frozen=True)
+class Silence:
+    """No answer that could be used; fault: why, of the last try, by its kind in `faults`."""
+
+    fault: str
+
+
+UNREACHABLE, REFUSED, UNREADABLE = map(Silence, ("judge_unreachable", "judge_refused", "judge_unreadable"))
+
+
 class Endpoint:
     """`ask` many at a time. cache: a file that keeps answers, no other process's, or none."""
 
@@ -73,8 +83,8 @@ class Endpoint:
         self.cache = _Cache(cache) if cache is not None else None
         self._has_answered = False
 
-    def ask(self, conversations: list[list[dict]], usable: Callable[[str], bool] = bool) -> list[Said | None]:
-        """What the model says after each conversation (chat messages); None where nothing came whose text is usable.
+    def ask(self, conversations: list[list[dict]], usable: Callable[[str], bool] = bool) -> list[Said | Silence]:
+        """What the model says after each conversation (chat messages), or why nothing came whose text is usable.
 
         Raises EndpointError when the endpoint refuses the key or the model, or every request that it has had.
         """
@@ -89,7 +99,7 @@ class Endpoint:
         # A reply that is too long for the model, say, which must cost itself only.
         for refusal in refusals:
             logger.warning("%s", refusal)
-        told = {name: None if isinstance(answer, EndpointError) else answer for name, answer in zip(distinct, answers)}
+        told = {name: REFUSED if isinstance(answer, EndpointError) else answer for name, answer in zip(distinct, answers)}
         return [told[name] for name in names]
 
     def trouble(self) -> str | None:
@@ -113,7 +123,7 @@ class Endpoint:
         key = os.environ.get(self.config.api_key_env or "", "")
         return {"Authorization": f"Bearer {key}"} if key else {}
 
-    async def _ask_all(self, conversations: list[list[dict]], usable) -> list[Said | EndpointError | None]:
+    async def _ask_all(self, conversations: list[list[dict]], usable) -> list[Said | EndpointError | Silence]:
         limits = httpx.Limits(max_connections=self.config.concurrency)
         gate = asyncio.Semaphore(self.config.concurrency)
         async with httpx.AsyncClient(timeout=self.config.timeout, limits=limits, headers=self._headers()) as client:
@@ -121,7 +131,7 @@ class Endpoint:
 
     async def _ask(
         self, client: httpx.AsyncClient, gate: asyncio.Semaphore, messages: list[dict], usable
-    ) -> Said | EndpointError | None:
+    ) -> Said | EndpointError | Silence:
         body = self._body(messages)
         name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         known = self.cache.get(name) if self.cache is not None else None
@@ -135,19 +145,21 @@ class Endpoint:
                 said = await self._try(client, body)
             if isinstance(said, EndpointError):
                 return said
-            if said is not None and usable(said.text):
+            if isinstance(said, Said) and usable(said.text):
                 if self.cache is not None:
                     self.cache.put(name, said)
                 return said
-        return None
+        return UNREADABLE if isinstance(said, Said) else said
 
-    async def _try(self, client: httpx.AsyncClient, body: dict) -> Said | EndpointError | None:
+    async def _try(self, client: httpx.AsyncClient, body: dict) -> Said | EndpointError | Silence:
         url = self.config.base_url.rstrip("/") + "/chat/completions"
         try:
             answer = await client.post(url, content=foreign.write(body), headers=JSON)
-        # Not there, too slow, or with an answer that is not encoded as it says.
+        except httpx.TransportError:
+            return UNREACHABLE
+        # An answer that is not encoded as it says.
         except httpx.RequestError:
-            return None
+            return UNREADABLE
         heartbeat.beat()
         if answer.status_code in CLOSED | HOPELESS:
             said = foreign.beginning(answer.content)
@@ -155,12 +167,14 @@ class Endpoint:
             if answer.status_code in CLOSED:
                 raise refusal
             return refusal
+        if not answer.is_success:
+            return UNREACHABLE
         try:
-            choice = foreign.read(answer.raise_for_status().content)["choices"][0]
+            choice = foreign.read(answer.content)["choices"][0]
             text = choice["message"]["content"]
-            return Said(foreign.plain(text), _tokens(choice)) if isinstance(text, str) else None
-        except (httpx.HTTPStatusError, ValueError, LookupError, TypeError, AttributeError):
-            return None
+            return Said(foreign.plain(text), _tokens(choice)) if isinstance(text, str) else UNREADABLE
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return UNREADABLE
 
     def _body(self, messages: list[dict]) -> dict:
         c = self.config

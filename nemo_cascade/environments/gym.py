@@ -23,9 +23,17 @@ class GymError(RuntimeError):
 class Unusable(GymError):
     """No verdict on one reply from a server that is there: it fails at that reply, or answers with garbage."""
 
+    kind = "server_failed"
+
 
 class Refused(Unusable):
     """No verdict, and none if it is asked again."""
+
+
+class Slow(Refused):
+    """No verdict within the time that one may take."""
+
+    kind = "verifier_timeout"
 
 
 class GymClient:
@@ -46,16 +54,16 @@ class GymClient:
     def verify_all(self, asked: Iterable[tuple[dict, dict]]) -> list[dict]:
         """The verdicts on (row, response) pairs, in their order.
 
-        A reply that gets none, where others do, earns the least there is, with `verifier_error`. Raises GymError where the
-        server is away, so that replies would pay for that, and where none gets a verdict.
+        A reply that gets none, where others do, and one that takes too long have none (`faults.py`). Raises GymError where the
+        server is away, and where it fails at all that it is asked about.
         """
         asked = list(asked)
         told = asyncio.run(self._verify_all(asked))
         errors = [verdict for verdict in told if isinstance(verdict, Unusable)]
-        if errors and len(errors) == len(told):
+        if len(errors) == len(told) and not all(isinstance(error, Slow) for error in errors):
             raise errors[0]
         return [
-            workers.failed(environments.environment_of(row), row, str(verdict)) if isinstance(verdict, Unusable) else verdict
+            workers.failed(environments.environment_of(row), row, verdict.kind, str(verdict)) if isinstance(verdict, Unusable) else verdict
             for (row, _), verdict in zip(asked, told)
         ]
 
@@ -90,6 +98,9 @@ class GymClient:
         """The verdict, or why there is none."""
         try:
             answer = await client.post(f"{self.url}/verify", content=body)
+        # It took the request and is at it: to wait as long again, and again, would stall the step.
+        except httpx.ReadTimeout:
+            return Slow(f"{self.url}/verify took longer than {self.timeout:g} s")
         except httpx.TransportError as error:
             return GymError(f"{type(error).__name__} {error}".strip())
         # An answer that is not encoded as it says.

@@ -5,7 +5,8 @@ What an environment asks is `question`, `usable` and `judged` (environments/__in
 
 from nemo_cascade import environments
 from nemo_cascade.data.rows import environment_of
-from nemo_cascade.environments.endpoint import Endpoint, Said
+from nemo_cascade.environments.endpoint import Endpoint, Said, Silence
+from nemo_cascade.environments.faults import KINDS, no_verdict
 
 Verified = tuple[dict, dict, dict]
 ROUNDS = 8
@@ -14,13 +15,14 @@ ROUNDS = 8
 def judge_all(verified: list[Verified], endpoint: Endpoint) -> list[dict]:
     """The last verdicts on (row, response, verdict of `verify`) of one environment, in their order.
 
-    A verdict about which the judge was asked has `judge_readable`: whether all of its answers could be read. Raises
-    EndpointError.
+    A verdict about which the judge was asked has `judge_readable`: whether all of its answers could be read; where not, it is none
+    (`faults.py`), with the reward that the environment gives for a missing answer. Raises EndpointError.
     """
     if not verified:
         return []
     environment = environments.get(environment_of(verified[0][0]))
     answers: list[list[Said | None]] = [[] for _ in verified]
+    silent: dict[int, Silence] = {}
     open_ones = list(range(len(verified)))
     for _ in range(ROUNDS):
         # Once an answer has not come there is nothing to go on with.
@@ -33,11 +35,14 @@ def judge_all(verified: list[Verified], endpoint: Endpoint) -> list[dict]:
         if not open_ones:
             break
         for number, said in zip(open_ones, endpoint.ask([questions[number] for number in open_ones], environment.usable)):
-            answers[number].append(said)
-    return [_verdict(environment, *of_reply, said) for of_reply, said in zip(verified, answers)]
+            answers[number].append(said if isinstance(said, Said) else None)
+            if isinstance(said, Silence):
+                silent[number] = said
+    return [_verdict(environment, *of_reply, answers[n], silent.get(n)) for n, of_reply in enumerate(verified)]
 
 
-def _verdict(environment, row: dict, response: dict, verdict: dict, answers: list[Said | None]) -> dict:
+def _verdict(environment, row: dict, response: dict, verdict: dict, answers: list[Said | None], silence: Silence | None) -> dict:
     if not answers:
         return verdict
-    return {**environment.judged(row, response, verdict, answers), "judge_readable": None not in answers}
+    last = {**environment.judged(row, response, verdict, answers), "judge_readable": silence is None}
+    return last if silence is None else last | no_verdict(silence.fault, KINDS[silence.fault], last["reward"])

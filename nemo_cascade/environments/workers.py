@@ -1,8 +1,8 @@
 """Verifies many replies: in worker processes, because a reply may hang a verifier, or take all its memory; in threads where
 a verifier waits for the sandbox, whose limits are hard ones.
 
-A worker that takes longer over a reply than its environment's TIME_LIMIT is killed and the reply earns the least there is. So
-does a reply at which a verifier fails: what a model writes must not end a run. Both are told in the verdict, and logged.
+A worker that takes longer over a reply than its environment's TIME_LIMIT is killed and the reply has no verdict. Nor has one
+at which a verifier fails: what a model writes must not end a run. Both are told in its place (`faults.py`), and logged.
 """
 
 import contextlib
@@ -17,10 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
+from concurrent.futures.process import BrokenProcessPool
+from weakref import WeakKeyDictionary
 
 from pebble import ProcessExpired, ProcessPool
 
 from nemo_cascade import environments, heartbeat, sandbox
+from nemo_cascade.environments.faults import no_verdict
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ BATCH = 32
 ASKING = (signal.SIGTERM, signal.SIGUSR1)
 # Bytes of address space of a worker; sandboxed programs have their own, smaller limits.
 MEMORY = 8 * 2**30
+# Seconds between looks whether a pool that owes a verdict is still there.
+LOOK = 5.0
 
 Asked = tuple[str, dict, dict]
 
@@ -46,6 +51,7 @@ class Verifiers:
         self.workers = workers or max(1, len(os.sched_getaffinity(0)) // shares)
         self.seconds: Counter[str] = Counter()
         self._pool: ProcessPool | None = None
+        self._pool_of: WeakKeyDictionary[Future, ProcessPool] = WeakKeyDictionary()
         self._threads: dict[int, ThreadPoolExecutor] = {}
 
     def verify(self, asked: Iterable[tuple[dict, dict]]) -> list[dict]:
@@ -75,10 +81,7 @@ class Verifiers:
 
     def close(self) -> None:
         """Ends the workers, whatever they are doing."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+        self._end_pool()
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
         self._threads.clear()
@@ -97,35 +100,62 @@ class Verifiers:
             return self._threads[at_a_time].submit(_verify, batch)
         limit = environments.time_limit(batch[0][0])
         if self._pool is not None:
-            return self._pool.schedule(_verify, args=[batch], timeout=limit)
+            # A worker that the host ends while it has nothing to do, or before it has said what it is at, breaks the whole pool.
+            with contextlib.suppress(RuntimeError):
+                return self._schedule(batch, limit)
+            logger.warning("the verifiers' processes were ended from outside; others take their place")
+            self._end_pool()
         with _deaf():
             # Not a fork: this process has threads of torch and of gloo. The pool starts with the first batch.
             self._pool = ProcessPool(self.workers, initializer=_start, context=multiprocessing.get_context("spawn"))
-            return self._pool.schedule(_verify, args=[batch], timeout=limit)
+            return self._schedule(batch, limit)
+
+    def _schedule(self, batch: list[Asked], limit: float) -> Future:
+        future = self._pool.schedule(_verify, args=[batch], timeout=limit)
+        self._pool_of[future] = self._pool
+        return future
+
+    def _error(self, future: Future) -> BaseException | None:
+        """What `future.exception` gives; a pool that broke forgets what it had not yet handed to a worker, and would never tell."""
+        pool = self._pool_of.get(future)
+        while True:
+            try:
+                return future.exception(None if pool is None else LOOK)
+            except TookTooLong:
+                if not pool.active and not future.done():
+                    return BrokenProcessPool("forgotten")
+
+    def _end_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
 
     def _verdicts(self, batch: list[Asked], future: Future) -> list[dict]:
         heartbeat.beat()
-        if future.exception() is None:
+        if self._error(future) is None:
             return self._told(batch[0][0], future)
-        if len(batch) == 1:
-            return [self._verdict(batch[0], future)]
         # One of them is to blame, and the others must not pay for it.
         singles = [[asked] for asked in batch]
-        futures = [self._submit(single) for single in singles]
-        return [self._verdict(single[0], future) for single, future in zip(singles, futures)]
+        futures = [self._submit(single) for single in singles] if len(batch) > 1 else [future]
+        return [self._verdict(single[0], self._unbroken(single, future)) for single, future in zip(singles, futures)]
+
+    def _unbroken(self, single: list[Asked], future: Future) -> Future:
+        """The same, or where the whole pool broke, whoever is to blame, once more and alone."""
+        return self._submit(single) if isinstance(self._error(future), BrokenProcessPool) else future
 
     def _verdict(self, asked: Asked, future: Future) -> dict:
         name, row, _ = asked
-        error = future.exception()
+        error = self._error(future)
         if error is None:
             return self._told(name, future)[0]
         if isinstance(error, TookTooLong):
-            reason = f"took longer than {environments.time_limit(name):g} s"
-        elif isinstance(error, ProcessExpired):
-            reason = f"ended its process (exit status {error.exitcode})"
-        else:
-            raise error
-        return failed(name, row, reason)
+            return failed(name, row, "verifier_timeout", f"took longer than {environments.time_limit(name):g} s")
+        if isinstance(error, ProcessExpired):
+            return failed(name, row, "verifier_died", f"ended its process (exit status {error.exitcode})")
+        if isinstance(error, BrokenProcessPool):
+            return failed(name, row, "verifier_died", "ended its process before it said what it was at")
+        raise error
 
     def _told(self, name: str, future: Future) -> list[dict]:
         verdicts, seconds = future.result()
@@ -133,10 +163,10 @@ class Verifiers:
         return verdicts
 
 
-def failed(name: str, row: dict, reason: str) -> dict:
-    """The verdict on a reply that an environment could not verify."""
-    logger.warning("%s: a reply earns the least there is: its verifier %s", name, reason)
-    return {"reward": environments.least(name, row), "verifier_error": reason}
+def failed(name: str, row: dict, kind: str, reason: str) -> dict:
+    """What stands for the verdict on a reply that an environment could not verify."""
+    logger.warning("%s: a reply has no verdict: its verifier %s", name, reason)
+    return no_verdict(kind, reason, environments.least(name, row))
 
 
 def _batches(asked: list[Asked]) -> list[list[Asked]]:
@@ -180,8 +210,8 @@ def _verify_one(name: str, row: dict, response: dict) -> dict:
     try:
         return environments.get(name).verify(row, response)
     except sandbox.HostFailed as error:
-        return failed(name, row, f"has no result of its program: {error}")
+        return failed(name, row, "sandbox_lost", f"has no result of its program: {error}")
     except sandbox.SandboxError:
         raise  # not the reply's fault, so it must not pay for it
     except Exception as error:
-        return failed(name, row, f"raised {type(error).__name__}: {error}"[:500])
+        return failed(name, row, "verifier_raised", f"raised {type(error).__name__}: {error}"[:500])

@@ -4,13 +4,18 @@ Stepped, because agents and slow rewards need to act between steps. Under tensor
 the same requests in the same order; `generate_global` does so for a batch that all ranks know.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import torch.distributed as dist
 
 from nemo_cascade import heartbeat
+from nemo_cascade.data.rows import DataError
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
+from nemo_cascade.sandbox import SandboxError
+
+logger = logging.getLogger(__name__)
 
 
 class EngineError(RuntimeError):
@@ -82,23 +87,46 @@ def generate_global(
 ) -> list[Rollout]:
     """Every rank passes the same requests and gets all rollouts, in request order; the engine's sharing ranks share the work.
 
-    run: what a rank does with its share, as `generate`. Raises EngineError on every rank when the engine of one does."""
+    run: what a rank does with its share, as `generate`. Raises EngineError on every rank when the engine of one fails, and so DataError
+    and SandboxError; only where ranks step together, those that wait for the failing one's part of a step hear nothing but its end."""
     group = engine.sharing()
     size, rank = group.size(), group.rank()
     mine = share(requests, size)[rank]
     try:
-        rollouts: list[Rollout] | EngineError = run(engine, mine, params)
+        rollouts: list[Rollout] | Exception = run(engine, mine, params)
         engine.rest()
-    except EngineError as error:
-        rollouts = error
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for ever
+        rollouts = told(error, engine, mine)
+        if steps_together(engine):
+            # The others are inside of a step, not in the exchange below: with the end of this process theirs comes, too.
+            raise rollouts from error
+        logger.error("%s", rollouts, exc_info=error)
     parts = [rollouts] * size
     if size > 1:
         dist.all_gather_object(parts, rollouts, group=group)
     for part in parts:
-        if isinstance(part, EngineError):
+        if isinstance(part, Exception):
             raise part
     found = {(rollout.prompt_id, rollout.sample): rollout for part in parts for rollout in part}
     return [found[request.prompt_id, request.sample] for request in requests]
+
+
+def told(error: Exception, engine: RolloutEngine, requests: list[Request]) -> Exception:
+    """What a rank's engine raised over its requests, as an error that any rank can raise."""
+    if isinstance(error, EngineError | DataError | SandboxError):
+        return error
+    at = at_work([f"{request.prompt_id}/{request.sample}" for request in requests])
+    return EngineError(f"{type(engine).__name__} on rank {dist.get_rank()} failed{at}: {type(error).__name__}: {error}")
+
+
+def at_work(names: Collection[str]) -> str:
+    """ " at request ab/0 and 3 more", or nothing where there is none."""
+    return f" at request {next(iter(names))} and {len(names) - 1} more" if names else ""
+
+
+def steps_together(engine: RolloutEngine) -> bool:
+    """Whether a rank that stops keeps others inside of a step."""
+    return any(group is not None and group.size() > 1 for group in (engine.holders(), engine.stepping()))
 
 
 def share(requests: list[Request], ranks: int) -> list[list[Request]]:

@@ -62,6 +62,11 @@ class Rollout:
     experts: "torch.Tensor | None" = field(default=None, compare=False)
 
     @property
+    def fault(self) -> str | None:
+        """The kind of what kept it from a verdict (`environments.faults`), so that its reward is none; None where it has one."""
+        return self.info.get("fault")
+
+    @property
     def written(self) -> list[int]:
         """`own`, spelled out."""
         return self.own if self.own is not None else [1] * len(self.response)

@@ -60,7 +60,7 @@ class VllmEngine:
         if requests and self.sleeps and self.llm.is_sleeping():
             raise EngineError("vLLM sleeps without weights; call sync before add")
         keys = row_keys(params.seed, [r.prompt_id for r in requests], [r.sample for r in requests]).tolist() if requests else []
-        with told():
+        with told(self.running):
             for request, key in zip(requests, keys):
                 name = f"{request.prompt_id}/{request.sample}"
                 self.running[name] = request
@@ -72,7 +72,7 @@ class VllmEngine:
 
     def step(self) -> list[Rollout]:
         """One forward pass; raises EngineError, with vLLM's own behind it, when it fails."""
-        with told():
+        with told(self.running):
             outputs = [output for output in self.llm.step() if output.finished]
         return [self._rollout(output) for output in outputs if output.request_id in self.running]
 

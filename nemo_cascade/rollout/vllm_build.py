@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from nemo_cascade.engine import parallel
 from nemo_cascade.models.config import ModelConfig
 from nemo_cascade.models.hf_config import hf_config
 from nemo_cascade.rollout.config import GenerationConfig
-from nemo_cascade.rollout.engine import EngineError
+from nemo_cascade.rollout.engine import EngineError, at_work
 from nemo_cascade.rollout.vllm_shard import Shard, sharing_problems
 
 # Keys and values, and Mamba's states, of all running requests on a CPU; vLLM lets requests wait that find no room.
@@ -163,11 +163,12 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """What vLLM raises, as an EngineError that names this rank."""
+def told(running: Collection[str] = ()) -> Iterator[None]:
+    """What vLLM raises, as an EngineError that names this rank and what it was running, in the order in which it was added."""
     try:
         yield
     except EngineError:
         raise
     except Exception as error:
-        raise EngineError(f"vLLM on rank {parallel.rank()} failed: {type(error).__name__}: {error}") from error
+        place = f"vLLM on rank {parallel.rank()} failed{at_work(running)}"
+        raise EngineError(f"{place}: {type(error).__name__}: {error}") from error

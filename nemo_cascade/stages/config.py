@@ -128,10 +128,12 @@ class NemoGymConfig:
 class EnvConfig:
     """`env`: who verifies replies. num_workers: processes for it beside each rank (0: as many as its share of the cores).
 
-    judges: by environment, the model that is asked where its verifier alone cannot decide about a reply.
+    judges: by environment, the model that is asked where its verifier alone cannot decide about a reply. max_faults: the share of a
+    step's replies, or of a domain's in a validation, that may be without a verdict and left out; with more the run stops.
     """
 
     num_workers: int = 0
+    max_faults: float = 0.5
     judges: dict[str, EndpointConfig] = field(default_factory=dict)
     nemo_gym: NemoGymConfig = field(default_factory=NemoGymConfig)
 

@@ -17,7 +17,8 @@ from nemo_cascade.data.chat import encode, render_prompt
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
-from nemo_cascade.environments.endpoint import Endpoint
+from nemo_cascade.environments.endpoint import Endpoint, Said, Silence
+from nemo_cascade.environments.faults import KINDS, no_verdict
 from nemo_cascade.environments.genrm_compare import FIELDS, Comparison, judge_messages, parse, readable
 from nemo_cascade.environments.response import END_OF_THOUGHT, split_reply
 from nemo_cascade.rollout.engine import generate_global
@@ -28,8 +29,8 @@ from nemo_cascade.stages.prompts import thinking
 from nemo_cascade.stages.rewards import Rewards, reply_text
 
 Messages = list[dict]
-# From conversations to what is said after each, without its thought; "" where nothing is. The same on all ranks.
-Ask = Callable[[list[Messages]], list[str]]
+# From conversations to what is said after each, without its thought, or why no answer came. The same on all ranks.
+Ask = Callable[[list[Messages]], list[str | Silence]]
 
 
 class Judge:
@@ -61,41 +62,58 @@ class Judge:
             first.append(int(rollout.prompt_id[-1], 16) % 2 == 0)
             asked.append((row, *(two if first[-1] else two[::-1])))
         for (_, rollout), answer, is_first in zip(rollouts, self.compare(asked), first):
+            if isinstance(answer, Silence):
+                leave_unjudged(rollout, answer)
+                continue
             rollout.reward = answer.first_wins if is_first else 1.0 - answer.first_wins
             rollout.info = {"judge_readable": answer.readable}
 
-    def compare(self, asked: list[tuple[dict, str, str]]) -> list[Comparison]:
-        """What the judge says about (row, first reply, second reply); equal ones are asked once."""
+    def compare(self, asked: list[tuple[dict, str, str]]) -> list[Comparison | Silence]:
+        """What the judge says about (row, first reply, second reply), or why nothing; equal ones are asked once."""
         conversations, names = {}, []
         for row, first, second in asked:
             messages = judge_messages(row, first, second)
             names.append(hashlib.sha256(json.dumps(messages).encode()).hexdigest())
             conversations[names[-1]] = messages
-        said = dict(zip(conversations, map(parse, self.ask(list(conversations.values())))))
-        return [said[name] for name in names]
+        said = dict(zip(conversations, self.ask(list(conversations.values()))))
+        return [text if isinstance(text, Silence) else parse(text) for text in map(said.get, names)]
 
     def _split(self, row: dict, rollout: Rollout) -> tuple[str, str]:
         """(thought, answer), stripped. A reply that never ends its thought has an empty answer."""
         thought, answer = split_reply(reply_text(rollout, self.tokenizer), thinking(row))
         return thought.strip(), (answer or "").strip()
 
-    def _reward(self, group: Group, said: list[tuple[str, str]], pairs, answers: list[Comparison]) -> None:
-        config = self.config
+    def _reward(self, group: Group, said: list[tuple[str, str]], pairs, answers: list[Comparison | Silence]) -> None:
+        """Comparisons that did not come are as if they had not been asked for, and replies without any as if they were not there."""
+        heard = {pair: answer for pair, answer in zip(pairs, answers) if isinstance(answer, Comparison)}
+        compared = sorted({reply for pair in heard for reply in pair})
+        for pair, answer in zip(pairs, answers):
+            for reply in set(pair).difference(compared):
+                leave_unjudged(group.rollouts[reply], answer)
+        if not heard:
+            return
+        config, place = self.config, {reply: number for number, reply in enumerate(compared)}
         rewards = genrm_rewards(
-            torch.tensor(pairs),
-            torch.tensor([[answer.score_1, answer.score_2] for answer in answers]),
-            torch.tensor([answer.ranking for answer in answers]),
-            torch.tensor([len(thought) for thought, _ in said]),
-            torch.tensor([len(answer) for _, answer in said]),
+            torch.tensor([[place[i], place[j]] for i, j in heard]),
+            torch.tensor([[answer.score_1, answer.score_2] for answer in heard.values()]),
+            torch.tensor([answer.ranking for answer in heard.values()]),
+            torch.tensor([len(said[reply][0]) for reply in compared]),
+            torch.tensor([len(said[reply][1]) for reply in compared]),
             reasoning_coeff=config.group_reasoning_length_penalty_coeff,
             answer_coeff=config.group_answer_length_penalty_coeff,
             reasoning_bonus=config.reasoning_bonus,
             answer_bonus=config.answer_bonus,
             top_percentile=config.top_percentile,
         )
-        readable = sum(answer.readable for answer in answers) / len(answers)
-        for rollout, reward in zip(group.rollouts, rewards.tolist()):
-            rollout.reward, rollout.info = reward, {"judge_readable": readable}
+        readable = sum(answer.readable for answer in heard.values()) / len(answers)
+        for reply, reward in zip(compared, rewards.tolist()):
+            group.rollouts[reply].reward, group.rollouts[reply].info = reward, {"judge_readable": readable}
+
+
+def leave_unjudged(rollout: Rollout, silence: Silence) -> None:
+    """Where no comparison of a reply came from the judge."""
+    verdict = no_verdict(silence.fault, KINDS[silence.fault], 0.0)
+    rollout.reward, rollout.info = verdict.pop("reward"), {"judge_readable": 0.0, **verdict}
 
 
 class CheckpointJudge:
@@ -150,17 +168,17 @@ class CheckpointJudge:
 
 
 class EndpointJudge:
-    """Asks a model behind an endpoint; ranks share the questions. What is not answered readably counts as undecided."""
+    """Asks a model behind an endpoint; ranks share the questions."""
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
 
-    def __call__(self, conversations: list[Messages]) -> list[str]:
+    def __call__(self, conversations: list[Messages]) -> list[str | Silence]:
         """As `Ask`."""
         return parallel.share_out(self._ask, conversations)
 
-    def _ask(self, conversations: list[Messages]) -> list[str]:
-        return [said.text if said else "" for said in self.endpoint.ask(conversations, usable=readable)]
+    def _ask(self, conversations: list[Messages]) -> list[str | Silence]:
+        return [said.text if isinstance(said, Said) else said for said in self.endpoint.ask(conversations, usable=readable)]
 
 
 def make_rewards(stage: StageRun, policy: Policy, engine, alone: bool) -> Rewards:

@@ -5,6 +5,7 @@ on one document, say), and tests of anything but means.
 """
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import TypeVar
 
@@ -15,6 +16,13 @@ Name = TypeVar("Name")
 RESAMPLES = 10_000
 # With so many chances in a hundred a loss is to be seen where `detectable_drop` says so.
 POWER = 0.8
+
+
+def both_scored(first: Sequence[float | None], second: Sequence[float | None]) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of the prompts that have one both times, None being none."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    one, other = np.array(pairs, dtype=float).reshape(-1, 2).T
+    return one, other
 
 
 def interval(values: np.ndarray) -> list[float]:

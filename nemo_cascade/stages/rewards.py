@@ -15,6 +15,7 @@ from nemo_cascade.algorithms import overlong
 from nemo_cascade.data.rows import DataError, environment_of, tools_of
 from nemo_cascade.engine import parallel
 from nemo_cascade.environments.endpoint import Endpoint
+from nemo_cascade.environments.faults import no_verdict, said_beside
 from nemo_cascade.environments.gym import GymClient
 from nemo_cascade.environments.judged import judge_all
 from nemo_cascade.environments.workers import Verifiers
@@ -76,6 +77,8 @@ class Rewards:
             least = environments.least(environment_of(group.row), group.row)
             for rollout, reward in zip(group.rollouts, overlong(given, cut, self.overlong, least)[0].tolist()):
                 rollout.reward = reward
+                if self.overlong == "reward_zero" and rollout.finish_reason == "length":
+                    rollout.info.pop("fault", None)  # what it earns needs no verdict
 
     def _verify(self, groups: list[Group]) -> None:
         # One rank asks about a group, so that a slow or random verifier cannot give ranks different rewards.
@@ -83,7 +86,7 @@ class Rewards:
         verdicts = parallel.share_out(lambda mine: verify_all(mine, self.tokenizer, self.env, self.judges, spare, known), groups)
         for group, of_group in zip(groups, verdicts):
             for rollout, verdict in zip(group.rollouts, of_group):
-                rollout.info |= {key: value for key, value in verdict.items() if key != "reward"}
+                rollout.info |= said_beside(verdict)
                 rollout.reward = float(verdict["reward"])
 
 
@@ -106,7 +109,8 @@ class Early:
 
     def take(self, rollouts: list[Rollout]) -> None:
         """Begins to verify them."""
-        asked = dict.fromkeys((r.prompt_id, said(r, self.tokenizer)) for r in rollouts if r.prompt_id in self.rows)
+        mine = (r for r in rollouts if r.prompt_id in self.rows and r.finish_reason not in FAILED)
+        asked = dict.fromkeys((r.prompt_id, said(r, self.tokenizer)) for r in mine)
         new = [key for key in asked if key not in self._seen]
         if new:
             self._seen.update(new)
@@ -136,19 +140,20 @@ def verify_all(
     spare_cut: bool = False,
     known: Mapping[tuple[str, Said], dict] = MappingProxyType({}),
 ) -> list[list[dict]]:
-    """The verdict on every reply of every group; equal replies to a row are verified once, `known` ones not again.
+    """The verdict on every reply of every group; equal replies to a row are verified once, `known` ones not again, and those whose tools
+    failed not at all.
 
     By servers of NeMo Gym where the config names one for the environment, else by worker processes and then by the
     environment's judge, if there is one. spare_cut: no judge is asked about what was cut at the length limit.
     """
     texts = [[said(rollout, tokenizer) for rollout in group.rollouts] for group in groups]
-    asked = [(number, text) for number, of_group in enumerate(texts) for text in dict.fromkeys(of_group)]
-    judged = {
-        (number, text)
-        for number, of_group in enumerate(texts)
-        for rollout, text in zip(groups[number].rollouts, of_group)
-        if not spare_cut or rollout.finish_reason != "length"
-    }
+    ends: dict[tuple[int, Said], set[str]] = {}
+    for number, of_group in enumerate(texts):
+        for rollout, text in zip(groups[number].rollouts, of_group):
+            if rollout.finish_reason not in FAILED:
+                ends.setdefault((number, text), set()).add(rollout.finish_reason)
+    asked = list(ends)
+    judged = {key for key, reasons in ends.items() if not spare_cut or reasons != {"length"}}
     by_server: dict[str | None, list[tuple[int, str]]] = {}
     for number, text in asked:
         server = config.nemo_gym.servers.get(environment_of(groups[number].row))
@@ -169,16 +174,16 @@ def verify_all(
             gym = config.nemo_gym
             told = GymClient(server, concurrency=gym.concurrency, timeout=gym.timeout).verify_all(pairs)
         verdicts.update(zip(of_server, told))
-    told = [[verdicts[number, text] for text in of_group] for number, of_group in enumerate(texts)]
     return [
-        [failure(group.row) if rollout.finish_reason in FAILED else verdict for rollout, verdict in zip(group.rollouts, of_group)]
-        for group, of_group in zip(groups, told)
+        [failure(group.row, r) if r.finish_reason in FAILED else verdicts[number, text] for r, text in zip(group.rollouts, of_group)]
+        for number, (group, of_group) in enumerate(zip(groups, texts))
     ]
 
 
-def failure(row: dict) -> dict:
-    """The verdict on a rollout whose tools failed; why is in its info already."""
-    return {"reward": environments.least(environment_of(row), row)}
+def failure(row: dict, rollout: Rollout) -> dict:
+    """What stands for the verdict on a rollout whose tools failed; why is in its info as a rule."""
+    reason = rollout.info.get("verifier_error", rollout.finish_reason)
+    return no_verdict(rollout.finish_reason, reason, environments.least(environment_of(row), row))
 
 
 def judged_where_asked(pairs: list[tuple[dict, dict]], verdicts: list[dict], judges: Mapping[str, Endpoint]) -> list[dict]:

@@ -24,7 +24,7 @@ from nemo_cascade.stages.judge import make_rewards
 from nemo_cascade.stages.loss import make_full_vocabulary_loss, make_loss
 from nemo_cascade.stages.origin import open_store
 from nemo_cascade.stages.prompts import PromptSource
-from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, make_engine, rewards_PG
+from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, comparable_PG, make_engine, rewards_PG
 from nemo_cascade.stages.self_test import refuse_unless_own_teacher
 from nemo_cascade.stages.start import resume_or_begin
 from nemo_cascade.stages.step import finish_step
@@ -99,16 +99,18 @@ def reward_samples(groups: list[Group], config) -> list[Sample]:
     """GRPO's training samples: every token of a rollout carries the rollout's group advantage.
 
     Left out of the loss, though they count in the baseline: with `grpo.overlong: mask` replies cut at the length limit, with
-    `grpo.swe_group_threshold` groups in which no reply earned more.
+    `grpo.swe_group_threshold` groups in which no reply earned more. Replies without a verdict are left out of both, as if they had
+    not been drawn.
     """
-    advantages_PG = group_advantages(
-        rewards_PG(groups), normalize=config.normalize_rewards, leave_one_out=config.use_leave_one_out_baseline
-    )
-    samples = []
-    for group, advantages, kept in zip(groups, advantages_PG.tolist(), acceptable_groups(groups, config).tolist()):
-        for rollout, stays, advantage in zip(group.rollouts, staying(group.rollouts, config), advantages):
-            samples.append(rollout_sample(rollout, kept and stays, advantages=advantage))
-    return samples
+    how = dict(normalize=config.normalize_rewards, leave_one_out=config.use_leave_one_out_baseline)
+    comparable = comparable_PG(groups)
+    advantages = group_advantages(rewards_PG(groups), comparable, **how).flatten().tolist()
+    kept = (comparable & acceptable_groups(groups, config)[:, None]).flatten().tolist()
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    return [
+        rollout_sample(rollout, stays and of_kept, advantages=advantage)
+        for rollout, stays, of_kept, advantage in zip(rollouts, staying(rollouts, config), kept, advantages)
+    ]
 
 
 def staying(rollouts: list[Rollout], config) -> list[bool]:

@@ -21,7 +21,7 @@ from nemo_cascade.stages.config import GRPOConfig
 from nemo_cascade.stages.prompts import Prompt, PromptSource, thinking
 from nemo_cascade.stages.rewards import Rewards
 from nemo_cascade.stages.stopwatch import Stopwatch
-from nemo_cascade.stages.usable import group_of_one, refuse_unusable_rollouts
+from nemo_cascade.stages.usable import faults_of, group_of_one, refuse_faults, refuse_unusable_rollouts
 
 
 def make_engine(policy: Policy) -> RolloutEngine:
@@ -119,6 +119,7 @@ class Sampler:
             self.rewards.fill(stored)
             self.watch.lap("reward_calculation")
             refuse_unusable_rollouts(stored, self.where(step), self.rewards.env.nemo_gym.servers)
+            refuse_faults(stored, self.rewards.env.max_faults, self.where(step))
             self.store.save(name, stored)
             self.watch.lap("data_processing")
         elif [group.rollouts[0].prompt_id for group in stored] != [prompt.id for prompt in prompts]:
@@ -131,7 +132,7 @@ class Sampler:
 
 def informative(group: Group) -> bool:
     """Whether its replies earned differently."""
-    return bool(informative_groups(rewards_PG([group]))[0])
+    return bool(informative_groups(rewards_PG([group]), comparable_PG([group]))[0])
 
 
 def teaches(group: Group, config: GRPOConfig) -> bool:
@@ -142,12 +143,18 @@ def teaches(group: Group, config: GRPOConfig) -> bool:
 def acceptable_groups(groups: list[Group], config: GRPOConfig) -> torch.Tensor:
     """[prompts] bool: which groups `swe_group_threshold` leaves in the loss; all of them without one."""
     threshold = float("-inf") if config.swe_group_threshold is None else config.swe_group_threshold
-    return swe_group_mask(rewards_PG(groups), threshold)
+    return swe_group_mask(rewards_PG(groups), threshold, comparable_PG(groups))
 
 
 def rewards_PG(groups: list[Group]) -> torch.Tensor:
     """Rewards [prompts, group] in float64."""
     return torch.tensor([[rollout.reward for rollout in group.rollouts] for group in groups], dtype=torch.float64)
+
+
+def comparable_PG(groups: list[Group]) -> torch.Tensor:
+    """[prompts, group] bool: which rollouts have a verdict, and another of their group to be compared with has one."""
+    valid = torch.tensor([[rollout.fault is None for rollout in group.rollouts] for group in groups])
+    return valid & (valid.sum(dim=1, keepdim=True) >= 2)
 
 
 def sample_groups(
@@ -217,7 +224,8 @@ def make_requests(prompts: list[Prompt], group_size: int) -> list[Request]:
 
 def rollout_metrics(groups: list[Group]) -> dict[str, float]:
     """Means over the step's rollouts: reward, also by domain, length, truncation, share of informative groups, of replies
-    that their verifier could not take, and of a judge's comparisons that could be read where it made any."""
+    that their verifier could not take, and of a judge's comparisons that could be read where it made any; the number of replies
+    without a verdict by what kept them from it, where any are."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     metrics = {
         "reward": mean(r.reward for r in rollouts),
@@ -227,6 +235,7 @@ def rollout_metrics(groups: list[Group]) -> dict[str, float]:
         "informative_groups": mean(informative(group) for group in groups),
     }
     metrics["verifier_errors"] = mean("verifier_error" in r.info for r in rollouts)
+    metrics |= {f"faults/{kind}": count for kind, count in faults_of(rollouts).items()}
     talked = [rollout for rollout in rollouts if "turns" in rollout.info]
     if talked:
         metrics["avg_turns_per_sample"] = mean(r.info["turns"] for r in talked)

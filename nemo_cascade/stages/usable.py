@@ -1,14 +1,15 @@
 """What no step may be trained on: log-probs that are no numbers, rewards that their environment cannot give,
-replies that have none to be compared with."""
+replies that have none to be compared with, a batch of which too much has no verdict."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 from nemo_cascade import environments
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.models.config import ModelConfig
-from nemo_cascade.rollout.types import Group
+from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages.prompts import Prompt
 
 
@@ -35,6 +36,33 @@ def refuse_unusable_rollouts(groups: list[Group], where: str, elsewhere: Iterabl
                     f"{place}: its reward is {rollout.reward}, but {name} gives {least:g} to {most:g}; mend the verifier or its "
                     "REWARD_RANGE, then the same command goes on"
                 )
+
+
+def faults_of(rollouts: Iterable[Rollout]) -> Counter[str]:
+    """How many rollouts have no verdict, by what kept them from it."""
+    return Counter(rollout.fault for rollout in rollouts if rollout.fault is not None)
+
+
+def refuse_faults(groups: list[Group], most: float, where: str) -> None:
+    """Raises DataError naming `where` (stage and step), kinds and counts where a larger share than `most` of the rollouts has no verdict.
+
+    Those few that are left would be trained on, or scored, as if they were all.
+    """
+    rollouts = [(group.domain, rollout) for group in groups for rollout in group.rollouts]
+    faults = faults_of(rollout for _, rollout in rollouts)
+    if faults.total() <= most * len(rollouts):
+        return
+    domain, one = next((domain, rollout) for domain, rollout in rollouts if rollout.fault is not None)
+    raise DataError(
+        f"{where}: {faults.total()} of {len(rollouts)} replies have no verdict ({told(faults)}), more than env.max_faults={most:g} allows; "
+        f"the first, prompt {one.prompt_id} of {domain}, reply {one.sample}: {one.info.get('verifier_error')}; mend what verifies "
+        "them, then the same command goes on"
+    )
+
+
+def told(faults: Counter[str]) -> str:
+    """ "3 verifier_timeout, 1 sandbox_lost"."""
+    return ", ".join(f"{count} {kind}" for kind, count in faults.most_common())
 
 
 def refuse_unusable_experts(groups: list[Group], preset: ModelConfig, where: str) -> None:

@@ -17,7 +17,7 @@ from nemo_cascade.engine import parallel
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.stages.config import GRPOConfig, SFTConfig
 from nemo_cascade.stages.context import StageRun
-from nemo_cascade.stages.paired import chance_of_gain
+from nemo_cascade.stages.paired import both_scored, chance_of_gain
 
 FILE = "validations.json"
 # The chance of noise that an improvement may have at most. As every validation is tested, noise now and then passes for one,
@@ -106,7 +106,7 @@ class Validations:
         """Whether the metric rose, and by more than noise does (one-sided sign-flip test on its prompts)."""
         differences = []
         for domain in self._domains(after):
-            first, second = (np.array(entry["scores"][domain]["per_prompt"]) for entry in (before, after))
-            differences.append((second - first) / len(first))  # domains count the same, whatever their prompts
+            first, second = both_scored(*(entry["scores"][domain]["per_prompt"] for entry in (before, after)))
+            differences.append((second - first) / max(len(first), 1))  # domains count the same, whatever their prompts
         difference = np.concatenate(differences)
         return chance_of_gain(difference if self.checkpointing.higher_is_better else -difference) <= LEVEL

@@ -183,7 +183,8 @@ rewards = st.lists(
 @few
 @given(rewards, st.booleans(), st.booleans())
 def test_group_advantages(rewards_PG, normalize, leave_one_out):
-    found = group_advantages(torch.tensor(rewards_PG, dtype=torch.float64), normalize=normalize, leave_one_out=leave_one_out)
+    settings = dict(normalize=normalize, leave_one_out=leave_one_out)
+    found = group_advantages(torch.tensor(rewards_PG, dtype=torch.float64), **settings)
     for group, advantages in zip(rewards_PG, found.tolist()):
         if len(set(group)) == 1:
             assert advantages == [0.0] * len(group)
@@ -193,6 +194,26 @@ def test_group_advantages(rewards_PG, normalize, leave_one_out):
             expected = reward - statistics.fmean(others if leave_one_out else group)
             expected /= statistics.stdev(group) + 1e-6 if normalize else 1.0
             assert advantage == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@few
+@given(rewards, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
+def test_rollouts_without_a_reward_are_as_if_they_were_not_there(rewards_PG, normalize, leave_one_out, random):
+    values, settings = torch.tensor(rewards_PG, dtype=torch.float64), dict(normalize=normalize, leave_one_out=leave_one_out)
+    valid_PG = [[random.random() < 0.6 for _ in group] for group in rewards_PG]
+    valid = torch.tensor(valid_PG)
+    advantages = group_advantages(values, valid, **settings).tolist()
+    informative, acceptable = informative_groups(values, valid).tolist(), swe_group_mask(values, valid_PG=valid).tolist()
+    for place, (group, flags) in enumerate(zip(rewards_PG, valid_PG)):
+        left = [reward for reward, flag in zip(group, flags) if flag]
+        alone = torch.tensor([left], dtype=torch.float64)
+        expected = iter(group_advantages(alone, **settings)[0].tolist() if len(left) > 1 else [0.0] * len(left))
+        assert advantages[place] == pytest.approx([next(expected) if flag else 0.0 for flag in flags], rel=1e-12, abs=1e-12)
+        assert [a for a, flag in zip(advantages[place], flags) if not flag] == [0.0] * flags.count(False)
+        assert informative[place] == (len(set(left)) > 1) and acceptable[place] == any(reward > 0.5 for reward in left)
+    whole = torch.ones_like(valid)
+    assert torch.equal(group_advantages(values, whole, **settings), group_advantages(values, **settings))
+    assert torch.equal(informative_groups(values, whole), informative_groups(values))
 
 
 @few

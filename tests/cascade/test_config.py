@@ -467,6 +467,10 @@ CASES = {
         ["env.nemo_gym.timeout=0"],
         "env.nemo_gym.timeout: must be > 0",
     ),
+    "more faults than replies": (
+        ["env.max_faults=50"],
+        "env.max_faults: must be in [0, 1]",
+    ),
     "comparisons of another kind": (
         ["cascade.stages.rlhf.genrm.comparison_strategy=circle"],
         "cascade.stages.rlhf.genrm.comparison_strategy: 'circle' is not a choice; did you mean circular?",

@@ -134,6 +134,19 @@ def test_a_score_that_is_none_is_an_error_and_no_pass(tmp_path, rule, after, tol
         gate.judge(manifest, "child", GateConfig(**{rule: {"math": 0.05}}, on_failure="advance"))
 
 
+@pytest.mark.parametrize("rule", ["max_drop", "min_gain", "floor"])
+def test_prompts_without_a_verdict_are_left_out_of_both_stages(tmp_path, rule):
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    missing = verdict(tmp_path / "with", [None, *RIGHT, 1.0], [1.0, *WRONG, None], rule, 0.5)
+    # A floor looks at one stage alone, so at the prompt, too, that only this one has.
+    assert missing == verdict(tmp_path / "without", RIGHT, WRONG, rule, 0.5) or rule == "floor"
+    assert missing["failed"] == [[rule, "math"]]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(gate.GateError, match="math: no validation prompt of .*child has a verdict"):
+        verdict(tmp_path / "none", RIGHT, [None] * 50, rule, 0.5)
+
+
 @pytest.mark.parametrize("rule", ["max_drop", "min_gain"])
 def test_scores_of_another_number_of_prompts_are_an_error_and_no_pass(tmp_path, rule):
     with pytest.raises(gate.GateError, match="parent was scored on 50 prompts and child on 49"):

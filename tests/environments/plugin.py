@@ -1,5 +1,7 @@
 """An environment that another package brings, in files of its own: what its replies ask it to do, it does."""
 
+from pathlib import Path
+
 import pytest
 
 from nemo_cascade import environments
@@ -26,14 +28,19 @@ def verify(row, response):
 """
 
 
+def write_plugin(folder: Path) -> None:
+    """The package as it is installed."""
+    info = folder / "obedient-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / "obedient.py").write_text(MODULE)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: obedient\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[nemo_cascade.environments]\nobedient = obedient\n")
+
+
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     """Its name."""
-    info = tmp_path / "obedient-1.0.dist-info"
-    info.mkdir()
-    (tmp_path / "obedient.py").write_text(MODULE)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: obedient\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[nemo_cascade.environments]\nobedient = obedient\n")
+    write_plugin(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     environments._third_party.cache_clear()
     yield "obedient"

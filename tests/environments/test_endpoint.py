@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from nemo_cascade.environments import genrm_compare
-from nemo_cascade.environments.endpoint import Endpoint, EndpointConfig, EndpointError, Said
+from nemo_cascade.environments.endpoint import Endpoint, EndpointConfig, EndpointError, Said, Silence
 from tests.environments.test_hostile import UNREADABLE
 
 
@@ -102,13 +102,13 @@ def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_missing():
     model = Model()
     with served(model) as url:
         said = Endpoint(config(url, tries=3)).ask(asked(2), usable=lambda text: text.endswith("0"))
-    assert said == [*echoes(0), None] and len(model.asked) == 4
+    assert said == [*echoes(0), Silence("judge_unreadable")] and len(model.asked) == 4
 
 
 def test_where_nobody_answers_there_is_no_answer():
     with served(Model()) as url:
         pass
-    assert Endpoint(config(url, tries=2)).ask(asked(2)) == [None, None]
+    assert Endpoint(config(url, tries=2)).ask(asked(2)) == [Silence("judge_unreachable")] * 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
@@ -121,7 +121,7 @@ def test_usable_answers_are_kept_and_not_asked_for_again(tmp_path):
     model, file = Model(), tmp_path / "run" / "answers.sqlite"
     with served(model) as url:
         first = Endpoint(config(url, tries=1), file).ask(asked(5), usable=lambda text: "3" not in text)
-        assert first[3] is None and len(model.asked) == 5
+        assert first[3] == Silence("judge_unreadable") and len(model.asked) == 5
         again = Endpoint(config(url, tries=1), file).ask(asked(6))
         assert again == echoes(*range(6)) and len(model.asked) == 7
         Endpoint(config(url, tries=1, temperature=0.0), file).ask(asked(1))
@@ -207,7 +207,8 @@ def test_all_kinds_of_garbage_are_asked_about_again(at_once):
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_garbage_to_the_end_is_no_answer(at_once, kind):
     with served(Babbling([kind], always=True)) as url:
-        assert Endpoint(config(url, tries=2, logprobs=True)).ask(asked(2)) == [None, None]
+        expected = Silence("judge_unreachable" if kind == "a body that ends early" else "judge_unreadable")
+        assert Endpoint(config(url, tries=2, logprobs=True)).ask(asked(2)) == [expected] * 2
 
 
 def test_a_judge_that_was_talked_into_scores_that_no_reader_takes_is_asked_again_and_then_undecided(at_once):
@@ -215,7 +216,7 @@ def test_a_judge_that_was_talked_into_scores_that_no_reader_takes_is_asked_again
     with served(model) as url:
         for text in UNREADABLE:
             model.said = lambda _, text=text: text
-            assert Endpoint(config(url, tries=2)).ask(asked(1), genrm_compare.readable) == [None], text[:40]
+            assert Endpoint(config(url, tries=2)).ask(asked(1), genrm_compare.readable) == [Silence("judge_unreadable")], text[:40]
     assert len(model.asked) == 2 * len(UNREADABLE)
 
 
@@ -240,8 +241,8 @@ class Refusing(Model):
 def test_one_refused_question_costs_its_own_answer_only():
     with served(Refusing()) as url:
         endpoint = Endpoint(config(url, concurrency=1))
-        assert endpoint.ask(asked(5)) == [*echoes(0, 1, 2), None, *echoes(4)]
-        assert endpoint.ask(asked(4)[3:]) == [None]
+        assert endpoint.ask(asked(5)) == [*echoes(0, 1, 2), Silence("judge_refused"), *echoes(4)]
+        assert endpoint.ask(asked(4)[3:]) == [Silence("judge_refused")]
         with pytest.raises(EndpointError, match="status 400"):
             Endpoint(config(url)).ask(asked(4)[3:])
 

@@ -139,13 +139,14 @@ def test_maths_asks_only_about_what_the_library_does_not_find_equal():
     assert shown(model.asked[0]["messages"])["question"] == "How long is it?"
 
 
-def test_a_bad_line_costs_no_verdict_and_a_dead_one_is_wrong_and_told():
+def test_a_bad_line_costs_no_verdict_and_a_dead_one_is_no_verdict_and_told():
     with served(Equal(failing=30)) as url:
         verdicts = earned(FREE, [f"brother {n}" for n in range(100)], url, tries=12)
     assert all(verdict["reward"] == 1.0 and verdict["judge_readable"] for verdict in verdicts)
     verdicts = earned(FREE, ["a brother"], url, tries=1)
     assert verdicts == [
         {"reward": 0.0, "extracted_answer": "a brother", "judge_evaluations": [None], "judge_readable": False}
+        | {"fault": "judge_unreachable", "verifier_error": "no answer came from its judge"}
     ]
 
 

@@ -121,7 +121,7 @@ def test_the_judge_is_asked_about_what_is_neither_golden_nor_nothing_and_its_wor
         verdicts = judge_all(verified, Endpoint(config(url)))
         assert [verdict["reward"] for verdict in verdicts] == [1.0, 0.0, -1.0, 1.0, 0.0, 0.0] and len(model.asked) == 2
     (lost,) = judge_all(verified[3:4], Endpoint(config(url, tries=1)))
-    assert lost["reward"] == 0.0 and not lost["judge_readable"]
+    assert lost["reward"] == 0.0 and not lost["judge_readable"] and lost["fault"] == "judge_unreachable"
 
 
 def tokens(*places):

@@ -1,8 +1,10 @@
 """What a reply does to its verifier is that reply's loss alone: others get their verdicts, and the run goes on."""
 
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import psutil
 import pytest
@@ -41,14 +43,42 @@ def test_replies_are_verified_in_other_processes(verifiers, plugin):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
-    [("hang", "took longer than 3 s"), ("raise", "raised ValueError: what is this?"), ("exit", "exit status 7"), ("memory", "MemoryError")],
+    ("text", "kind", "reason"),
+    [
+        ("hang", "verifier_timeout", "took longer than 3 s"),
+        ("raise", "verifier_raised", "raised ValueError: what is this?"),
+        ("exit", "verifier_died", "exit status 7"),
+        ("memory", "verifier_raised", "MemoryError"),
+    ],
 )
-def test_a_reply_that_its_verifier_cannot_take_earns_the_least_and_harms_no_other(text, reason, verifiers, plugin):
+def test_a_reply_that_its_verifier_cannot_take_has_no_verdict_and_harms_no_other(text, kind, reason, verifiers, plugin):
     told = verifiers.verify(asked(plugin, "fine", text, "bad", "fine again"))
     assert [verdict["reward"] for verdict in told] == [1.0, -1.0, -1.0, 1.0]
-    assert reason in told[1]["verifier_error"] and all("verifier_error" not in told[k] for k in (0, 2, 3))
+    assert reason in told[1]["verifier_error"] and [verdict.get("fault") for verdict in told] == [None, kind, None, None]
     assert verifiers.verify(asked(plugin, "fine"))[0]["reward"] == 1.0
+
+
+@pytest.mark.slow
+def test_workers_that_the_host_ends_cost_no_verdict(verifiers, plugin, monkeypatch):
+    assert [verdict["reward"] for verdict in verifiers.verify(asked(plugin, "fine", "bad"))] == [1.0, -1.0]
+    broken = []
+
+    def unheard(what):
+        broken.append(what)
+        raise BrokenProcessPool("All workers expired")
+
+    # While they have nothing to do.
+    for pid in list(verifiers._pool._pool_manager.worker_manager.workers):
+        os.kill(pid, signal.SIGKILL)
+    assert [verdict["reward"] for verdict in verifiers.verify(asked(plugin, "fine", "bad"))] == [1.0, -1.0]
+    # Before anything was handed to one.
+    monkeypatch.setattr(verifiers._pool._pool_manager, "schedule", unheard)
+    assert [verdict["reward"] for verdict in verifiers.verify(asked(plugin, "fine", "bad"))] == [1.0, -1.0]
+    # As when one is seen to be dead before it was heard to have begun.
+    monkeypatch.setattr(verifiers._pool._pool_manager, "find_expired_task", unheard)
+    told = verifiers.verify(asked(plugin, "fine", "exit", "bad"))
+    assert [verdict["reward"] for verdict in told] == [1.0, -1.0, -1.0] and len(broken) >= 2
+    assert [verdict.get("fault") for verdict in told] == [None, "verifier_died", None]
 
 
 def test_one_reply_at_a_time_can_be_asked_for_as_a_future(verifiers, plugin):

@@ -191,7 +191,7 @@ def test_nothing_is_learned_where_tools_failed():
     ((*rewards,),) = verify_all(groups, TOKENIZER)
     assert [verdict["reward"] for verdict in rewards] == [1.0, 0.0, 0.0, 1.0]
     for rollout, verdict in zip(rollouts, rewards):
-        rollout.reward = verdict["reward"]
+        rollout.reward, rollout.info = verdict["reward"], verdict
     assert [any(sample.loss_mask) for sample in reward_samples(groups, GRPOConfig())] == [True, False, False, True]
 
 
