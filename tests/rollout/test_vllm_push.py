@@ -1,5 +1,8 @@
 """What is compared after a push to vLLM, and the experts it lacks on a CPU; vLLM itself is not needed here."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -90,3 +93,12 @@ def test_experts_without_a_gate_are_the_sum_over_each_tokens_own():
     squared_relu_experts(here, hidden, w1[:2], w2[:2], weights, experts.where(experts < 2, -1))
     squared_relu_experts(there, hidden, w1[2:], w2[2:], weights, (experts - 2).clamp(min=-1))
     torch.testing.assert_close(here + there, output)
+
+
+def test_what_a_servers_workers_import_needs_neither_megatron_nor_the_trainers_packages():
+    """`vllm_worker` but for vLLM itself, which is not here; the server's environment has this package without what it asks for."""
+    names = "rollout.vllm_push, nemo_cascade.rollout.vllm_shard, nemo_cascade.rollout.vllm_cpu, nemo_cascade.models.hf_folder"
+    code = f"import sys, nemo_cascade.{names}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    imported = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    lacking = {"megatron", "hydra", "omegaconf", "pebble", "transformers", "datasets", "typer", "rich", "httpx", "psutil"}
+    assert "torch" in imported and not imported & lacking
