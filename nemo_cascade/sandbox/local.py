@@ -17,8 +17,10 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from nemo_cascade.sandbox import interpreter as interpreters
 from nemo_cascade.sandbox import packages, probe
 from nemo_cascade.sandbox.inside import values
+from nemo_cascade.sandbox.interpreter import Interpreter, Places
 from nemo_cascade.sandbox.programs import MIB, HostFailed, Limits, Program, Result, SandboxUnavailable
 from nemo_cascade.sandbox.worker import Worker, WorkerDied, contents, memory_file
 
@@ -63,6 +65,15 @@ class Sandbox:
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(lambda program: self.run(program, limits), programs))
 
+    def interpreter(self, limits: Limits = interpreters.LIMITS) -> Interpreter:
+        """One that is not started before its first call. At most ALIVE are alive at a time; others wait in `begin`.
+
+        Raises SandboxUnavailable."""
+        self.probe()
+        made = Interpreter(lambda: self._worker(None), self._end, self._room, self._places, limits)
+        self._interpreters.add(made)
+        return made
+
     def probe(self) -> dict:
         """Makes sure that isolation is to be had, once: a program that looks for what it must not find.
 
@@ -75,7 +86,9 @@ class Sandbox:
             return self._probed
 
     def close(self) -> None:
-        """Ends the workers; a later run starts new ones."""
+        """Ends the workers, and interpreters for good; a later run starts new ones."""
+        for interpreter in list(self._interpreters):
+            interpreter.close()
         with self._lock:
             idle, self._idle = self._idle, []
             self._workers.difference_update(idle)
@@ -215,6 +228,8 @@ class Sandbox:
         self._idle: list[Worker] = []
         self._lock, self._room = threading.Lock(), threading.BoundedSemaphore(self.workers)
         self._binaries: OrderedDict[str, Future] = OrderedDict()
+        self._interpreters: weakref.WeakSet[Interpreter] = weakref.WeakSet()
+        self._places = Places(interpreters.ALIVE)
         self._probing, self._probed = threading.Lock(), None
 
 
