@@ -220,7 +220,8 @@ def test_an_environment_judges_the_whole_conversation():
 
 
 def talked_for_real(directory, settings):
-    """Conversations with the embedded engine in which every turn counts as a call: rollouts, and the largest error of their log-probs."""
+    """Conversations with the embedded engine in which every turn counts as a call, through batches with room for all of them and for
+    three: the rollouts of each, the largest error of their log-probs, and how many rows a batch had at most."""
     from nemo_cascade.rollout.agent import Talk, converse
     from nemo_cascade.rollout.engine import generate_global
     from nemo_cascade.stages.rl import rollout_sample
@@ -233,34 +234,48 @@ def talked_for_real(directory, settings):
     stop_often = tuple(range(0, 400))
     talk = Talk(protocol, lambda request: (Tools(lambda text: f"<{text}>"), True), turns=4, tokens=250)
     params = SamplingParams(max_new_tokens=8, seed=5, stop_ids=stop_often)
-    rollouts = generate_global(engine, requests(prompts=4), params, partial(converse, talk=talk))
-    trained = policy.logprobs([rollout_sample(rollout, True) for rollout in rollouts])
-    errors = [
-        abs(float(logprobs[len(rollout.prompt) + place]) - sampled)
-        for rollout, logprobs in zip(rollouts, trained)
-        for place, (sampled, own) in enumerate(zip(rollout.logprobs, rollout.written))
-        if own
-    ]
-    return [(r.prompt_id, r.sample, r.response, r.own, r.finish_reason) for r in rollouts], max(errors)
+    step, rows, told = engine.step, [], []
+
+    def counted():
+        finished = step()
+        rows.append(len(engine.batch.rows) if engine.batch is not None else 0)
+        return finished
+
+    engine.step = counted
+    for engine.max_batch_size in (256, 3):
+        rows.clear()
+        rollouts = generate_global(engine, requests(prompts=4), params, partial(converse, talk=talk))
+        trained = policy.logprobs([rollout_sample(rollout, True) for rollout in rollouts])
+        errors = [
+            abs(float(logprobs[len(rollout.prompt) + place]) - sampled)
+            for rollout, logprobs in zip(rollouts, trained)
+            for place, (sampled, own) in enumerate(zip(rollout.logprobs, rollout.written))
+            if own
+        ]
+        said = [(r.prompt_id, r.sample, r.response, r.own, r.finish_reason, r.info) for r in rollouts]
+        told.append((said, max(errors), max(rows)))
+    return told
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     directory = tmp_path_factory.mktemp("weights")
     run_distributed(write_weights, 1, directory)
-    ((rollouts, error),) = run_distributed(talked_for_real, 1, directory, {})
-    return directory, rollouts, error
+    (told,) = run_distributed(talked_for_real, 1, directory, {})
+    return directory, told
 
 
-def test_log_probs_of_every_turn_are_the_trainers(alone):
-    _, rollouts, error = alone
-    assert error < 1e-5
-    assert sum(own is not None for *_, own, _ in rollouts) >= 4, "several talked"
+def test_log_probs_of_every_turn_are_the_trainers_and_turns_that_enter_a_running_batch_the_same(alone):
+    _, ((rollouts, error, rows), (through_three, small_error, few)) = alone
+    assert error < 1e-5 and small_error < 1e-5
+    assert sum(own is not None for _, _, _, own, *_ in rollouts) >= 4, "several talked"
+    assert through_three == rollouts and few <= 3 < rows
 
 
-@pytest.mark.parametrize("name", ["TP2", "EP2", "DP2"])
+@pytest.mark.parametrize("name", ["TP2", "EP2", "DP2", "TP2+EP2"])
 def test_conversations_are_the_same_at_every_layout(alone, name):
-    directory, expected, _ = alone
+    directory, ((expected, *_), _) = alone
     world, settings = layout(name)
-    for rollouts, error in run_distributed(talked_for_real, world, directory, settings):
-        assert rollouts == expected and error < 1e-5
+    for told in run_distributed(talked_for_real, world, directory, settings):
+        for rollouts, error, _ in told:
+            assert rollouts == expected and error < 1e-5
