@@ -20,6 +20,7 @@ from nemo_cascade.data.demo import (
     mcqa,
     preference,
     structured_output,
+    swe_agentic,
     swe_repair,
     tool_use,
     workplace_assistant,
@@ -38,13 +39,15 @@ NON_THINKING_EVERY = 10
 class Domain:
     """A named task. draw(rng, level) -> row without agent_ref; demonstrate(row, rng) -> (thought, answer).
 
-    environment: the one that verifies replies, where it is not called like the domain.
+    environment: the one that verifies replies, where it is not called like the domain. held_out: which rows are for validation, where
+    the hash of their prompts does not say it.
     """
 
     name: str
     draw: Callable[[random.Random, str], dict]
     demonstrate: Callable[[dict, random.Random], tuple[str, str]]
     environment: str | None = None
+    held_out: Callable[[dict], bool] = lambda row: is_validation(prompt_of(row))
 
     def rows(self, n: int, split: str, seed: int = 0, level: str = "rl") -> list[dict]:
         """n Gym rows of split "train" or "validation"; deterministic; prompts are distinct, but for demonstrations.
@@ -63,7 +66,7 @@ class Domain:
             prompt = prompt_of(row)
             # A prompt may be demonstrated more than once: there is more than one right answer.
             repeated = prompt in seen and not (split == "train" and level == "demo")
-            if is_validation(prompt) == (split == "validation") and not repeated:
+            if self.held_out(row) == (split == "validation") and not repeated:
                 seen.add(prompt)
                 rows.append({**row, "agent_ref": agent, "domain": self.name})
         raise ValueError(f"{self.name}: found only {len(rows)} {level} {split} rows, not {n}; ask for fewer")
@@ -99,7 +102,10 @@ DOMAINS = {
 # Written only when asked for by name: prompts that a laptop's model is too small for.
 ON_REQUEST = {
     domain.name: domain
-    for domain in (Domain("workplace_assistant", workplace_assistant.draw, workplace_assistant.demonstrate),)
+    for domain in (
+        Domain("workplace_assistant", workplace_assistant.draw, workplace_assistant.demonstrate),
+        Domain("swe_agentic", swe_agentic.draw, swe_agentic.demonstrate, held_out=swe_agentic.held_out),
+    )
 }
 
 
@@ -125,9 +131,11 @@ def write(
 ) -> None:
     """Writes <domain>/{train,validation,sft}.jsonl: RL prompts, validation prompts of the RL level, demonstrations.
 
-    rows_of: other numbers for a domain, {domain: {"sft_rows": ...}}. only: this domain alone, of DOMAINS or ON_REQUEST.
+    rows_of: other numbers for a domain, {domain: {"sft_rows": ...}}; one of ON_REQUEST is written because it is there. only: this
+    domain alone, of DOMAINS or ON_REQUEST.
     """
-    for domain in [(DOMAINS | ON_REQUEST)[only]] if only else DOMAINS.values():
+    asked_for = [ON_REQUEST[name] for name in rows_of or {} if name in ON_REQUEST]
+    for domain in [(DOMAINS | ON_REQUEST)[only]] if only else [*DOMAINS.values(), *asked_for]:
         folder = Path(directory) / domain.name
         folder.mkdir(parents=True, exist_ok=True)
         count = {"train_rows": train_rows, "validation_rows": validation_rows, "sft_rows": sft_rows}
