@@ -13,7 +13,7 @@ DEFINITION = {
     "type": "function",
     "name": NAME,
     "description": "Runs Python code in an interpreter that keeps its names from call to call, as a notebook does. Gives what the code "
-    f"prints and what its last line comes to. A call may take {LIMITS.seconds:g} seconds. There is no network.",
+    f"prints and what its last line comes to. A call may take {LIMITS.seconds:g} seconds. sympy is there, a network is not.",
     "parameters": {
         "type": "object",
         "properties": {"code": {"type": "string", "description": "Code to execute"}},

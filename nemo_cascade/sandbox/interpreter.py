@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from nemo_cascade.sandbox.packages import INSIDE
 from nemo_cascade.sandbox.programs import MIB, HostFailed, Limits, SandboxError
 from nemo_cascade.sandbox.worker import Worker, WorkerDied, contents, memory_file
 
@@ -131,7 +132,7 @@ class Interpreter:
 
     def _open(self) -> None:
         """Has the worker begin an interpreter."""
-        asked = {"language": "interpreter", "packages": self._packages(), "room": self.limits.output // 2}
+        asked = {"language": "interpreter", "packages": INSIDE, "room": self.limits.output // 2}
         asked |= {"files": {}, "size": 8 * PAGE, "inodes": 8}
         try:
             self._files["stdin"], self._files["stdout"] = memory_file(b""), memory_file(b"")
@@ -146,9 +147,6 @@ class Interpreter:
         except BaseException:
             self._close_files()
             raise
-
-    def _packages(self) -> str | None:
-        return None
 
     def _drop(self) -> None:
         self._close_files()

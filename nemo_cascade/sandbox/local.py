@@ -68,9 +68,10 @@ class Sandbox:
     def interpreter(self, limits: Limits = interpreters.LIMITS) -> Interpreter:
         """One that is not started before its first call. At most ALIVE are alive at a time; others wait in `begin`.
 
-        Raises SandboxUnavailable."""
+        Raises SandboxUnavailable, also where the packages that it offers (`packages.INTERPRETERS`) are not installed."""
         self.probe()
-        made = Interpreter(lambda: self._worker(None), self._end, self._room, self._places, limits)
+        seen = self._packages(packages.INTERPRETERS)
+        made = Interpreter(lambda: self._worker(seen), self._end, self._room, self._places, limits)
         self._interpreters.add(made)
         return made
 
@@ -115,7 +116,7 @@ class Sandbox:
         try:
             for name, data in files.items():
                 numbers[name] = memory_file(data)
-            ended = self._ask(vars(limits), numbers, self._packages() if program.packages else None)
+            ended = self._ask(vars(limits), numbers, self._packages(packages.TESTS) if program.packages else None)
             size = max(os.fstat(numbers[name]).st_size for name in OUTPUTS if name in numbers)
             out, err = (text(contents(numbers[name], limits.output)) for name in ("stdout", "stderr"))
             returned = contents(numbers["channel"], limits.output) if channel else b""
@@ -152,8 +153,8 @@ class Sandbox:
                     return ended
             raise AssertionError("unreachable")
 
-    def _packages(self) -> Path:
-        return packages.folder(probe.requirements(self.python)[1])
+    def _packages(self, wanted: tuple[str, ...]) -> Path:
+        return packages.folder(probe.requirements(self.python)[1], wanted)
 
     def _worker(self, seen: Path | None) -> Worker:
         """One that sees these packages, and perhaps more than it needs."""

@@ -57,11 +57,24 @@ class Scripted:
 class Tools:
     """A session of one tool that does what it was made for."""
 
+    closed = 0
+
     def __init__(self, does=lambda text: f"noted {text}", max_steps=50):
         self.tools, self.max_steps, self.does = [NOTE], max_steps, does
 
     def call(self, name, arguments):
         return self.does(arguments["text"])
+
+    def close(self):
+        self.closed += 1
+
+
+class Prepared(Tools):
+    """One that has to be prepared for its calls."""
+
+    def __init__(self, prepare):
+        super().__init__()
+        self.prepare = prepare
 
 
 def talked(said: dict, sessions: dict, turns=50, tokens=4000, timeout=60.0, max_new_tokens=200):
@@ -141,6 +154,8 @@ def everything_that_goes_wrong():
         ("07", 0): [done],
         ("08", 0): ["</think><tool_call>\nnot a call"],
         ("09", 0): [calling, done],
+        ("10", 0): [calling, done],
+        ("11", 0): [calling, done],
     }
     sessions = {
         "01": Tools(max_steps=3),
@@ -152,15 +167,19 @@ def everything_that_goes_wrong():
         "07": None,
         "08": Tools(),
         "09": Tools(dies),
+        # To wait for a place is no doing of the tool's.
+        "10": Prepared(lambda: time.sleep(4.0)),
+        "11": Prepared(lambda: fails("a place")),
     }
     rollouts, _ = talked(said, sessions, turns=1000, tokens=24_000, timeout=3.0)
+    assert [tools.closed for tools in sessions.values() if tools] == [1] * 10
     return [(r.finish_reason, r.info, len(r.response), TOKENIZER.decode(r.response), r.own) for r in rollouts]
 
 
 def test_whatever_tools_do_every_conversation_ends_and_it_is_counted():
     (told,) = run_distributed(everything_that_goes_wrong, 1)
     ends = [end for end, *_ in told]
-    assert ends == ["turns", "stop", "stop", "tool_timeout", "length", "length", "stop", "stop", "tool_failed"]
+    assert ends == ["turns", "stop", "stop", "tool_timeout", "length", "length", "stop", "stop", "tool_failed", "stop", "tool_failed"]
     infos = [info for _, info, *_ in told]
     assert infos[0] == {"turns": 3, "tool_calls": 3, "tool_errors": 0}
     assert [info["tool_errors"] for info in infos[1:4]] == [1, 0, 1]
@@ -169,6 +188,7 @@ def test_whatever_tools_do_every_conversation_ends_and_it_is_counted():
     assert infos[6] == {} and told[6][4] is None, "without tools it is a reply like any"
     assert infos[7]["tool_calls"] == 0
     assert infos[3]["verifier_error"] == "a tool took too long" and infos[8]["verifier_error"] == "HostFailed: the host ended it twice"
+    assert infos[10]["verifier_error"] == "KeyError: 'a place'"
 
 
 def test_nothing_is_learned_where_tools_failed():

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from nemo_cascade.sandbox import MIB, Sandbox, SandboxError
+from nemo_cascade.sandbox import MIB, Sandbox, SandboxError, packages, probe
 from nemo_cascade.sandbox.interpreter import LIMITS, Cell
 
 # Long enough on a busy machine for what ends by itself.
@@ -41,6 +41,12 @@ def test_names_stay_and_the_last_line_is_shown(python):
     assert output(python.run("open('kept', 'w').write('files stay too')\nopen('kept').read()")) == "'files stay too'\n"
     assert output(python.run("__name__, __import__('os').getcwd()")) == "('__main__', '/box/work')\n"
     assert output(python.run("")) == output(python.run("# nothing")) == ""
+
+
+def test_sympy_is_there_and_no_other_package_of_the_hosts(python):
+    assert output(python.run("import sympy\nx = sympy.Symbol('x')\nsympy.integrate(x ** 2, (x, 0, 3))")) == "9\n"
+    assert output(python.run("sympy.factor(x ** 2 - 1)")) == "(x - 1)*(x + 1)\n"
+    assert "No module named 'torch'" in output(python.run("import torch"))
 
 
 def test_errors_are_told_with_their_lines_and_end_nothing(python):
@@ -179,7 +185,8 @@ def left(processes: list) -> list:
 
 
 def test_nothing_is_left_of_any():
-    files, temporary = len(os.listdir("/proc/self/fd")), sorted(os.listdir("/tmp"))
+    ours = packages.folder(probe.requirements()[1], packages.INTERPRETERS).parent
+    files, temporary = len(os.listdir("/proc/self/fd")), sorted(os.listdir(ours))
     started = []
     with Sandbox(workers=2) as sandbox:
         sandbox.probe()
@@ -195,7 +202,7 @@ def test_nothing_is_left_of_any():
         started += psutil.Process(open_ended._worker.process.pid).children(recursive=True)
     assert left(started) == [] and len(started) >= 8
     assert sandbox._workers == set() and len(psutil.Process().children(recursive=True)) <= here
-    assert len(os.listdir("/proc/self/fd")) <= files and sorted(os.listdir("/tmp")) == temporary
+    assert len(os.listdir("/proc/self/fd")) <= files and sorted(os.listdir(ours)) == temporary
 
 
 def test_an_interpreter_that_never_ran_starts_nothing():

@@ -23,7 +23,7 @@ def serve(asked: dict) -> int:
     nothing = os.open("/dev/null", os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    sys.path += [asked["packages"]] if asked["packages"] else []
+    sys.path.append(asked["packages"])
     names = program.main_names([])
     number = 0
     while True:
