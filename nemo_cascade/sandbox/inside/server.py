@@ -89,8 +89,8 @@ def interpret(limits: dict, files: dict, filter_: seccomp.Filter, control: socke
                 ended = watch(child, limits, begun + limits["seconds"], files, control, answers, token)
                 if ended == ANSWERED:
                     os.kill(-1, signal.SIGSTOP)
-            # It is gone, or takes no call any more.
-            except (ProcessLookupError, BlockingIOError):
+            # The host ended it while it stood still.
+            except OSError:
                 ended = None
             if ended != ANSWERED:
                 return finish(child, begun, *started[2:], ended)
