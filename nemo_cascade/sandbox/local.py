@@ -71,7 +71,7 @@ class Sandbox:
         Raises SandboxUnavailable, also where the packages that it offers (`packages.INTERPRETERS`) are not installed."""
         self.probe()
         seen = self._packages(packages.INTERPRETERS)
-        made = Interpreter(lambda: self._worker(seen), self._end, self._room, self._places, limits)
+        made = Interpreter(lambda: self._new_worker(seen), self._end, self._room, self._places, limits)
         self._interpreters.add(made)
         return made
 
@@ -167,6 +167,9 @@ class Sandbox:
             return other
         if other is not None:
             self._end(other)
+        return self._new_worker(seen)
+
+    def _new_worker(self, seen: Path | None) -> Worker:
         executable, python = probe.requirements(self.python)
         try:
             worker = Worker(executable, python, seen)

@@ -100,7 +100,9 @@ class RemoteSandbox:
 
     def interpreter(self) -> NoReturn:
         """Raises SandboxUnavailable: what keeps its names stays on one host, and these are asked one run at a time."""
-        raise SandboxUnavailable("a stateful Python runs on the trainer's own host only; leave sandbox.url out of a run whose rows offer one")
+        raise SandboxUnavailable(
+            "a stateful Python runs on the trainer's own host only; leave sandbox.url out of a run whose rows offer one"
+        )
 
     def close(self) -> None:
         """Closes this thread's connections; those of other threads close with them."""

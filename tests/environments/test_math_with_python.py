@@ -150,6 +150,9 @@ def test_where_programs_cannot_run_the_conversation_is_no_fault_of_its_model(mon
     monkeypatch.setattr(sandbox, "get", none)
     with pytest.raises(sandbox.SandboxError):
         math_with_python.session(ROW).call(NAME, {"code": "1"})
+    monkeypatch.setattr(sandbox, "get", lambda: sandbox.RemoteSandbox("http://elsewhere:8700", token="secret"))
+    with pytest.raises(sandbox.SandboxUnavailable, match="leave sandbox.url out"):
+        environments.row_problem(ROW)
 
 
 def test_gym_agents_have_an_interpreter_a_session_until_it_is_verified():

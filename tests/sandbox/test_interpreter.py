@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from nemo_cascade.sandbox import MIB, Sandbox, SandboxError, packages, probe
+from nemo_cascade.sandbox import MIB, HostFailed, Sandbox, SandboxError, packages, probe
 from nemo_cascade.sandbox.interpreter import LIMITS, Cell
 
 # Long enough on a busy machine for what ends by itself.
@@ -172,6 +172,14 @@ def test_closed_in_the_middle_of_a_call_it_ends_at_once(sandbox):
     python.close()
     thread.join(30)
     assert len(ended) == 1 and python._worker is None
+
+
+def test_a_server_that_dies_is_the_hosts_failure_and_no_others(python):
+    python.run("x = 1")
+    psutil.Process(python._worker.process.pid).children()[0].kill()
+    with pytest.raises(HostFailed, match="and with it what it knew"):
+        python.run("x")
+    assert "NameError" in output(python.run("x")), "a new one, whoever asks for it"
 
 
 def left(processes: list) -> list:
