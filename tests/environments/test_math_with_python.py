@@ -50,21 +50,19 @@ def at_work():
     from nemo_cascade.stages.rewards import response_pair, said, verify_all
     from tests.rollout.test_agent import TOKENIZER, talked
 
-    # A loop without end is ended soon, and fewer are alive than conversations want to be.
+    # Fewer are alive than conversations want to be.
     box = sandbox.get()
     box.probe()
     box.close()
     box._places.free = 3
-    short = dataclasses.replace(interpreter.LIMITS, seconds=3.0)
-    box.interpreter, make = lambda: make(short), box.interpreter
-    before, begun = psutil.Process().children(recursive=True), {f"{number:02x}": turns for number, (turns, *_) in enumerate(AGENTS.values())}
-    rollouts, _ = talked(
-        {(name, 0): turns for name, turns in begun.items()},
-        {name: environments.session(ROW) for name in begun},
-        turns=4,
-        tokens=40_000,
-        max_new_tokens=400,
-    )
+    said_by = {f"{number:02x}": turns for number, (turns, *_) in enumerate(AGENTS.values())}
+    sessions = {name: environments.session(ROW) for name in said_by}
+    # Who loops without end is ended soon.
+    looping = sessions[f"{list(AGENTS).index('loops'):02x}"].python
+    looping._interpreter = box.interpreter(dataclasses.replace(interpreter.LIMITS, seconds=4.0))
+    before = psutil.Process().children(recursive=True)
+    turns = {(name, 0): said for name, said in said_by.items()}
+    rollouts, _ = talked(turns, sessions, turns=4, tokens=40_000, timeout=600.0, max_new_tokens=400)
     told = verify_all([Group(ROW, "math", [rollout]) for rollout in rollouts], TOKENIZER)
     left = [process for process in psutil.Process().children(recursive=True) if process not in before and process.name() == "bwrap"]
     return [
