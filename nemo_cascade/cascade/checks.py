@@ -260,8 +260,8 @@ def demo_data_problems(settings: "DemoDataConfig") -> Iterator[str]:
     keys = ("train_rows", "validation_rows", "sft_rows")
     numbers = {key: getattr(settings, key) for key in keys}
     for domain, rows in settings.rows_of.items():
-        if domain not in demo.DOMAINS | demo.ON_REQUEST:
-            yield f"cascade.demo_data.rows_of.{domain}: not a demo domain{did_you_mean(domain, demo.DOMAINS | demo.ON_REQUEST)}"
+        if domain not in demo.DOMAINS:
+            yield f"cascade.demo_data.rows_of.{domain}: not a demo domain{did_you_mean(domain, demo.DOMAINS)}"
         for key, number in rows.items():
             if key in keys:
                 numbers[f"rows_of.{domain}.{key}"] = number

@@ -67,8 +67,7 @@ class ClusterConfig:
 class DemoDataConfig:
     """`cascade.demo_data`: procedural rows, written to `path` by the runner when they are missing or made otherwise.
 
-    rows_of: other numbers for a domain, as {tool_use: {sft_rows: 500}}; swe_agentic and workplace_assistant are written only where
-    they are named here.
+    rows_of: other numbers for a domain, as {tool_use: {sft_rows: 500}}.
     """
 
     path: str = "???"

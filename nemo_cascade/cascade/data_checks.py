@@ -16,7 +16,7 @@ from nemo_cascade.data.packing import document_multiple
 from nemo_cascade.data.rows import DataError, environment_of
 
 if TYPE_CHECKING:
-    from nemo_cascade.cascade.config import CascadeConfig, DemoDataConfig, Source, StageConfig
+    from nemo_cascade.cascade.config import CascadeConfig, Source, StageConfig
 
 
 def data_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source", where) -> Iterator[str]:
@@ -33,7 +33,7 @@ def data_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
             if is_missing(dataset.data_path):
                 continue
             if _to_be_written(cascade, dataset.data_path):
-                yield from demo_file_problems(cascade.demo_data, dataset.data_path, where(f"{key}.data_path"))
+                yield from demo_file_problems(cascade.demo_data.path, dataset.data_path, where(f"{key}.data_path"))
             else:
                 needs_environment = split == "validation" or stage.kind == "rl"
                 if not needs_environment and Path(dataset.data_path).is_dir():
@@ -136,16 +136,11 @@ def packed_problems(stage: "StageConfig", folder: Path, key: str) -> Iterator[st
         )
 
 
-def demo_file_problems(settings: "DemoDataConfig", path: str, key: str) -> Iterator[str]:
+def demo_file_problems(folder: str, path: str, key: str) -> Iterator[str]:
     """A file below cascade.demo_data.path is one of those the demo domains write."""
-    domains = [*demo.DOMAINS, *demo.ON_REQUEST]
-    known = [f"{domain}/{split}.jsonl" for domain in domains for split in ("sft", "train", "validation")]
-    name = str(Path(path).absolute().relative_to(Path(settings.path).absolute()))
-    domain = name.partition("/")[0]
-    if name in known and domain in demo.ON_REQUEST and domain not in settings.rows_of:
-        yield f"{key}: {domain} is written only where cascade.demo_data.rows_of.{domain} says how many rows; add it"
-    if name not in known:
-        yield f"{key}: {name} is not one of the demo files of cascade.demo_data{did_you_mean(name, known)}"
+    name = str(Path(path).absolute().relative_to(Path(folder).absolute()))
+    if name not in demo.FILES:
+        yield f"{key}: {name} is not one of the demo files of cascade.demo_data{did_you_mean(name, demo.FILES)}"
 
 
 def _to_be_written(cascade: "CascadeConfig", path: str) -> bool:

@@ -131,12 +131,6 @@ def test_smoke_is_tiny_and_an_agentic_stage_with_two_steps_a_stage():
     assert list(load(name="agentic").stages) == list(smoke)
 
 
-def test_a_demo_domain_that_nobody_asked_for_is_not_trained_on():
-    wrong = "cascade.stages.if_rl.data.train.swe_agentic.data_path=runs/tiny/data/swe_agentic/train.jsonl"
-    with pytest.raises(ConfigErrors, match="swe_agentic is written only where cascade.demo_data.rows_of.swe_agentic says"):
-        load(f"+{wrong}", "+cascade.stages.if_rl.data.validation.swe_agentic.data_path=runs/tiny/data/swe_agentic/validation.jsonl")
-
-
 def test_a_stage_overrides_the_top_level_blocks_and_nothing_else():
     cascade = load("policy.max_grad_norm=0.5", "cascade.stages.if_rl.policy.max_grad_norm=2")
     norms = {name: stage.policy.max_grad_norm for name, stage in cascade.stages.items()}

@@ -8,7 +8,7 @@ import pytest
 from nemo_cascade import environments
 from nemo_cascade.data import repositories
 from nemo_cascade.data.chat import render_tool_call
-from nemo_cascade.data.demo import ON_REQUEST, write
+from nemo_cascade.data.demo import ensure, swe_agentic
 from nemo_cascade.data.rows import prompt_id
 from nemo_cascade.environments.python_tool import DEFINITION, NAME
 from tests.helpers import run_distributed
@@ -90,7 +90,7 @@ def stage_of(directory: Path, rows: list[dict], said: dict):
 
 @pytest.mark.slow
 def test_scripted_agents_of_known_skill_earn_exactly_their_reward_in_a_stage_of_the_demos_repositories(tmp_path):
-    rows = ON_REQUEST["swe_agentic"].rows(1, "train")
+    rows = swe_agentic.rows("train")[:1]
     (((line,), groups),) = run_distributed(stage_of, 1, tmp_path, rows, played(SKILLS, rows))
     assert len(groups) == len(rows)
     for group in groups:
@@ -128,15 +128,13 @@ def test_agents_with_a_python_of_their_own_earn_by_their_answers_in_a_stage(tmp_
     assert line["train/avg_turns_per_sample"] == pytest.approx(10 / 4) and line["train/tool_errors"] == 0.0
 
 
-def test_the_demos_repositories_are_a_domain_that_is_written_where_it_is_asked_for(tmp_path):
-    domain = ON_REQUEST["swe_agentic"]
-    train, held_out = domain.rows(10, "train"), domain.rows(4, "validation")
+def test_the_demos_repositories_are_among_its_files_each_in_one_split(tmp_path):
+    ensure(tmp_path, train_rows=2, validation_rows=2, sft_rows=2)
+    splits = ("train", "validation")
+    train, held_out = ([json.loads(line) for line in (tmp_path / f"swe_agentic/{s}.jsonl").read_text().splitlines()] for s in splits)
     assert sorted(row["instance_id"] for row in train + held_out) == sorted(row["instance_id"] for row in repositories.rows())
-    with pytest.raises(ValueError, match="found only 10 rl train rows, not 11"):
-        domain.rows(11, "train")
-    assert all(environments.row_problem(row) is None for row in held_out)
-    shown = domain.demonstration(train[0])["messages"][-1]["content"]
-    assert environments.get("swe_agentic").verify(train[0], environments.response_of(shown, False))["reward"] == 1.0
-    counts = dict(train_rows=2, validation_rows=2, sft_rows=2)
-    write(tmp_path, **counts, rows_of={"swe_agentic": {}})
-    assert {"swe_agentic", "math"} < {path.name for path in tmp_path.iterdir()} and not (tmp_path / "workplace_assistant").exists()
+    assert (len(train), len(held_out)) == (10, 4) and all(environments.row_problem(row) is None for row in held_out)
+    assert not ensure(tmp_path, train_rows=2, validation_rows=2, sft_rows=2)
+    # As in the folder of a run from before they were among them.
+    (tmp_path / "swe_agentic/train.jsonl").unlink()
+    assert ensure(tmp_path, train_rows=2, validation_rows=2, sft_rows=2) and (tmp_path / "swe_agentic/train.jsonl").is_file()

@@ -39,15 +39,13 @@ NON_THINKING_EVERY = 10
 class Domain:
     """A named task. draw(rng, level) -> row without agent_ref; demonstrate(row, rng) -> (thought, answer).
 
-    environment: the one that verifies replies, where it is not called like the domain. held_out: which rows are for validation, where
-    the hash of their prompts does not say it.
+    environment: the one that verifies replies, where it is not called like the domain.
     """
 
     name: str
     draw: Callable[[random.Random, str], dict]
     demonstrate: Callable[[dict, random.Random], tuple[str, str]]
     environment: str | None = None
-    held_out: Callable[[dict], bool] = lambda row: is_validation(prompt_of(row))
 
     def rows(self, n: int, split: str, seed: int = 0, level: str = "rl") -> list[dict]:
         """n Gym rows of split "train" or "validation"; deterministic; prompts are distinct, but for demonstrations.
@@ -66,7 +64,7 @@ class Domain:
             prompt = prompt_of(row)
             # A prompt may be demonstrated more than once: there is more than one right answer.
             repeated = prompt in seen and not (split == "train" and level == "demo")
-            if self.held_out(row) == (split == "validation") and not repeated:
+            if is_validation(prompt) == (split == "validation") and not repeated:
                 seen.add(prompt)
                 rows.append({**row, "agent_ref": agent, "domain": self.name})
         raise ValueError(f"{self.name}: found only {len(rows)} {level} {split} rows, not {n}; ask for fewer")
@@ -102,11 +100,14 @@ DOMAINS = {
 # Written only when asked for by name: prompts that a laptop's model is too small for.
 ON_REQUEST = {
     domain.name: domain
-    for domain in (
-        Domain("workplace_assistant", workplace_assistant.draw, workplace_assistant.demonstrate),
-        Domain("swe_agentic", swe_agentic.draw, swe_agentic.demonstrate, held_out=swe_agentic.held_out),
-    )
+    for domain in (Domain("workplace_assistant", workplace_assistant.draw, workplace_assistant.demonstrate),)
 }
+# Of these there are so many rows and no more, and no demonstrations: split -> rows.
+FIXED = {"swe_agentic": swe_agentic.rows}
+FILES = (
+    *(f"{name}/{split}.jsonl" for name in DOMAINS for split in ("sft", "train", "validation")),
+    *(f"{name}/{split}.jsonl" for name in FIXED for split in ("train", "validation")),
+)
 
 
 def prompt_of(row: dict) -> str:
@@ -129,13 +130,11 @@ def write(
     rows_of: dict[str, dict[str, int]] | None = None,
     only: str | None = None,
 ) -> None:
-    """Writes <domain>/{train,validation,sft}.jsonl: RL prompts, validation prompts of the RL level, demonstrations.
+    """Writes FILES, <domain>/{train,validation,sft}.jsonl: RL prompts, validation prompts of the RL level, demonstrations.
 
-    rows_of: other numbers for a domain, {domain: {"sft_rows": ...}}; one of ON_REQUEST is written because it is there. only: this
-    domain alone, of DOMAINS or ON_REQUEST.
+    rows_of: other numbers for a domain, {domain: {"sft_rows": ...}}. only: this domain alone, of DOMAINS or ON_REQUEST.
     """
-    asked_for = [ON_REQUEST[name] for name in rows_of or {} if name in ON_REQUEST]
-    for domain in [(DOMAINS | ON_REQUEST)[only]] if only else [*DOMAINS.values(), *asked_for]:
+    for domain in [(DOMAINS | ON_REQUEST)[only]] if only else DOMAINS.values():
         folder = Path(directory) / domain.name
         folder.mkdir(parents=True, exist_ok=True)
         count = {"train_rows": train_rows, "validation_rows": validation_rows, "sft_rows": sft_rows}
@@ -144,13 +143,18 @@ def write(
         _write_lines(folder / "sft.jsonl", (domain.demonstration(row, number) for number, row in enumerate(asked)))
         _write_lines(folder / "train.jsonl", domain.rows(count["train_rows"], "train", seed))
         _write_lines(folder / "validation.jsonl", domain.rows(count["validation_rows"], "validation", seed))
+    for name, rows in ({} if only else FIXED).items():
+        (Path(directory) / name).mkdir(exist_ok=True)
+        for split in ("train", "validation"):
+            _write_lines(Path(directory) / name / f"{split}.jsonl", rows(split))
 
 
 def ensure(directory: Path, **settings) -> bool:
-    """Writes the files (`write`'s settings) unless the same settings wrote them before; returns whether it wrote."""
+    """Writes the files (`write`'s settings) unless the same settings wrote all of them before; returns whether it wrote."""
     marker = Path(directory) / "settings.json"
     wanted = json.dumps(settings, sort_keys=True)
-    if marker.exists() and marker.read_text(encoding="utf-8") == wanted:
+    whole = all((Path(directory) / file).is_file() for file in FILES)
+    if whole and marker.exists() and marker.read_text(encoding="utf-8") == wanted:
         return False
     marker.unlink(missing_ok=True)
     write(directory, **settings)
