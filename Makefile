@@ -84,8 +84,9 @@ $(VLLM)/.installed: requirements/vllm.txt requirements/cpu.txt pyproject.toml $(
 	$(UV) pip install --quiet --python $(VLLM)/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.installed: $(VENV)/bin/uv pyproject.toml
+$(VENV)/.installed: $(VENV)/bin/uv pyproject.toml requirements/alone.txt
 	$(INSTALL) $(BIN)/python -r requirements/cpu.txt
+	$(INSTALL) $(BIN)/python --no-deps -r requirements/alone.txt
 	$(INSTALL) $(BIN)/python --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m nemo_cascade.sandbox.install
 	touch $@

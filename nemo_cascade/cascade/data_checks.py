@@ -138,10 +138,9 @@ def packed_problems(stage: "StageConfig", folder: Path, key: str) -> Iterator[st
 
 def demo_file_problems(folder: str, path: str, key: str) -> Iterator[str]:
     """A file below cascade.demo_data.path is one of those the demo domains write."""
-    known = [f"{domain}/{split}.jsonl" for domain in demo.DOMAINS for split in ("sft", "train", "validation")]
     name = str(Path(path).absolute().relative_to(Path(folder).absolute()))
-    if name not in known:
-        yield f"{key}: {name} is not one of the demo files of cascade.demo_data{did_you_mean(name, known)}"
+    if name not in demo.FILES:
+        yield f"{key}: {name} is not one of the demo files of cascade.demo_data{did_you_mean(name, demo.FILES)}"
 
 
 def _to_be_written(cascade: "CascadeConfig", path: str) -> bool:

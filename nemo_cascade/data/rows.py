@@ -26,6 +26,7 @@ AGENT_SUFFIX = "_simple_agent"
 # Names of NeMo Gym's servers for what has another name here.
 ALIASES = {
     "math_with_judge": "math",
+    "ns_tools": "math_with_python",
     "ifbench": "instruction_following",
     "mrcr": "long_context",
     "ruler": "long_context",

@@ -12,7 +12,7 @@ object. What an environment says of itself, all but the first of which may be mi
     reference(row) -> a reply that is right, where the row tells one, or None
     TIME_LIMIT   seconds after which a reply has no verdict; 10 if not given
     warm_up()    what is better done once in a worker than with the first reply, as slow imports
-    session(row) -> a fresh one, with `call(tool, arguments)`, for agents that make calls and see what they say
+    session(row) -> a fresh one, with `call(tool, arguments)`, for agents that make calls and see what they say (`rollout.agent.Session`)
     IN_THREADS   True where a reply waits for programs in the sandbox, which has its own limits: no worker is needed, and no other
                  limit holds, so nothing else there may take long
 
@@ -39,6 +39,7 @@ OURS = (
     "instruction_following",
     "mcqa",
     "math",
+    "math_with_python",
     "structured_outputs",
     "reasoning_gym",
     "tool_use",

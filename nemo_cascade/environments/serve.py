@@ -22,6 +22,9 @@ from nemo_cascade.environments import foreign
 from nemo_cascade.environments.sessions import Sessions
 from nemo_cascade.environments.workers import Verifiers
 
+# Seconds between two looks whether a tool has room for one more.
+PAUSE = 0.05
+
 
 def application(names: list[str], workers: int = 0) -> Starlette:
     """An ASGI application that serves these environments. Raises KeyError for one that is not registered or needs a
@@ -29,22 +32,23 @@ def application(names: list[str], workers: int = 0) -> Starlette:
     for name in names:
         if not hasattr(environments.get(name), "verify"):
             raise KeyError(f"{name} cannot be served: a judge compares its replies, and no reply has a reward alone")
-    verifiers = Verifiers(workers)
+    verifiers, sessions = Verifiers(workers), {name: Sessions() for name in names}
 
     @contextlib.asynccontextmanager
     async def until_the_end(_):
         with verifiers:
             yield
+        for of_one in sessions.values():
+            of_one.end_all()
 
     routes = [Route("/", lambda _: JSONResponse({"environments": names}))]
     for name in names:
-        of_one = _routes(name, verifiers)
+        of_one = _routes(name, verifiers, sessions[name])
         routes += [Mount(f"/{name}", routes=of_one), *(of_one if len(names) == 1 else [])]
     return Starlette(routes=routes, lifespan=until_the_end)
 
 
-def _routes(name: str, verifiers: Verifiers) -> list[Route]:
-    sessions = Sessions()
+def _routes(name: str, verifiers: Verifiers, sessions: Sessions) -> list[Route]:
     routes = [
         Route("/verify", _verify(name, verifiers, sessions), methods=["POST"]),
         Route("/aggregate_metrics", _aggregate, methods=["POST"]),
@@ -78,10 +82,20 @@ def _call(name: str, sessions: Sessions):
         session = sessions.get(token)
         if session is None:
             return _answer({"detail": "no session, or none any more; POST the row to seed_session and keep its cookie"}, 400)
-        told = session.call(request.path_params["tool"], (await request.body()).decode(errors="replace"))
+        told = await _told(name, session, request.path_params["tool"], (await request.body()).decode(errors="replace"))
         return _with_cookie(Response(told, media_type="application/json"), name, token)
 
     return call
+
+
+async def _told(name: str, session, tool: str, arguments: str) -> str:
+    """What the tool says. Nobody else waits for one that runs programs."""
+    if hasattr(session, "prepare"):
+        while not session.prepare(wait=False):
+            await asyncio.sleep(PAUSE)
+    elif not environments.in_threads(name):
+        return session.call(tool, arguments)
+    return await asyncio.to_thread(session.call, tool, arguments)
 
 
 def _cookie(name: str) -> str:

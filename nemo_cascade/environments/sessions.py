@@ -13,6 +13,7 @@ IDLE = 3600.0
 
 class Sessions:
     """At most `most` at a time, the one that was not called for longest going first; each for `idle` seconds after its last call.
+    One that has `close` is closed when it goes.
 
     clock: seconds, for tests.
     """
@@ -42,11 +43,18 @@ class Sessions:
 
     def end(self, token: str | None) -> None:
         """Forgets it, if it is there."""
-        self._open.pop(token, None)
+        session, _ = self._open.pop(token, (None, 0.0))
+        if hasattr(session, "close"):
+            session.close()
+
+    def end_all(self) -> None:
+        """Forgets all."""
+        for token in list(self._open):
+            self.end(token)
 
     def _tidy(self, most: int) -> None:
         while self._open:
             oldest, (_, called) = next(iter(self._open.items()))
             if len(self._open) <= most and self.clock() - called <= self.idle:
                 break
-            del self._open[oldest]
+            self.end(oldest)

@@ -5,6 +5,7 @@ tensor ranks have the same conversations, in those of the first, whose answers t
 """
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -33,7 +34,9 @@ class Session(Protocol):
     """What an environment gives a conversation (its `session(row)`).
 
     It may have `finished`, true once the model has said that it is done, and `outcome()`, what its verifier is given beside the
-    reply, as JSON. A call that raises SandboxError is the host's failure and ends the conversation; others are told to the model.
+    reply, as JSON; `prepare()`, which is called before a turn's calls and may wait for other conversations to end, and `close()`,
+    which is called once the conversation is over, however it ended, perhaps in the middle of a call. A call that raises
+    SandboxError is the host's failure and ends the conversation; others are told to the model.
     """
 
     tools: list[dict]
@@ -60,7 +63,7 @@ class Talk:
 
 @dataclass
 class Conversation:
-    """A request and what came of it so far. since: when its tools were asked."""
+    """A request and what came of it so far. since: when its tools were asked; never, while they are being prepared."""
 
     request: Request
     session: Session | None
@@ -90,6 +93,10 @@ class Conversation:
         self.response += tokens
         self.logprobs += logprobs
         self.own += [own] * len(tokens)
+
+    def close(self) -> None:
+        """Lets its tools go."""
+        getattr(self.session, "close", nothing_left)()
 
     def rollout(self) -> Rollout:
         info: dict = {}
@@ -122,10 +129,27 @@ def converse(
     """All requests of this rank to their end, in request order; the first turn of each is what `generate` gives, and `ended` is
     what it is there."""
     conversations = {(r.prompt_id, r.sample): Conversation(r, *talk.open(r)) for r in requests}
-    running, rollouts = dict(conversations), {}
+    running = dict(conversations)
+    try:
+        rollouts = _converse(engine, running, params, talk, ended)
+    finally:
+        for conversation in running.values():
+            conversation.close()
+    return [rollouts[key] for key in conversations]
+
+
+def _converse(
+    engine: RolloutEngine,
+    running: dict[tuple[str, int], Conversation],
+    params: SamplingParams,
+    talk: Talk,
+    ended: Callable[[list[Rollout]], None],
+) -> dict[tuple[str, int], Rollout]:
+    """All of `running` to their end, when they leave it."""
+    rollouts: dict[tuple[str, int], Rollout] = {}
     room = threading.Semaphore(CONCURRENCY)
     waiting: dict[tuple[str, int], Conversation] = {}
-    for conversation in conversations.values():
+    for conversation in running.values():
         ask(engine, conversation, params, talk)
     while True:
         heartbeat.beat()
@@ -133,7 +157,7 @@ def converse(
             go_on(engine, conversation, params, talk)
         busy = engine.busy()
         for turn in engine.step() if busy else []:
-            conversation = conversations[turn.prompt_id, turn.sample]
+            conversation = running[turn.prompt_id, turn.sample]
             conversation.hear(turn)
             if call_tools(engine, conversation, turn, talk, room):
                 waiting[turn.prompt_id, turn.sample] = conversation
@@ -141,12 +165,13 @@ def converse(
         if over:
             done = of_first(engine, [running[key].rollout() for key in sorted(over)])
             rollouts |= {(rollout.prompt_id, rollout.sample): rollout for rollout in done}
-            running = {key: conversation for key, conversation in running.items() if key not in over}
+            for key in over:
+                running.pop(key).close()
             if first(engine):
                 ended(done)
         # Ranks that step together take these ways together.
         if not busy and not anyone(engine, bool(running)):
-            return [rollouts[request.prompt_id, request.sample] for request in requests]
+            return rollouts
         if not busy and not over:
             time.sleep(PAUSE)
 
@@ -181,6 +206,15 @@ def call_tools(
 
 
 def _call(conversation: Conversation, calls: list[dict], room: threading.Semaphore) -> None:
+    if hasattr(conversation.session, "prepare"):
+        # Outside of the room, where those would wait for it for whom this one waits.
+        conversation.since = math.inf
+        try:
+            conversation.session.prepare()
+        except Exception as error:  # noqa: BLE001 - nobody else would end this conversation
+            conversation.failed, conversation.answers = f"{type(error).__name__}: {error}", []
+            return
+        conversation.since = time.monotonic()
     with room:
         answers = []
         for call in calls:
@@ -251,6 +285,10 @@ def anyone(engine: RolloutEngine, waits: bool) -> bool:
     flag = torch.tensor(int(waits), device="cuda")
     dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
     return bool(flag)
+
+
+def nothing_left() -> None:
+    """How a session without `close` ends."""
 
 
 def shortened(answer: str) -> str:

@@ -17,8 +17,10 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from nemo_cascade.sandbox import interpreter as interpreters
 from nemo_cascade.sandbox import packages, probe
 from nemo_cascade.sandbox.inside import values
+from nemo_cascade.sandbox.interpreter import Interpreter, Places
 from nemo_cascade.sandbox.programs import MIB, HostFailed, Limits, Program, Result, SandboxUnavailable
 from nemo_cascade.sandbox.worker import Worker, WorkerDied, contents, memory_file
 
@@ -63,6 +65,16 @@ class Sandbox:
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(lambda program: self.run(program, limits), programs))
 
+    def interpreter(self, limits: Limits = interpreters.LIMITS) -> Interpreter:
+        """One that is not started before its first call. At most ALIVE are alive at a time; others wait in `begin`.
+
+        Raises SandboxUnavailable, also where the packages that it offers (`packages.INTERPRETERS`) are not installed."""
+        self.probe()
+        seen = self._packages(packages.INTERPRETERS)
+        made = Interpreter(lambda: self._new_worker(seen), self._end, self._room, self._places, limits)
+        self._interpreters.add(made)
+        return made
+
     def probe(self) -> dict:
         """Makes sure that isolation is to be had, once: a program that looks for what it must not find.
 
@@ -75,7 +87,9 @@ class Sandbox:
             return self._probed
 
     def close(self) -> None:
-        """Ends the workers; a later run starts new ones."""
+        """Ends the workers, and interpreters for good; a later run starts new ones."""
+        for interpreter in list(self._interpreters):
+            interpreter.close()
         with self._lock:
             idle, self._idle = self._idle, []
             self._workers.difference_update(idle)
@@ -102,7 +116,7 @@ class Sandbox:
         try:
             for name, data in files.items():
                 numbers[name] = memory_file(data)
-            ended = self._ask(vars(limits), numbers, self._packages() if program.packages else None)
+            ended = self._ask(vars(limits), numbers, self._packages(packages.TESTS) if program.packages else None)
             size = max(os.fstat(numbers[name]).st_size for name in OUTPUTS if name in numbers)
             out, err = (text(contents(numbers[name], limits.output)) for name in ("stdout", "stderr"))
             returned = contents(numbers["channel"], limits.output) if channel else b""
@@ -139,8 +153,8 @@ class Sandbox:
                     return ended
             raise AssertionError("unreachable")
 
-    def _packages(self) -> Path:
-        return packages.folder(probe.requirements(self.python)[1])
+    def _packages(self, wanted: tuple[str, ...]) -> Path:
+        return packages.folder(probe.requirements(self.python)[1], wanted)
 
     def _worker(self, seen: Path | None) -> Worker:
         """One that sees these packages, and perhaps more than it needs."""
@@ -153,6 +167,9 @@ class Sandbox:
             return other
         if other is not None:
             self._end(other)
+        return self._new_worker(seen)
+
+    def _new_worker(self, seen: Path | None) -> Worker:
         executable, python = probe.requirements(self.python)
         try:
             worker = Worker(executable, python, seen)
@@ -215,6 +232,8 @@ class Sandbox:
         self._idle: list[Worker] = []
         self._lock, self._room = threading.Lock(), threading.BoundedSemaphore(self.workers)
         self._binaries: OrderedDict[str, Future] = OrderedDict()
+        self._interpreters: weakref.WeakSet[Interpreter] = weakref.WeakSet()
+        self._places = Places(interpreters.ALIVE)
         self._probing, self._probed = threading.Lock(), None
 
 

@@ -1,4 +1,5 @@
-"""What a Python program may import beside the standard library where it asks for it: pytest and what that needs.
+"""What a Python program may import beside the standard library where it asks for it, with what that needs: pytest for tests, sympy for
+interpreters.
 
 A copy of what is installed for this Python, in a folder that programs can read wherever that is installed; made once. All of it is
 Python, so that it suits whichever Python runs the programs.
@@ -13,19 +14,20 @@ import subprocess
 import tempfile
 from functools import cache
 from importlib import metadata
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from nemo_cascade.sandbox.programs import SandboxUnavailable
 
-WANTED = ("pytest",)
+TESTS, INTERPRETERS = ("pytest",), ("sympy",)
 # Where they are seen inside.
 INSIDE = "/packages"
 
 
 @cache
-def folder(python: str) -> Path:
+def folder(python: str, wanted: tuple[str, ...]) -> Path:
     """The copy, compiled for the Python that runs the programs. Raises SandboxUnavailable where one of them is not installed."""
-    found = _with_requirements(WANTED)
+    found = _with_requirements(wanted)
     versions = [python, *((name, one.version) for name, one in found.items())]
     name = hashlib.sha256(repr(versions).encode()).hexdigest()[:16]
     # Nobody else may have put it there, who could change what tests say.
@@ -70,5 +72,10 @@ def _with_requirements(names: tuple[str, ...]) -> dict[str, metadata.Distributio
 def _copy(distribution: metadata.Distribution, to: Path) -> None:
     for file in distribution.files or []:
         if file.suffix == ".py" and ".." not in file.parts:
-            (to / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file.locate(), to / file)
+            # What is compiled already comes along; it is taken for a file of the same time only.
+            for path in (Path(file.locate()), Path(cache_from_source(file.locate()))):
+                if path.is_file():
+                    copy = to / path.relative_to(distribution.locate_file(""))
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
+                    os.utime(copy, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))

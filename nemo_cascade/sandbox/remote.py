@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from nemo_cascade.sandbox import wire
@@ -96,6 +97,12 @@ class RemoteSandbox:
         """The results in the order of the programs, run side by side."""
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(lambda program: self.run(program, limits), programs))
+
+    def interpreter(self) -> NoReturn:
+        """Raises SandboxUnavailable: what keeps its names stays on one host, and these are asked one run at a time."""
+        raise SandboxUnavailable(
+            "a stateful Python runs on the trainer's own host only; leave sandbox.url out of a run whose rows offer one"
+        )
 
     def close(self) -> None:
         """Closes this thread's connections; those of other threads close with them."""

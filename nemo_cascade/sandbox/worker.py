@@ -84,12 +84,26 @@ class Worker:
 
         Raises WorkerDied when the server did, or when the host ended the program.
         """
-        message = json.dumps({"limits": limits, "files": list(files)}).encode()
+        self._send({"limits": limits, "files": list(files)}, files)
+        return self._answer(limits["seconds"])
+
+    def interpret(self, limits: dict, files: dict[str, int]) -> None:
+        """Begins an interpreter, whose calls come next. Raises WorkerDied when the server did."""
+        self._send({"limits": limits, "files": list(files), "interpreter": True}, files)
+
+    def call(self, seconds: float) -> dict:
+        """Has the interpreter make the next call: {"seconds"}, or how it ended at it, as of `run`, and then it is no more."""
+        self._send({})
+        return self._answer(seconds)
+
+    def _send(self, message: dict, files: dict[str, int] = {}) -> None:
         try:
-            socket.send_fds(self.control, [message], list(files.values()))
+            socket.send_fds(self.control, [json.dumps(message).encode()], list(files.values()))
         except OSError as error:
             raise WorkerDied(f"the sandbox's server has ended: {error}") from None
-        answer = self._receive(limits["seconds"] + PATIENCE)
+
+    def _answer(self, seconds: float) -> dict:
+        answer = self._receive(seconds + PATIENCE)
         if "broken" in answer:
             raise SandboxError(f"the sandbox could not begin a run: {answer['broken']}")
         if "lost" in answer:
@@ -107,6 +121,11 @@ class Worker:
         if not message:
             raise WorkerDied("the sandbox's server has ended")
         return json.loads(message)
+
+    def kill(self) -> None:
+        """Ends the server; another thread that waits for it raises WorkerDied."""
+        if self.process is not None:
+            self.process.kill()
 
     def close(self) -> None:
         """Ends the server and all that runs in it, and waits for that."""

@@ -124,10 +124,11 @@ def test_stages_differ_in_what_the_recipe_says_and_in_nothing_else():
     assert {getattr(judged, term) for term in terms} == {0.2}, "tiny's letters are short"
 
 
-def test_smoke_is_tiny_with_two_steps_a_stage():
+def test_smoke_is_tiny_and_an_agentic_stage_with_two_steps_a_stage():
     smoke = load(name="smoke").stages
-    assert {name: stage.max_num_steps for name, stage in smoke.items()} == dict.fromkeys(ORDER, 2)
-    assert [stage.parent for stage in smoke.values()] == [stage.parent for stage in load().stages.values()]
+    assert {name: stage.max_num_steps for name, stage in smoke.items()} == dict.fromkeys([*ORDER, "swe_agentic_rl"], 2)
+    assert [stage.parent for stage in smoke.values()] == [*(stage.parent for stage in load().stages.values()), "swe_rl"]
+    assert list(load(name="agentic").stages) == list(smoke)
 
 
 def test_a_stage_overrides_the_top_level_blocks_and_nothing_else():

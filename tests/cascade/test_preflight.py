@@ -99,7 +99,7 @@ def test_an_engine_that_samples_from_other_weights_is_refused():
 def test_the_whole_cascade_on_two_processes(tmp_path):
     done = check(tmp_path, "--config-name=smoke", processes=2)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.count(": ok") == 11
+    assert done.stdout.count(": ok") == 12
     assert not list((tmp_path / "runs").glob("tmp_*"))
 
 

@@ -82,7 +82,7 @@ class Runs:
 
     def __call__(self, *overrides: str, **options) -> list[str]:
         """Runs once; returns the stages whose loops were called."""
-        places = [f"cascade.run_dir={self.run_dir}", f"cascade.demo_data.path={self.data}"]
+        places = [f"cascade.run_dir={self.run_dir}", f"cascade.demo_data.path={self.data}", f"cascade.order=[{','.join(ORDER)}]"]
         config = load_config(compose_config("smoke", [*places, *FEW_ROWS, *overrides]), world_size=1)
         self.loops.calls = []
         try:

@@ -20,6 +20,15 @@ def compared(path: Path) -> bool:
     return len(rollouts) == 16 and all("judge_readable" in rollout["info"] for rollout in rollouts)
 
 
+def worked_on(path: Path) -> bool:
+    """Whether every stored rollout had a session, whose outcome was judged."""
+    *groups, _seal = [json.loads(line) for line in path.read_text().splitlines()]
+    rollouts = [rollout for group in groups for rollout in group["rollouts"]]
+    return len(rollouts) == 4 and all(
+        rollout["info"]["turns"] >= 1 and "outcome" in rollout["info"] and rollout["info"]["failed_tests"] for rollout in rollouts
+    )
+
+
 def test_smoke_runs_every_stage_and_leaves_all_it_promises(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(ROOT / "examples" / "cascade.py"), "--config-name=smoke"]
@@ -33,7 +42,7 @@ def test_smoke_runs_every_stage_and_leaves_all_it_promises(tmp_path):
     own = {"genrm": {"preference_pairs"}, "math_rl": {"math"}, "preference_rl": {"preference"}}
     for name, stage in stages.items():
         assert stage["status"] == "done"
-        assert set(stage["scores"]) == own.get(name, scored)
+        assert set(stage["scores"]) == own.get(name, scored | {"swe_agentic"} if name == "swe_agentic_rl" else scored)
         folder = run / stage["directory"]
         for file in ("config.yaml", "metrics.jsonl", "validation.json", "step_2/training_info.json"):
             assert (folder / file).is_file(), folder / file
@@ -45,6 +54,9 @@ def test_smoke_runs_every_stage_and_leaves_all_it_promises(tmp_path):
             first = next(step for step in steps if step["train/truncation_rate"] < 1)
             assert first["train/kl_penalty"] == 0.0, "a stage begins where its reference is"
             assert compared(folder / "rollouts" / "step_1.jsonl"), "the judge was asked about every reply"
+        if name == "swe_agentic_rl":
+            assert worked_on(folder / "rollouts" / "step_1.jsonl")
+            assert all("train/avg_turns_per_sample" in json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
     hashes = {name: stage["checkpoint_hash"] for name, stage in stages.items()}
     assert hashes["mopd"] != hashes["multi_domain_rl"], "distillation from a teacher that differs moves the student"
     assert (run / "report" / "scores.md").is_file() and (run / "report" / "index.html").is_file()

@@ -130,7 +130,7 @@ def test_rows_are_the_same_every_time_and_splits_share_no_prompt():
 def test_it_is_written_on_request_and_only_then(tmp_path):
     numbers = {"train_rows": 3, "validation_rows": 2, "sft_rows": 4}
     write(tmp_path / "demo", **numbers)
-    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == sorted(DOMAINS)
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == sorted([*DOMAINS, *demo.FIXED])
     write(tmp_path / "asked", **numbers, only="workplace_assistant")
     (folder,) = (tmp_path / "asked").iterdir()
     rows, _ = load_rows(

@@ -61,11 +61,24 @@ class Scripted:
 class Tools:
     """A session of one tool that does what it was made for."""
 
+    closed = 0
+
     def __init__(self, does=lambda text: f"noted {text}", max_steps=50):
         self.tools, self.max_steps, self.does = [NOTE], max_steps, does
 
     def call(self, name, arguments):
         return self.does(arguments["text"])
+
+    def close(self):
+        self.closed += 1
+
+
+class Prepared(Tools):
+    """One that has to be prepared for its calls."""
+
+    def __init__(self, prepare):
+        super().__init__()
+        self.prepare = prepare
 
 
 def talked(said: dict, sessions: dict, turns=50, tokens=4000, timeout=60.0, max_new_tokens=200):
@@ -145,6 +158,8 @@ def everything_that_goes_wrong():
         ("07", 0): [done],
         ("08", 0): ["</think><tool_call>\nnot a call"],
         ("09", 0): [calling, done],
+        ("10", 0): [calling, done],
+        ("11", 0): [calling, done],
     }
     sessions = {
         "01": Tools(max_steps=3),
@@ -156,15 +171,19 @@ def everything_that_goes_wrong():
         "07": None,
         "08": Tools(),
         "09": Tools(dies),
+        # To wait for a place is no doing of the tool's.
+        "10": Prepared(lambda: time.sleep(4.0)),
+        "11": Prepared(lambda: fails("a place")),
     }
     rollouts, _ = talked(said, sessions, turns=1000, tokens=24_000, timeout=3.0)
+    assert [tools.closed for tools in sessions.values() if tools] == [1] * 10
     return [(r.finish_reason, r.info, len(r.response), TOKENIZER.decode(r.response), r.own) for r in rollouts]
 
 
 def test_whatever_tools_do_every_conversation_ends_and_it_is_counted():
     (told,) = run_distributed(everything_that_goes_wrong, 1)
     ends = [end for end, *_ in told]
-    assert ends == ["turns", "stop", "stop", "tool_timeout", "length", "length", "stop", "stop", "tool_failed"]
+    assert ends == ["turns", "stop", "stop", "tool_timeout", "length", "length", "stop", "stop", "tool_failed", "stop", "tool_failed"]
     infos = [info for _, info, *_ in told]
     assert infos[0] == {"turns": 3, "tool_calls": 3, "tool_errors": 0}
     assert [info["tool_errors"] for info in infos[1:4]] == [1, 0, 1]
@@ -173,6 +192,7 @@ def test_whatever_tools_do_every_conversation_ends_and_it_is_counted():
     assert infos[6] == {} and told[6][4] is None, "without tools it is a reply like any"
     assert infos[7]["tool_calls"] == 0
     assert infos[3]["verifier_error"] == "a tool took too long" and infos[8]["verifier_error"] == "HostFailed: the host ended it twice"
+    assert infos[10]["verifier_error"] == "KeyError: 'a place'"
 
 
 def test_nothing_is_learned_where_tools_failed():
@@ -224,7 +244,8 @@ def test_an_environment_judges_the_whole_conversation():
 
 
 def talked_for_real(directory, settings):
-    """Conversations with the embedded engine in which every turn counts as a call: rollouts, and the largest error of their log-probs."""
+    """Conversations with the embedded engine in which every turn counts as a call, through batches with room for all of them and for
+    three: the rollouts of each, the largest error of their log-probs, and how many rows a batch had at most."""
     from nemo_cascade.rollout.agent import Talk, converse
     from nemo_cascade.rollout.engine import generate_global
     from nemo_cascade.stages.rl import rollout_sample
@@ -237,34 +258,48 @@ def talked_for_real(directory, settings):
     stop_often = tuple(range(0, 400))
     talk = Talk(protocol, lambda request: (Tools(lambda text: f"<{text}>"), True), turns=4, tokens=250)
     params = SamplingParams(max_new_tokens=8, seed=5, stop_ids=stop_often)
-    rollouts = generate_global(engine, requests(prompts=4), params, partial(converse, talk=talk))
-    trained = policy.logprobs([rollout_sample(rollout, True) for rollout in rollouts])
-    errors = [
-        abs(float(logprobs[len(rollout.prompt) + place]) - sampled)
-        for rollout, logprobs in zip(rollouts, trained)
-        for place, (sampled, own) in enumerate(zip(rollout.logprobs, rollout.written))
-        if own
-    ]
-    return [(r.prompt_id, r.sample, r.response, r.own, r.finish_reason) for r in rollouts], max(errors)
+    step, rows, told = engine.step, [], []
+
+    def counted():
+        finished = step()
+        rows.append(len(engine.batch.rows) if engine.batch is not None else 0)
+        return finished
+
+    engine.step = counted
+    for engine.max_batch_size in (256, 3):
+        rows.clear()
+        rollouts = generate_global(engine, requests(prompts=4), params, partial(converse, talk=talk))
+        trained = policy.logprobs([rollout_sample(rollout, True) for rollout in rollouts])
+        errors = [
+            abs(float(logprobs[len(rollout.prompt) + place]) - sampled)
+            for rollout, logprobs in zip(rollouts, trained)
+            for place, (sampled, own) in enumerate(zip(rollout.logprobs, rollout.written))
+            if own
+        ]
+        said = [(r.prompt_id, r.sample, r.response, r.own, r.finish_reason, r.info) for r in rollouts]
+        told.append((said, max(errors), max(rows)))
+    return told
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     directory = tmp_path_factory.mktemp("weights")
     run_distributed(write_weights, 1, directory)
-    ((rollouts, error),) = run_distributed(talked_for_real, 1, directory, {})
-    return directory, rollouts, error
+    (told,) = run_distributed(talked_for_real, 1, directory, {})
+    return directory, told
 
 
-def test_log_probs_of_every_turn_are_the_trainers(alone):
-    _, rollouts, error = alone
-    assert error < 1e-5
-    assert sum(own is not None for *_, own, _ in rollouts) >= 4, "several talked"
+def test_log_probs_of_every_turn_are_the_trainers_and_turns_that_enter_a_running_batch_the_same(alone):
+    _, ((rollouts, error, rows), (through_three, small_error, few)) = alone
+    assert error < 1e-5 and small_error < 1e-5
+    assert sum(own is not None for _, _, _, own, *_ in rollouts) >= 4, "several talked"
+    assert through_three == rollouts and few <= 3 < rows
 
 
-@pytest.mark.parametrize("name", ["TP2", "EP2", "DP2"])
+@pytest.mark.parametrize("name", ["TP2", "EP2", "DP2", "TP2+EP2"])
 def test_conversations_are_the_same_at_every_layout(alone, name):
-    directory, expected, _ = alone
+    directory, ((expected, *_), _) = alone
     world, settings = layout(name)
-    for rollouts, error in run_distributed(talked_for_real, world, directory, settings):
-        assert rollouts == expected and error < 1e-5
+    for told in run_distributed(talked_for_real, world, directory, settings):
+        for rollouts, error, _ in told:
+            assert rollouts == expected and error < 1e-5

@@ -70,7 +70,7 @@ def test_over_http_they_are_the_serving_hosts(sandbox):
 
 
 def test_a_host_without_pytest_is_told_what_to_install(monkeypatch):
-    monkeypatch.setattr(packages, "WANTED", ("no-such-distribution",))
+    monkeypatch.setattr(packages, "TESTS", ("no-such-distribution",))
     packages.folder.cache_clear()
     try:
         with pytest.raises(SandboxUnavailable, match="pip install no-such-distribution"):
@@ -88,6 +88,6 @@ def test_a_folder_that_others_could_have_made_is_refused(monkeypatch, tmp_path):
     packages.folder.cache_clear()
     try:
         with pytest.raises(SandboxUnavailable, match="can be written by others; remove it or set TMPDIR"):
-            packages.folder("python3")
+            packages.folder("python3", packages.TESTS)
     finally:
         packages.folder.cache_clear()

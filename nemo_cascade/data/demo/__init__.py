@@ -20,6 +20,7 @@ from nemo_cascade.data.demo import (
     mcqa,
     preference,
     structured_output,
+    swe_agentic,
     swe_repair,
     tool_use,
     workplace_assistant,
@@ -101,6 +102,12 @@ ON_REQUEST = {
     domain.name: domain
     for domain in (Domain("workplace_assistant", workplace_assistant.draw, workplace_assistant.demonstrate),)
 }
+# Of these there are so many rows and no more, and no demonstrations: split -> rows.
+FIXED = {"swe_agentic": swe_agentic.rows}
+FILES = (
+    *(f"{name}/{split}.jsonl" for name in DOMAINS for split in ("sft", "train", "validation")),
+    *(f"{name}/{split}.jsonl" for name in FIXED for split in ("train", "validation")),
+)
 
 
 def prompt_of(row: dict) -> str:
@@ -123,7 +130,7 @@ def write(
     rows_of: dict[str, dict[str, int]] | None = None,
     only: str | None = None,
 ) -> None:
-    """Writes <domain>/{train,validation,sft}.jsonl: RL prompts, validation prompts of the RL level, demonstrations.
+    """Writes FILES, <domain>/{train,validation,sft}.jsonl: RL prompts, validation prompts of the RL level, demonstrations.
 
     rows_of: other numbers for a domain, {domain: {"sft_rows": ...}}. only: this domain alone, of DOMAINS or ON_REQUEST.
     """
@@ -136,13 +143,18 @@ def write(
         _write_lines(folder / "sft.jsonl", (domain.demonstration(row, number) for number, row in enumerate(asked)))
         _write_lines(folder / "train.jsonl", domain.rows(count["train_rows"], "train", seed))
         _write_lines(folder / "validation.jsonl", domain.rows(count["validation_rows"], "validation", seed))
+    for name, rows in ({} if only else FIXED).items():
+        (Path(directory) / name).mkdir(exist_ok=True)
+        for split in ("train", "validation"):
+            _write_lines(Path(directory) / name / f"{split}.jsonl", rows(split))
 
 
 def ensure(directory: Path, **settings) -> bool:
-    """Writes the files (`write`'s settings) unless the same settings wrote them before; returns whether it wrote."""
+    """Writes the files (`write`'s settings) unless the same settings wrote all of them before; returns whether it wrote."""
     marker = Path(directory) / "settings.json"
     wanted = json.dumps(settings, sort_keys=True)
-    if marker.exists() and marker.read_text(encoding="utf-8") == wanted:
+    whole = all((Path(directory) / file).is_file() for file in FILES)
+    if whole and marker.exists() and marker.read_text(encoding="utf-8") == wanted:
         return False
     marker.unlink(missing_ok=True)
     write(directory, **settings)

@@ -76,14 +76,7 @@ def python(source: str, args: list, contest: bool, call: dict) -> int:
 
     To take down the interpreter touches every page of the process, and takes ten times as long as all the rest.
     """
-    main = types.ModuleType("__main__")
-    names = main.__dict__
-    sys.modules["__main__"] = main
-    sys.argv, sys.path[:0] = ["program.py", *args], [""]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    # What os.fork() would have seen to.
-    sys.modules["random"].seed()
-    sys.modules["threading"].main_thread()._set_native_id()
+    names = main_names(args)
     if contest:
         # As built-in names, so that those of the program stay its own.
         names["__builtins__"] = contest_names
@@ -103,7 +96,6 @@ def python(source: str, args: list, contest: bool, call: dict) -> int:
         status = 1
     sys.modules["threading"]._shutdown()  # waits for threads that are no daemons
     atexit._run_exitfuncs()
-    del main
     names.clear()
     gc.collect()
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
@@ -112,6 +104,18 @@ def python(source: str, args: list, contest: bool, call: dict) -> int:
         except (AttributeError, OSError, ValueError):  # closed, replaced, or beyond the limit
             status = status or 120
     return status
+
+
+def main_names(args: list) -> dict:
+    """The names of a new __main__, with all that a process which was not made by os.fork() has to be told."""
+    main = types.ModuleType("__main__")
+    sys.modules["__main__"] = main
+    sys.argv, sys.path[:0] = ["program.py", *args], [""]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What os.fork() would have seen to.
+    sys.modules["random"].seed()
+    sys.modules["threading"].main_thread()._set_native_id()
+    return main.__dict__
 
 
 def answer(names: dict, call: dict) -> None:

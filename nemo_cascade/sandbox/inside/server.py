@@ -6,6 +6,8 @@ in its namespaces. No program sees this process, which has the clock and adds up
 
 A message on the socket whose number is argv[1] is {"limits", "files"}; `files` names what comes with it: stdin, stdout,
 stderr, payload (JSON: what `program.execute` is asked, and files to write) and perhaps channel and binary.
+
+With "interpreter" it is one that answers calls until it ends (`interpret`), and only then another program's turn.
 """
 
 import json
@@ -17,13 +19,17 @@ import sys
 import time
 import traceback
 
-from . import namespaces, program, seccomp
+from . import interpreter, namespaces, program, seccomp
 
 # Seconds between two looks at memory and output.
 TICK = 0.02
 FILES = ("stdin", "stdout", "stderr", "channel")
 OUTPUTS = FILES[1:]
 CONTROL, MANY_FILES = 3, 1024
+# Bytes of a message of which not more matters.
+MESSAGE = 64
+ANSWERED = "answered"
+FOREVER = 10.0**6
 
 
 def main() -> None:
@@ -45,17 +51,54 @@ def main() -> None:
         if not message:
             return
         asked = json.loads(message)
-        answer = run(asked["limits"], dict(zip(asked["files"], numbers)), filter_, control)
+        how = interpret if asked.get("interpreter") else run
+        answer = how(asked["limits"], dict(zip(asked["files"], numbers)), filter_, control)
         for number in numbers:
             os.close(number)
         control.send(json.dumps(answer).encode())
 
 
 def run(limits: dict, files: dict, filter_: seccomp.Filter, control: socket.socket) -> dict:
-    """{"status": exit status or minus a signal, "limit": the one that ended it, or None, "seconds"}.
+    """How a program ended, as `finish` says it."""
+    started = start(limits, files, filter_)
+    child, begun, *_ = started
+    return finish(*started, watch(child, limits, begun + limits["seconds"], files, control))
 
-    Or {"broken": why it could not begin}, or {"lost": how the host ended it}.
+
+def interpret(limits: dict, files: dict, filter_: seccomp.Filter, control: socket.socket) -> dict:
+    """Lets a program answer calls, one for each message of the host's, which hears {"seconds"} after each.
+
+    Returns how it ended, at a call, as `finish` says it. limits["seconds"] is of each call. Between them all of its processes
+    stand still, so that nothing of it takes time, or more memory, while nobody looks.
     """
+    answers, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    answers.setblocking(False)
+    # Of all calls together there is no limit of time, and no limit of the processor's.
+    started = start({**limits, "seconds": FOREVER}, {**files, "channel": channel.fileno()}, filter_)
+    channel.close()
+    child = started[0]
+    with answers:
+        while True:
+            if not control.recv(MESSAGE):
+                os._exit(0)
+            # Not to be known before, so that nothing which the program writes there by itself is an answer.
+            token, begun = os.urandom(interpreter.TOKEN), time.monotonic()
+            try:
+                os.kill(-1, signal.SIGCONT)
+                answers.send(token)
+                ended = watch(child, limits, begun + limits["seconds"], files, control, answers, token)
+                if ended == ANSWERED:
+                    os.kill(-1, signal.SIGSTOP)
+            # The host ended it while it stood still.
+            except OSError:
+                ended = None
+            if ended != ANSWERED:
+                return finish(child, begun, *started[2:], ended)
+            control.send(json.dumps({"seconds": time.monotonic() - begun}).encode())
+
+
+def start(limits: dict, files: dict, filter_: seccomp.Filter) -> tuple[int, float, int, int]:
+    """Makes the namespaces of a program and begins it: their first process, the time, a pipe for its report, `oom_kills`."""
     begun, killed = time.monotonic(), oom_kills()
     reading, writing = os.pipe()
     child = namespaces.clone()
@@ -67,7 +110,14 @@ def run(limits: dict, files: dict, filter_: seccomp.Filter, control: socket.sock
         finally:
             os._exit(1)
     os.close(writing)
-    limit = watch(child, limits, begun + limits["seconds"], files, control)
+    return child, begun, reading, killed
+
+
+def finish(child: int, begun: float, reading: int, killed: int, limit: str | None) -> dict:
+    """{"status": exit status or minus a signal, "limit": the one that ended it, or None, "seconds"}.
+
+    Or {"broken": why it could not begin}, or {"lost": how the host ended it}.
+    """
     # All of its namespace goes with it, and is gone when it can be waited for.
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -125,27 +175,29 @@ def begin(limits: dict, files: dict, filter_: seccomp.Filter, report: int) -> No
     os.close(report)
     status = 1
     try:
-        status = program.execute(asked)
+        status = interpreter.serve(asked) if asked["language"] == "interpreter" else program.execute(asked)
     except BaseException:
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(status)
 
 
-def watch(child: int, limits: dict, end: float, files: dict, control: socket.socket):
-    """Waits until the program ended (None), or is past a limit (its name)."""
+def watch(child: int, limits: dict, end: float, files: dict, control: socket.socket, answers=None, token: bytes = b""):
+    """Waits until the program ended (None), is past a limit (its name), or has answered a call with its token (ANSWERED)."""
     handle = os.pidfd_open(child)
     poll = select.poll()
-    poll.register(handle, select.POLLIN)
-    poll.register(control, select.POLLIN)
+    for number in (handle, control, *([answers] if answers else [])):
+        poll.register(number, select.POLLIN)
     try:
         while True:
             left = end - time.monotonic()
-            ready = poll.poll(max(0.0, min(left, TICK)) * 1000)
-            if any(number == control.fileno() for number, _ in ready):
+            ready = {number for number, _ in poll.poll(max(0.0, min(left, TICK)) * 1000)}
+            if control.fileno() in ready:
                 os._exit(0)  # the host says nothing while a program runs; it has gone
-            if ready:
+            if handle in ready:
                 return None
+            if answers and answers.fileno() in ready and answers.recv(MESSAGE) == token:
+                return ANSWERED
             if left <= 0:
                 return "seconds"
             if any(os.fstat(files[name]).st_size > limits["output"] for name in OUTPUTS if name in files):
