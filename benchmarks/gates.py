@@ -83,7 +83,7 @@ def failing(rng, stages: int, shape: tuple[int, int], case: tuple, drop: float) 
         differences = {str(domain): values for domain, values in enumerate(after - before)}
         where = [domain for _, domain in gate.decide(differences, {}, rules)[0]]
         failed += "0" in where if drop else bool(where)
-        detectable.append(detectable_drop(differences["0"], gate.LEVEL / shape[0], MAX_DROP))
+        detectable.append(detectable_drop(differences["0"], gate.HARM_LEVEL / shape[0], MAX_DROP))
     return failed / stages, float(np.mean(detectable))
 
 
@@ -121,7 +121,7 @@ def error_of(case: tuple, prompts: int) -> float:
 def power(error: float, domains: int) -> float:
     """The chance that a loss of DROP in one of so many domains fails a stage, by the normal law."""
     normal = NormalDist()
-    least = max(normal.inv_cdf(1 - gate.LEVEL / domains) * error, MAX_DROP)
+    least = max(normal.inv_cdf(1 - gate.HARM_LEVEL / domains) * error, MAX_DROP)
     return normal.cdf((DROP - least) / error)
 
 

@@ -147,8 +147,8 @@ class GateConfig:
     that is missing or not finite is an error (GateError) and stops the run, whatever on_failure says.
 
     max_drop: fails where the mean fell by more than this and the fall is not noise: the one-sided sign-flip test on the
-    prompts' differences, at 5 % for all domains of max_drop and floor together (Holm). Of stages that change no true score at
-    most 5 % fail; how small a loss is seen, the verdict says (`detectable`). A true loss of just max_drop fails at most every
+    prompts' differences, at 4 % for all domains of max_drop and floor together (Holm). Of stages that change no true score at
+    most 4 % fail; how small a loss is seen, the verdict says (`detectable`). A true loss of just max_drop fails at most every
     second time: to see a loss of 0.05 in 4 of 5 stages it must be 0.03 or less.
     min_gain: fails unless the mean rose by this at least and the rise is not noise: the same test, at 5 % in each domain,
     without a correction because all of them must pass.

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from nemo_cascade.cascade.config import GateConfig
 
 ADVANCE, WARN, STOP, ROLLBACK = "advance", "warn", "stop", "rollback"
-# The chance that a stage fails by noise in any of the domains that its gate protects; and, for each domain that must gain, that
-# noise passes for a gain.
+# The chance that a stage fails by noise in any of the domains that its gate protects. The test is exact: at 0.05 every second count over
+# a thousand stages would be above 5 %.
+HARM_LEVEL = 0.04
+# The chance, for each domain that must gain, that noise passes for a gain.
 LEVEL = 0.05
 # A loss that a gate should see; where it needs a larger one, and more than twice what may be lost, it says so.
 WORTH_SEEING = 0.05
@@ -46,7 +48,7 @@ def judge(manifest: Manifest, name: str, gate: "GateConfig") -> dict | None:
     }
     scores = {domain: scored(manifest, name, domain) for domain in gate.floor}
     failed, chances = decide(differences, scores, gate)
-    level = LEVEL / max(1, len(gate.max_drop) + len(gate.floor))
+    level = HARM_LEVEL / max(1, len(gate.max_drop) + len(gate.floor))
     return {
         "action": gate.on_failure if failed else ADVANCE,
         "failed": failed,
@@ -67,7 +69,7 @@ def decide(
         "floor": {domain: paired.chance_of_reaching(scores[domain], gate.floor[domain]) for domain in gate.floor},
     }
     # One family: a stage that harms nothing must come through all of these together.
-    harmed = paired.significant({(rule, d): p for rule in ("max_drop", "floor") for d, p in chances[rule].items()}, LEVEL)
+    harmed = paired.significant({(rule, d): p for rule in ("max_drop", "floor") for d, p in chances[rule].items()}, HARM_LEVEL)
     means = {domain: float(values.mean()) for domain, values in differences.items()}
     failed = [["max_drop", d] for d, drop in gate.max_drop.items() if means[d] < -drop and ("max_drop", d) in harmed]
     failed += [["min_gain", d] for d, g in gate.min_gain.items() if means[d] < g or chances["min_gain"][d] > LEVEL]
