@@ -11,6 +11,7 @@ from nemo_cascade.cascade.config import JudgeConfig
 from nemo_cascade.cascade.plan import HARMLESS, JUDGE_OF_REPLIES, RunRefused
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.rows import messages_of
+from nemo_cascade.engine.config import PolicyConfig
 from nemo_cascade.environments import row_problem
 from nemo_cascade.environments.endpoint import EndpointConfig
 from nemo_cascade.stages.config import EnvConfig
@@ -93,7 +94,7 @@ def test_where_a_judge_is_served_may_change_under_a_run_and_which_one_may_not():
 def test_a_judge_of_replies_that_cannot_be_asked_stops_the_run_before_it_begins():
     with served(Listing()) as url:
         judges = {"math": EndpointConfig(url, "judge"), "long_context": EndpointConfig(url, "juge")}
-        stages = {"rl": SimpleNamespace(env=EnvConfig(judges=judges))}
+        stages = {"rl": SimpleNamespace(env=EnvConfig(judges=judges), policy=PolicyConfig())}
         with pytest.raises(RunRefused, match=f"^env.judges.long_context: {url}/models has no model 'juge', only judge$"):
             runner.refuse_absent_servers(SimpleNamespace(stages=stages), ["rl"])
         runner.refuse_absent_servers(SimpleNamespace(stages=stages), [])

@@ -67,7 +67,7 @@ def test_a_second_run_is_refused_by_name_and_touches_nothing_while_what_only_rea
     cli.teachers(tmp_path / "run")
     cli.report(tmp_path / "run", 100_000)
     cli.check(settings, "smoke", None, None, offline=True)
-    assert "ok: 11 stages" in capsys.readouterr().out
+    assert "ok: 12 stages" in capsys.readouterr().out
     with pytest.raises(RunRefused, match="another run is going on"):
         RunLock(tmp_path / "run").take()
 

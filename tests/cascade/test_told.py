@@ -11,6 +11,7 @@ from nemo_cascade.cascade import cli
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import ConfigErrors, load_config
 from nemo_cascade.cascade.problems import merged
+from nemo_cascade.models.presets import PRESETS
 
 LAYOUT = "policy.megatron_cfg."
 
@@ -78,7 +79,7 @@ def test_a_width_of_experts_that_tensor_ranks_split_is_told_of_the_key_that_was_
 
 def test_a_students_folder_that_is_not_there_is_no_unknown_model_and_its_tokenizer_is_not_told_beside_it(tmp_path):
     found = [line for line in problems(name="mopd", world_size=8) if line.startswith("policy.")]
-    said = "name the Hugging Face folder of the model to train, or one of tiny, micro, nano_30b_a3b"
+    said = "name the Hugging Face folder of the model to train, or one of " + ", ".join(PRESETS)
     assert found == [f"policy.model_name: no folder /models/student; {said}"]
     (line,) = problems(f"policy.model_name={tmp_path}")
     assert line.startswith(f"policy.model_name: {tmp_path} has no config.json") and "pretrained_checkpoint" in line

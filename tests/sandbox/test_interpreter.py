@@ -135,6 +135,9 @@ def test_forks_and_threads_of_the_code_neither_answer_for_it_nor_run_between_cal
     count = "import threading\nn = 0\ndef run():\n    global n\n    while True: n += 1\nthreading.Thread(target=run, daemon=True).start()"
     output(python.run(f"{count}\nif os.fork() == 0:\n    while True: pass"))
     server, *inside = psutil.Process(python._worker.process.pid).children(recursive=True)
+    until = time.monotonic() + 30  # the kernel stops a process when it next runs
+    while not all(process.status() == "stopped" for process in inside) and time.monotonic() < until:
+        time.sleep(0.01)
     busy = [sum(process.cpu_times()[:2]) for process in inside]
     assert len(inside) == 3 and all(process.status() == "stopped" for process in inside)
     time.sleep(0.2)

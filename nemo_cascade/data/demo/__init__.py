@@ -150,11 +150,11 @@ def write(
 
 
 def ensure(directory: Path, **settings) -> bool:
-    """Writes the files (`write`'s settings) unless the same settings wrote all of them before; returns whether it wrote."""
+    """Writes the files (`write`'s settings) unless the same settings wrote them before; returns whether it wrote."""
     marker = Path(directory) / "settings.json"
-    wanted = json.dumps(settings, sort_keys=True)
-    whole = all((Path(directory) / file).is_file() for file in FILES)
-    if whole and marker.exists() and marker.read_text(encoding="utf-8") == wanted:
+    # With the names of those that no setting speaks of: a folder from before there were some lacks them.
+    wanted = json.dumps(settings | {"fixed": [*FIXED]}, sort_keys=True)
+    if marker.exists() and marker.read_text(encoding="utf-8") == wanted:
         return False
     marker.unlink(missing_ok=True)
     write(directory, **settings)
