@@ -63,6 +63,16 @@ def differences(policy, rollouts) -> list[float]:
     return [a - b for row, r in zip(trained, rollouts) for a, b in zip(row[len(r.prompt) :], r.logprobs, strict=True)]
 
 
+def left_after_an_abort(engine, params) -> list[str]:
+    """The prompts that are answered where the first two of three are aborted."""
+    engine.add(requests(3, 1), params)
+    engine.abort({(request.prompt_id, request.sample) for request in requests(2, 1)})
+    left = []
+    while engine.busy():
+        left += engine.step()
+    return [r.prompt_id for r in left]
+
+
 class Asks:
     """A tool, and a model's protocol in which each of the first two turns calls it."""
 
@@ -170,12 +180,7 @@ def trained_beside() -> dict:
     samples = [[r.prompt + r.response for r in rollouts][0]]
     seen["scored"] = (served(policy)(samples)[0], policy.logprobs([rollout_sample(rollouts[0], True)])[0])
 
-    engine.add(requests(3, 1), params)
-    engine.abort({(request.prompt_id, request.sample) for request in requests(2, 1)})
-    left = []
-    while engine.busy():
-        left += engine.step()
-    seen["left"] = [r.prompt_id for r in left]
+    seen["left"] = left_after_an_abort(engine, params)
 
     # One number of one expert of one rank's vLLM, changed behind everybody's back while weights arrive.
     checked = vllm_push.refuse_changed

@@ -15,7 +15,7 @@ import pytest
 from nemo_cascade.rollout.config import VllmServerConfig
 from nemo_cascade.rollout.types import SamplingParams
 from tests.helpers import run_distributed
-from tests.rollout.test_vllm import differences, figures, policy_of, requests
+from tests.rollout.test_vllm import differences, figures, left_after_an_abort, policy_of, requests
 
 pytestmark = [
     pytest.mark.slow,
@@ -85,12 +85,7 @@ def sampled(url: str) -> dict:
     seen["end"] = differences(policy, rollouts)
     samples = [rollouts[0].prompt + rollouts[0].response]
     seen["scored"] = engine.score(samples)[0], policy.logprobs([rollout_sample(rollouts[0], True)])[0]
-    engine.add(requests(3, 1), params)
-    engine.abort({(request.prompt_id, request.sample) for request in requests(2, 1)})
-    left = []
-    while engine.busy():
-        left += engine.step()
-    seen["left"] = [r.prompt_id for r in left]
+    seen["left"] = left_after_an_abort(engine, params)
 
     summed = vllm_server.summed
 
