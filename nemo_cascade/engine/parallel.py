@@ -5,6 +5,7 @@ Works under torchrun and in a plain process (world of one). Nothing here knows a
 
 import datetime
 import os
+from collections.abc import Callable
 
 from nemo_cascade.engine import cpu
 
@@ -16,6 +17,9 @@ from megatron.core import parallel_state  # noqa: E402
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed  # noqa: E402
 
 from nemo_cascade.engine.config import MegatronConfig, layout_problems  # noqa: E402
+
+# What holds groups of ranks beside megatron-core's, and lets go of them before the world ends.
+before_shutdown: list[Callable[[], None]] = []
 
 
 def init(config: MegatronConfig, seed: int = 0, timeout: float = 30.0) -> None:
@@ -63,6 +67,8 @@ def shutdown() -> None:
     """Leaves the world; a later `init` in the same process starts from nothing."""
     if dist.is_initialized():
         dist.barrier()
+        for leave in before_shutdown:
+            leave()
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
 

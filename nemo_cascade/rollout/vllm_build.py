@@ -72,6 +72,8 @@ def engine_for(preset: ModelConfig, config: GenerationConfig, precision: str):
         if problems := list(sharing_problems(preset, shard_of(config, 0))):
             raise ValueError(f"policy.generation.vllm_cfg.tensor_parallel_size: {'; '.join(problems)}")
         discard()
+        if discard not in parallel.before_shutdown:
+            parallel.before_shutdown.append(discard)  # its groups of ranks end with this world
         _engines[key] = build(preset, args, precision)
     return _engines[key]
 
@@ -118,6 +120,9 @@ def leave_world() -> None:
 
     if dist.is_initialized():  # else this process has ended its work, and its groups are gone
         parallel_state.destroy_model_parallel()
+        if parallel_state._WORLD is not None:
+            parallel_state._WORLD.destroy()
+            parallel_state._WORLD = None
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

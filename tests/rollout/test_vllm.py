@@ -139,7 +139,7 @@ def trained_beside() -> dict:
     import torch
 
     from nemo_cascade.engine import parallel
-    from nemo_cascade.rollout import vllm_build, vllm_push
+    from nemo_cascade.rollout import vllm_push
     from nemo_cascade.rollout.engine import EngineError, generate_global
     from nemo_cascade.stages.rl import rollout_sample
     from nemo_cascade.stages.rollouts import make_engine, served
@@ -210,7 +210,6 @@ def trained_beside() -> dict:
         engine.llm.step = execute
     engine.abort({(request.prompt_id, request.sample) for request in requests(2, 1)})
     seen["over ranks"] = {name: sampled_over_ranks(policy, sizes) for name, sizes in ENGINES.items()}
-    vllm_build.discard()  # its groups of ranks end with this world
     assert all(math.isfinite(x) for x in seen["end"]) and torch.get_default_dtype() == torch.float32
     return seen
 
