@@ -31,9 +31,9 @@ PARTS = {
         "nemo_cascade.stages.rl:with_gradient",
     ),
     "filters, metrics of rollouts": (
-        "nemo_cascade.stages.rollouts:refuse_unusable_rollouts",
-        "nemo_cascade.stages.rollouts:teaches",
-        "nemo_cascade.stages.rollouts:rollout_metrics",
+        "nemo_cascade.stages.sampler:refuse_unusable_rollouts",
+        "nemo_cascade.stages.sampler:teaches",
+        "nemo_cascade.stages.sampler:rollout_metrics",
     ),
     "rollouts to disk": (
         "nemo_cascade.rollout.store:RolloutStore.save",

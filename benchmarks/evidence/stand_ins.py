@@ -20,7 +20,7 @@ from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages import rl
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.rewards import Rewards
-from nemo_cascade.stages.rollouts import Sampler
+from nemo_cascade.stages.sampler import Sampler
 
 PREFERRED, ROUNDED = "preferred", "d_fp4"
 # How often the judge prefers the right one of a right and a wrong reply: `tiny`'s own judge agreed with 0.88 of preferences.

@@ -49,6 +49,7 @@ CHOICES = {
     "policy.megatron_cfg.scheduler.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
     "grpo.adv_estimator.name": ("grpo", "opd"),
     "grpo.overlong": (None, "reward_zero", "mask", "keep"),
+    "grpo.async_grpo.max_trajectory_age_steps": (1,),
     "genrm.comparison_strategy": ("all_pairs", "circular"),
     "loss_fn.truncated_importance_sampling_type": (None, "tis", "icepop", "seq-mask-tis"),
     # k1 has a gradient of mean 0, so as a loss it would hold nothing in place.

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 def loss_problems(stage: "StageConfig", where) -> Iterator[str]:
     """Every problem of an RL stage's `loss_fn`."""
-    for found in (importance_problems, ratio_problems, kl_problems, auxiliary_problems, full_vocabulary_problems):
+    for found in (importance_problems, ratio_problems, kl_problems, auxiliary_problems, full_vocabulary_problems, async_problems):
         for key, text in found(stage):
             yield f"{where(key)}: {text}"
 
@@ -85,6 +85,13 @@ def full_vocabulary_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:
         yield "loss_fn.reference_policy_kl_penalty", "grpo.adv_estimator.full_vocabulary is a KL to teachers alone; set it to 0"
     if stage.policy.generation.top_p < 1:
         yield "policy.generation.top_p", "grpo.adv_estimator.full_vocabulary compares whole softmaxes; set it to 1"
+
+
+def async_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:
+    """Replies of older weights are weighed."""
+    if stage.grpo.async_grpo.enabled and not stage.loss_fn.use_importance_sampling_correction:
+        without = "replies are one update old then and have to be weighed by what the weights say of them now"
+        yield "grpo.async_grpo.enabled", f"{without}; set loss_fn.use_importance_sampling_correction=true, or this to false"
 
 
 def auxiliary_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:

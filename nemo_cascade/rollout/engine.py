@@ -23,7 +23,12 @@ class EngineError(RuntimeError):
 
 
 class RolloutEngine(Protocol):
-    """`megatron` (embedded) and `vllm`; anything with these verbs."""
+    """`megatron` (embedded) and `vllm`; anything with these verbs.
+
+    beside: whether it samples by itself, while this process trains.
+    """
+
+    beside: bool
 
     def sharing(self) -> dist.ProcessGroup:
         """The ranks that each take a share of the requests; those outside of a rank's group have groups of their own."""
@@ -89,9 +94,7 @@ def generate_global(
 
     run: what a rank does with its share, as `generate`. Raises EngineError on every rank when the engine of one fails, and so DataError
     and SandboxError; only where ranks step together, those that wait for the failing one's part of a step hear nothing but its end."""
-    group = engine.sharing()
-    size, rank = group.size(), group.rank()
-    mine = share(requests, size)[rank]
+    mine = share_of_rank(engine, requests)
     try:
         rollouts: list[Rollout] | Exception = run(engine, mine, params)
         engine.rest()
@@ -101,8 +104,9 @@ def generate_global(
             # The others are inside of a step, not in the exchange below: with the end of this process theirs comes, too.
             raise rollouts from error
         logger.error("%s", rollouts, exc_info=error)
-    parts = [rollouts] * size
-    if size > 1:
+    group = engine.sharing()
+    parts = [rollouts] * group.size()
+    if len(parts) > 1:
         dist.all_gather_object(parts, rollouts, group=group)
     for part in parts:
         if isinstance(part, Exception):
@@ -127,6 +131,12 @@ def at_work(names: Collection[str]) -> str:
 def steps_together(engine: RolloutEngine) -> bool:
     """Whether a rank that stops keeps others inside of a step."""
     return any(group is not None and group.size() > 1 for group in (engine.holders(), engine.stepping()))
+
+
+def share_of_rank(engine: RolloutEngine, requests: list[Request]) -> list[Request]:
+    """Those of all ranks' requests that are this rank's."""
+    group = engine.sharing()
+    return share(requests, group.size())[group.rank()]
 
 
 def share(requests: list[Request], ranks: int) -> list[list[Request]]:

@@ -46,6 +46,8 @@ class MegatronEngine:
     there twice while rows come and go, and for the caches of prompts that are read at once (MAX_PREFILL_TOKENS).
     """
 
+    beside = False
+
     def __init__(self, model, vocab_size: int, max_batch_size: int = 256, max_cache_bytes: int = MAX_CACHE_BYTES):
         """Raises ValueError under pipeline or context parallel, which cannot decode."""
         for name, size in (

@@ -32,6 +32,8 @@ class VllmEngine:
     """Replies with the weights of the last `sync`. All ranks make the same calls of `sync`; the others are those of the ranks that hold
     one engine. Raises ValueError where so many ranks cannot hold one."""
 
+    beside = False
+
     def __init__(self, preset: ModelConfig, config: GenerationConfig, precision: str):
         self.preset = preset
         self.shard = shard_of(config, parallel.rank())

@@ -41,6 +41,8 @@ class VllmServerEngine:
     Raises EngineError, here too, where a server does not answer or serves no model.
     """
 
+    beside = True
+
     def __init__(self, preset: ModelConfig, config: GenerationConfig):
         self.preset, self.config = preset, config.vllm_server
         urls, rank, ranks = self.config.base_urls, parallel.rank(), parallel.world_size()

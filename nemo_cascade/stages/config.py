@@ -59,6 +59,18 @@ class AdvantageEstimatorConfig:
 
 
 @dataclass
+class AsyncGRPOConfig:
+    """`grpo.async_grpo`: a step's replies are drawn with the weights before the last update, so that an engine beside the trainer
+    (policy.generation.backend=vllm_server) samples while that update is made; any other samples before it.
+
+    max_trajectory_age_steps: by how many updates replies may be older than the weights that are trained; 1 is the only one there is.
+    """
+
+    enabled: bool = False
+    max_trajectory_age_steps: int = 1
+
+
+@dataclass
 class GRPOConfig:
     """`grpo`: batch shape and length of an RL stage, and which rollouts it trains on. val_period and val_patience are `sft`'s.
 
@@ -84,6 +96,7 @@ class GRPOConfig:
     dynamic_sampling_max_gen_batches: int = 10
     swe_group_threshold: float | None = None
     max_rollout_turns: int = 1
+    async_grpo: AsyncGRPOConfig = field(default_factory=AsyncGRPOConfig)
     adv_estimator: AdvantageEstimatorConfig = field(default_factory=AdvantageEstimatorConfig)
 
     @property

@@ -2,7 +2,7 @@
 
 What must be the same: tokenizer, chat template, the stage's seed and every setting that decides what a step asks, what is sampled and
 what it earns. What may be another: all of the training, and the weights that a stage starts from, which is told. The rows themselves
-are compared prompt by prompt when a step is read (`rollouts.Sampler`).
+are compared prompt by prompt when a step is read (`sampler.Sampler`).
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Strictly on-policy reinforcement learning and on-policy distillation: one loop, one update per batch of fresh rollouts.
+"""Reinforcement learning and on-policy distillation: one loop, one update per batch of fresh rollouts, strictly on-policy by default.
 
 With `grpo.adv_estimator.name: grpo` the advantage of a token is its rollout's group-normalised reward; with `opd` (MOPD) it is
 the teacher's log-prob minus the student's, and rewards are only reported. A stage with `loss_fn.reference_policy_kl_penalty`
-is held near where it began.
+is held near where it began. With `grpo.async_grpo` a batch is drawn while the one before it is trained on, so it is one update old.
 """
 
 from dataclasses import replace
@@ -24,7 +24,8 @@ from nemo_cascade.stages.judge import make_rewards
 from nemo_cascade.stages.loss import make_full_vocabulary_loss, make_loss
 from nemo_cascade.stages.origin import open_store
 from nemo_cascade.stages.prompts import PromptSource
-from nemo_cascade.stages.rollouts import Sampler, acceptable_groups, comparable_PG, make_engine, rewards_PG
+from nemo_cascade.stages.rollouts import acceptable_groups, comparable_PG, make_engine, rewards_PG
+from nemo_cascade.stages.sampler import Sampler
 from nemo_cascade.stages.self_test import refuse_unless_own_teacher
 from nemo_cascade.stages.start import resume_or_begin
 from nemo_cascade.stages.step import finish_step
@@ -56,6 +57,8 @@ def run(stage: StageRun) -> None:
             watch.start()
             step = policy.step + 1
             groups, seen = sampler.batch(step, prompts, config.grpo)
+            if config.grpo.async_grpo.enabled and step < config.grpo.max_num_steps and stage.saved_rollouts is None:
+                sampler.begin(step + 1, prompts, config.grpo)
             if config.policy.router_replay.enabled:
                 refuse_unusable_experts(groups, policy.preset, sampler.where(step))
             how = {}
@@ -80,11 +83,13 @@ def run(stage: StageRun) -> None:
                 watch.lap("policy_and_reference_logprobs")
             metrics = policy.train_step(samples, loss, **how) | seen
             watch.lap("policy_training")
+            if validations.due(step):
+                sampler.settle()
             logged = train_metrics(metrics, watch.read()) | validations.after(step, policy)
             watch.start()
             stage.log(logged, step)
             bar.advance(reward=metrics["reward"])
-            finish_step(stage, policy, validations, {"prompts": prompts.state_dict()}, watch)
+            finish_step(stage, policy, validations, partial(sampler.remembered, prompts), watch)
 
 
 def make_sampler(stage: StageRun, policy: Policy, watch: Stopwatch) -> Sampler:

@@ -1,27 +1,26 @@
-"""One step's rollouts with their rewards: sampled and verified once, then on disk, so that a resumed run trains on the same ones."""
+"""Groups of rollouts: sampled with the policy's current weights, on all ranks together, and what is to be known about them."""
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
+from threading import Thread
 
 import torch
 
-from nemo_cascade import environments, heartbeat
+from nemo_cascade import environments
 from nemo_cascade.algorithms import informative_groups, swe_group_mask
-from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.agent import Session, Talk, converse
 from nemo_cascade.rollout.config import GenerationConfig
-from nemo_cascade.rollout.engine import RolloutEngine, generate, generate_global, nothing_to_do
+from nemo_cascade.rollout.engine import RolloutEngine, generate, generate_global, nothing_to_do, share_of_rank
 from nemo_cascade.rollout.megatron import MegatronEngine
 from nemo_cascade.rollout.protocol import ToolProtocol
-from nemo_cascade.rollout.store import RolloutStore
 from nemo_cascade.rollout.types import Group, Request, Rollout, SamplingParams
 from nemo_cascade.stages.config import GRPOConfig
-from nemo_cascade.stages.prompts import Prompt, PromptSource, thinking
-from nemo_cascade.stages.rewards import Rewards
+from nemo_cascade.stages.prompts import Prompt, thinking
 from nemo_cascade.stages.stopwatch import Stopwatch
-from nemo_cascade.stages.usable import faults_of, group_of_one, refuse_faults, refuse_unusable_rollouts
+from nemo_cascade.stages.usable import faults_of
 
 
 def make_engine(policy: Policy) -> RolloutEngine:
@@ -51,85 +50,6 @@ def served(policy: Policy) -> Callable[[list[list[int]]], list[list[float]]]:
     return engine.score
 
 
-class Sampler:
-    """Draws groups with the policy's current weights and has them rewarded."""
-
-    def __init__(
-        self,
-        policy: Policy,
-        engine: RolloutEngine,
-        rewards: Rewards,
-        store: RolloutStore,
-        seed: int,
-        watch: Stopwatch | None = None,
-        turns: int = 1,
-    ):
-        self.policy, self.engine, self.rewards, self.seed, self.turns = policy, engine, rewards, seed, turns
-        self.store, self.watch = store, watch or Stopwatch()
-
-    def batch(self, step: int, prompts: PromptSource, config: GRPOConfig) -> tuple[list[Group], dict[str, float]]:
-        """The groups of a step and its metrics over all that was sampled for it.
-
-        With `use_dynamic_sampling` only groups that teach count, and further prompts are drawn until there are
-        `num_prompts_per_step` of them; what is left over is dropped. Raises DataError when
-        `dynamic_sampling_max_gen_batches` batches do not give so many, and as `groups` does.
-        """
-        wanted, seen, kept = config.num_prompts_per_step, [], []
-        for draw in range(config.dynamic_sampling_max_gen_batches):
-            asked = prompts.next(wanted)
-            if config.adv_estimator.name == "grpo" and config.num_generations_per_prompt < 2:
-                raise group_of_one(asked[0], self.where(step))
-            groups = self.groups(step, asked, config.num_generations_per_prompt, draw)
-            seen += groups
-            kept += [group for group in groups if teaches(group, config)] if config.use_dynamic_sampling else groups
-            if len(kept) >= wanted:
-                break
-        else:
-            raise DataError(
-                f"step {step}: {len(seen)} prompts gave {len(kept)} groups to learn from, not {wanted}; the prompts are too "
-                "easy or too hard for the policy: change the data, or raise grpo.dynamic_sampling_max_gen_batches and go on"
-            )
-        metrics = rollout_metrics(seen)
-        metrics["groups_taught"] = mean(teaches(group, config) for group in kept[:wanted])
-        if config.use_dynamic_sampling:
-            metrics["filtered_reward"] = mean(r.reward for group in kept[:wanted] for r in group.rollouts)
-            metrics["dynamic_sampling_num_gen_batches"] = draw + 1
-        return kept[:wanted], metrics
-
-    def where(self, step: int) -> str:
-        """What errors begin with."""
-        return f"stage {self.store.directory.parent.name}, step {step}"
-
-    def groups(self, step: int, prompts: list[Prompt], group_size: int, draw: int = 0) -> list[Group]:
-        """The groups of a step's draw, replayed from disk when they are there.
-
-        Raises DataError when what is there answers other prompts, because rows changed under a running stage, and, before it
-        is stored, for what nothing can be trained on.
-        """
-        name = f"{step}" if draw == 0 else f"{step}_{draw}"
-        stored = self.store.load(name)
-        if stored is None:
-            seed = self.seed * 1_000_003 + step + (draw << 52)
-            heartbeat.at("rollouts")
-            self.watch.lap("data_processing")
-            ended = self.rewards.begin({prompt.id: prompt.row for prompt in prompts})
-            how = dict(seed=seed, turns=self.turns, ended=ended, watch=self.watch)
-            stored = sample_groups(self.policy, self.engine, prompts, group_size, **how)
-            heartbeat.at("rewards")
-            self.rewards.fill(stored)
-            self.watch.lap("reward_calculation")
-            refuse_unusable_rollouts(stored, self.where(step), self.rewards.env.nemo_gym.servers)
-            refuse_faults(stored, self.rewards.env.max_faults, self.where(step))
-            self.store.save(name, stored)
-            self.watch.lap("data_processing")
-        elif [group.rollouts[0].prompt_id for group in stored] != [prompt.id for prompt in prompts]:
-            raise DataError(
-                f"{self.store.path(name)}: these rollouts answer other prompts than this step draws; put the rows back "
-                f"that they were drawn with, or {self.store.remedy}"
-            )
-        return stored
-
-
 def informative(group: Group) -> bool:
     """Whether its replies earned differently."""
     return bool(informative_groups(rewards_PG([group]), comparable_PG([group]))[0])
@@ -157,9 +77,14 @@ def comparable_PG(groups: list[Group]) -> torch.Tensor:
     return valid & (valid.sum(dim=1, keepdim=True) >= 2)
 
 
-def sample_groups(
+def sample_groups(policy: Policy, engine: RolloutEngine, prompts: list[Prompt], group_size: int, **how) -> list[Group]:
+    """What `begin_groups` begins, when it is there."""
+    return begin_groups(policy, engine, prompts, group_size, **how)()
+
+
+def begin_groups(
     policy: Policy,
-    engine,
+    engine: RolloutEngine,
     prompts: list[Prompt],
     group_size: int,
     seed: int,
@@ -167,11 +92,14 @@ def sample_groups(
     turns: int = 1,
     ended: Callable[[list[Rollout]], None] = nothing_to_do,
     watch: Stopwatch | None = None,
-) -> list[Group]:
+) -> Callable[[], list[Group]]:
     """group_size rollouts of every prompt with the policy's current weights, sampled as it trains unless told otherwise, and then with the
     experts that training replays, if it does; the same on every rank. turns: how often the model may speak where a prompt's environment
     has tools. ended: is given this rank's rollouts as soon as they are there. watch: told of the push of the weights, this rank's
-    sampling, and its waiting for the others."""
+    sampling, and its waiting for the others.
+
+    Returns what gives them, which all ranks call together. An engine that is beside this process is still sampling until then; any other
+    has sampled."""
     report_experts, watch = generation is None and policy.config.router_replay.enabled, watch or Stopwatch()
     engine.sync(policy)
     watch.lap("weight_sync")
@@ -183,19 +111,41 @@ def sample_groups(
         seed=seed,
         report_experts=report_experts,
     )
-    share = generate if turns == 1 else conversing(policy, prompts, turns)
+    requests = make_requests(prompts, group_size)
+    draw = partial(generate if turns == 1 else conversing(policy, prompts, turns), ended=ended)
+    drawing = in_background(draw, engine, share_of_rank(engine, requests), params) if engine.beside else None
 
     def run(*asked) -> list[Rollout]:
-        drawn = share(*asked, ended=ended)
+        drawn = drawing.result() if drawing else draw(*asked)
         watch.lap("generation")
         return drawn
 
-    rollouts = generate_global(engine, make_requests(prompts, group_size), params, run)
-    watch.lap("idle")
-    return [
-        Group(prompt.row, prompt.domain, rollouts[i * group_size : (i + 1) * group_size])
-        for i, prompt in enumerate(prompts)
-    ]
+    def finish() -> list[Group]:
+        rollouts = generate_global(engine, requests, params, run)
+        watch.lap("idle")
+        return [
+            Group(prompt.row, prompt.domain, rollouts[i * group_size : (i + 1) * group_size])
+            for i, prompt in enumerate(prompts)
+        ]
+
+    if drawing:
+        return finish
+    groups = finish()
+    return lambda: groups
+
+
+def in_background(function: Callable, *args) -> Future:
+    """The result of a call in a thread that does not keep the process from ending."""
+    future: Future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return future
 
 
 def conversing(policy: Policy, prompts: list[Prompt], turns: int) -> Callable:

@@ -50,7 +50,7 @@ def run(stage: StageRun) -> None:
             watch.start()
             stage.log(logged, policy.step)
             bar.advance(loss=metrics["loss"])
-            finish_step(stage, policy, validations, {"loader": loader.state_dict()}, watch)
+            finish_step(stage, policy, validations, lambda: {"loader": loader.state_dict()}, watch)
 
 
 def sft_loss(logprobs, pack):

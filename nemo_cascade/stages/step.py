@@ -4,6 +4,8 @@ With `checkpointing.async_save` a checkpoint inside a stage is written while the
 first step after its files are written. Whatever ends a stage or a run waits for it, and for its own.
 """
 
+from collections.abc import Callable
+
 from nemo_cascade import heartbeat
 from nemo_cascade.engine import checkpoint, parallel
 from nemo_cascade.engine.policy import Policy
@@ -15,9 +17,9 @@ from nemo_cascade.stages.validations import Validations
 
 
 def finish_step(
-    stage: StageRun, policy: Policy, validations: Validations, remembered: dict, watch: Stopwatch
+    stage: StageRun, policy: Policy, validations: Validations, remembered: Callable[[], dict], watch: Stopwatch
 ) -> None:
-    """remembered: what the checkpoint keeps for the loop (JSON values). watch: told of the checkpoint's time and of what was before it.
+    """remembered: gives what a checkpoint keeps for the loop (JSON values). watch: told of the checkpoint's time and of what was before it.
 
     Raises Interrupted on all ranks, after a checkpoint, when any of them was asked to stop or has no time for another step.
     """
@@ -29,10 +31,11 @@ def finish_step(
     if due or stage.unfinished is not None:
         end_unfinished(stage, wait=due)
         if due:
+            kept = remembered()
             last = bool(stop) or step == validations.loop.max_num_steps or validations.stopped
             aside = stage.config.checkpointing.async_save and not last
             stage.unfinished = checkpoint.begin(
-                policy, stage.dir, remembered, **validations.retention, writes=Writes() if aside else None
+                policy, stage.dir, kept, **validations.retention, writes=Writes() if aside else None
             )
             if not aside:
                 end_unfinished(stage, wait=True)

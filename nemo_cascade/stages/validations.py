@@ -39,10 +39,13 @@ class Validations:
         text = parallel.broadcast(path.read_text(encoding="utf-8") if stage.rank == 0 and path.exists() else "[]")
         self.history = [entry for entry in json.loads(text) if entry["step"] <= done]
 
+    def due(self, step: int) -> bool:
+        """Whether a validation follows a step."""
+        return self.loop.val_period > 0 and (step % self.loop.val_period == 0 or step == self.loop.max_num_steps)
+
     def after(self, step: int, policy: Policy) -> dict[str, float]:
         """Validates where it is due after a step; returns the metrics. Raises ValueError for a score that is not finite."""
-        due = self.loop.val_period > 0 and (step % self.loop.val_period == 0 or step == self.loop.max_num_steps)
-        if not due:
+        if not self.due(step):
             return {}
         started = time.perf_counter()
         scores = self.stage.validate(policy)

@@ -21,7 +21,7 @@ BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 def a_step_of(name: str, folder: Path) -> tuple[float, list[tuple[float, float | None]]]:
     """(mean of exp |log ratio|, each reply's reward and the verdict that stands beside it) of a step of a stage of this name."""
     from nemo_cascade.engine import parallel
-    from nemo_cascade.stages import rl, rollouts
+    from nemo_cascade.stages import rl, sampler
 
     sys.path.append(BENCHMARKS)
     from evidence import stand_ins
@@ -36,7 +36,7 @@ def a_step_of(name: str, folder: Path) -> tuple[float, list[tuple[float, float |
     stage = StageRun(name=name, config=config, dir=folder / name, seed=1)
     stage.dir.mkdir()
     stand_ins.run(stage)
-    assert rl.Sampler is rollouts.Sampler and rl.make_rewards.__name__ == "make_rewards", "as before"
+    assert rl.Sampler is sampler.Sampler and rl.make_rewards.__name__ == "make_rewards", "as before"
     (metrics,) = MetricsLog(stage.dir / "metrics.jsonl").read()
     groups = RolloutStore(stage.dir / "rollouts").load("1")
     return metrics["train/token_mult_prob_error"], [

@@ -323,6 +323,10 @@ CASES = {
         ["loss_fn.reference_policy_kl_type=k1"],
         "loss_fn.reference_policy_kl_type: 'k1' is not a choice",
     ),
+    "older replies without weights": (
+        ["cascade.stages.if_rl.grpo.async_grpo.enabled=true", "loss_fn.use_importance_sampling_correction=false"],
+        "cascade.stages.if_rl.grpo.async_grpo.enabled: replies are one update old then and have to be weighed",
+    ),
     "rewards that choose in distillation": (
         ["cascade.stages.mopd.grpo.use_dynamic_sampling=true"],
         "cascade.stages.mopd.grpo.use_dynamic_sampling: rewards choose nothing in distillation",

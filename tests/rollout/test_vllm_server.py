@@ -57,7 +57,8 @@ def sampled(url: str) -> dict:
     from nemo_cascade.rollout import vllm_server
     from nemo_cascade.rollout.engine import EngineError, generate_global
     from nemo_cascade.stages.rl import rollout_sample
-    from nemo_cascade.stages.rollouts import make_engine
+    from nemo_cascade.stages.prompts import Prompt
+    from nemo_cascade.stages.rollouts import begin_groups, make_engine, sample_groups
 
     def loss(logprobs, pack):
         kept = pack.mask > 0
@@ -70,7 +71,7 @@ def sampled(url: str) -> dict:
             return str(error)
         return ""
 
-    policy = policy_of(3, dict(backend="vllm_server", vllm_server=VllmServerConfig([url])))
+    policy = policy_of(4, dict(backend="vllm_server", vllm_server=VllmServerConfig([url])))
     engine, seen = make_engine(policy), {}
     seen["before a push"] = told(engine.rest)
     engine.sync(policy)
@@ -78,6 +79,11 @@ def sampled(url: str) -> dict:
     rollouts = seen["rollouts"] = generate_global(engine, requests(12, 4), params)
     seen["again"] = generate_global(engine, requests(12, 4), params)
     seen["start"] = differences(policy, rollouts)
+    asked = [Prompt(request.prompt_id, "math", {}, list(request.prompt)) for request in requests(6, 1)]
+    seen["waited for"] = sample_groups(policy, engine, asked, 2, seed=5)
+    finish = begin_groups(policy, engine, asked, 2, seed=5)
+    policy.train_step([rollout_sample(r, True) for r in rollouts[3::4]], loss)
+    seen["ahead"] = finish()
     for step in range(3):
         policy.train_step([rollout_sample(r, True) for r in rollouts[step % 4 :: 4]], loss)
         engine.sync(policy)
@@ -104,6 +110,10 @@ def sampled(url: str) -> dict:
     return seen
 
 
+def said(group) -> list[list[int]]:
+    return [rollout.response for rollout in group.rollouts]
+
+
 def test_a_server_samples_with_the_trainers_log_probs_and_what_is_not_the_trainers_is_refused(server):
     first, second = run_distributed(sampled, 2, server, timeout=1200)
     for when in ("start", "end"):
@@ -113,6 +123,8 @@ def test_a_server_samples_with_the_trainers_log_probs_and_what_is_not_the_traine
     assert first["rollouts"] == second["rollouts"]
     assert [r.response for r in first["rollouts"]] == [r.response for r in first["again"]]
     assert {r.finish_reason for r in first["rollouts"]} == {"stop", "length"}
+    assert first["ahead"] == second["ahead"]
+    assert [said(group) for group in first["ahead"]] == [said(group) for group in first["waited for"]], "of the weights before the update"
     served, trained = first["scored"]
     assert served == pytest.approx(trained, abs=2e-3)
     assert first["left"] == [requests(3, 1)[2].prompt_id]

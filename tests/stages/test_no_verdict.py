@@ -11,13 +11,14 @@ from nemo_cascade.environments.genrm_compare import Comparison
 from nemo_cascade.rollout.engine import nothing_to_do
 from nemo_cascade.rollout.store import RolloutStore
 from nemo_cascade.rollout.types import Group
-from nemo_cascade.stages import rollouts
+from nemo_cascade.stages import sampler as sampling
 from nemo_cascade.stages.config import EnvConfig, GenRMConfig, GRPOConfig, NemoGymConfig
 from nemo_cascade.stages.judge import Judge
 from nemo_cascade.stages.prompts import Prompt
 from nemo_cascade.stages.rewards import Rewards
 from nemo_cascade.stages.rl import reward_samples
-from nemo_cascade.stages.rollouts import Sampler, informative, rollout_metrics
+from nemo_cascade.stages.rollouts import informative, rollout_metrics
+from nemo_cascade.stages.sampler import Sampler
 from nemo_cascade.stages.usable import refuse_faults
 from nemo_cascade.stages.validation import score
 from tests.environments.test_endpoint import Model, served
@@ -168,7 +169,7 @@ def test_a_step_with_too_many_faults_keeps_nothing(tmp_path, monkeypatch):
             for made in groups:
                 made.rollouts = faulty([1.0, 0.0], "verifier_died").rollouts
 
-    monkeypatch.setattr(rollouts, "sample_groups", lambda *_, **how: [group([None] * 3)])
+    monkeypatch.setattr(sampling, "begin_groups", lambda *_, **how: lambda: [group([None] * 3)])
     sampler = Sampler(None, None, Broken(), RolloutStore(tmp_path / "if_rl" / "rollouts"), seed=3)
     with pytest.raises(DataError, match=r"^stage if_rl, step 2: 1 of 3 replies have no verdict \(1 verifier_died\).*env.max_faults=0.25"):
         sampler.groups(2, [Prompt("ab" * 32, "math", {}, [10, 3])], 3)

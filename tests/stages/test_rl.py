@@ -11,13 +11,14 @@ from nemo_cascade.engine.config import MegatronConfig, PolicyConfig
 from nemo_cascade.rollout.engine import nothing_to_do
 from nemo_cascade.rollout.store import RolloutStore
 from nemo_cascade.rollout.types import Group, Rollout
-from nemo_cascade.stages import rollouts
+from nemo_cascade.stages import sampler as sampling
 from nemo_cascade.stages.config import AdvantageEstimatorConfig, DataConfig, DatasetConfig, EnvConfig, GRPOConfig, LossConfig
 from nemo_cascade.stages.context import LoopConfig
 from nemo_cascade.stages.loss import make_loss
 from nemo_cascade.stages.rl import distillation_samples, only_advantages_teach, reward_samples, with_gradient
 from nemo_cascade.stages.prompts import Prompt
-from nemo_cascade.stages.rollouts import Sampler, make_requests, rollout_metrics
+from nemo_cascade.stages.rollouts import make_requests, rollout_metrics
+from nemo_cascade.stages.sampler import Sampler
 
 
 def rollout(k=0, response=(5, 6, 11), finish_reason="stop", reward=None) -> Rollout:
@@ -168,7 +169,7 @@ def test_every_draw_has_noise_of_its_own_and_is_replayed_with_its_rewards_from_i
 
     def sampled(policy, engine, prompts, group_size, seed, turns, ended, watch):
         seeds.append(seed)
-        return [group([None, None]) for _ in prompts]
+        return lambda: [group([None, None]) for _ in prompts]
 
     class TeachesAtTheSecondDraw:
         env = EnvConfig()
@@ -185,7 +186,7 @@ def test_every_draw_has_noise_of_its_own_and_is_replayed_with_its_rewards_from_i
         def next(self, n):
             return [Prompt("ab" * 32, "math", {}, [10, 3])] * n
 
-    monkeypatch.setattr(rollouts, "sample_groups", sampled)
+    monkeypatch.setattr(sampling, "begin_groups", sampled)
     config, rewards = dynamic(), TeachesAtTheSecondDraw()
     drawn = [Sampler(None, None, rewards, RolloutStore(tmp_path), seed=3).batch(step, Same(), config)[0] for step in (1, 2)]
     assert len(set(seeds)) == len(seeds) == 4

@@ -10,7 +10,7 @@ from nemo_cascade.rollout.store import RolloutStore
 from nemo_cascade.rollout.types import Group, Rollout
 from nemo_cascade.stages.config import AdvantageEstimatorConfig, GRPOConfig
 from nemo_cascade.stages.prompts import Prompt
-from nemo_cascade.stages.rollouts import Sampler
+from nemo_cascade.stages.sampler import Sampler
 from nemo_cascade.stages.usable import refuse_unusable_logprobs, refuse_unusable_rollouts
 
 
