@@ -57,6 +57,8 @@ def stage_of(directory: Path, rows: list[dict], said: dict):
     from tests.rollout.test_agent import Scripted
 
     class Playing(Scripted):
+        beside = False
+
         def sharing(self):
             return parallel_state.get_data_parallel_group()
 
@@ -137,4 +139,6 @@ def test_the_demos_repositories_are_among_its_files_each_in_one_split(tmp_path):
     assert not ensure(tmp_path, train_rows=2, validation_rows=2, sft_rows=2)
     # As in the folder of a run from before they were among them.
     (tmp_path / "swe_agentic/train.jsonl").unlink()
+    assert not ensure(tmp_path, train_rows=2, validation_rows=2, sft_rows=2), "who takes rows away is told of it, and does not get them again"
+    (tmp_path / "settings.json").write_text(json.dumps(dict(train_rows=2, validation_rows=2, sft_rows=2), sort_keys=True))
     assert ensure(tmp_path, train_rows=2, validation_rows=2, sft_rows=2) and (tmp_path / "swe_agentic/train.jsonl").is_file()
