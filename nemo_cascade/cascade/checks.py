@@ -81,6 +81,8 @@ AT_LEAST_ONE = (
     "grpo.num_generations_per_prompt",
     "grpo.dynamic_sampling_max_gen_batches",
     "grpo.max_rollout_turns",
+    "grpo.partial_rollouts.max_new_tokens_per_round",
+    "grpo.partial_rollouts.num_prompts_in_flight",
     "genrm.judge_max_new_tokens",
     "env.nemo_gym.concurrency",
 )

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 def loss_problems(stage: "StageConfig", where) -> Iterator[str]:
     """Every problem of an RL stage's `loss_fn`."""
-    for found in (importance_problems, ratio_problems, kl_problems, auxiliary_problems, full_vocabulary_problems, async_problems):
+    for found in (importance_problems, ratio_problems, kl_problems, auxiliary_problems, full_vocabulary_problems, older_problems):
         for key, text in found(stage):
             yield f"{where(key)}: {text}"
 
@@ -87,11 +87,32 @@ def full_vocabulary_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:
         yield "policy.generation.top_p", "grpo.adv_estimator.full_vocabulary compares whole softmaxes; set it to 1"
 
 
-def async_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:
-    """Replies of older weights are weighed."""
-    if stage.grpo.async_grpo.enabled and not stage.loss_fn.use_importance_sampling_correction:
-        without = "replies are one update old then and have to be weighed by what the weights say of them now"
-        yield "grpo.async_grpo.enabled", f"{without}; set loss_fn.use_importance_sampling_correction=true, or this to false"
+def older_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:
+    """Replies of older weights, whole (async_grpo) or in part (partial_rollouts), are weighed; partial ones are of one turn, and all are
+    trained on."""
+    grpo, partial = stage.grpo, stage.grpo.partial_rollouts
+    for key, on in (("async_grpo", grpo.async_grpo.enabled), ("partial_rollouts", partial.enabled)):
+        if on and not stage.loss_fn.use_importance_sampling_correction:
+            weigh = "replies are of older weights then, and have to be weighed by what the weights say of them now"
+            yield f"grpo.{key}.enabled", f"{weigh}; set loss_fn.use_importance_sampling_correction=true, or this to false"
+    if not partial.enabled:
+        return
+    excluded = {
+        "grpo.async_grpo.enabled": grpo.async_grpo.enabled,
+        "grpo.use_dynamic_sampling": grpo.use_dynamic_sampling,
+        "grpo.max_rollout_turns above 1": grpo.max_rollout_turns > 1,
+        "policy.router_replay.enabled": stage.policy.router_replay.enabled,
+    }
+    for key in (key for key, said in excluded.items() if said):
+        yield "grpo.partial_rollouts.enabled", f"replies cannot go on with other weights beside {key}; drop one of them"
+    longest, of_round = stage.policy.generation.max_new_tokens, partial.max_new_tokens_per_round
+    if of_round > 0 and longest % of_round:
+        yield "grpo.partial_rollouts.max_new_tokens_per_round", f"{of_round} does not divide policy.generation.max_new_tokens {longest}"
+    if partial.num_prompts_in_flight < grpo.num_prompts_per_step:
+        yield (
+            "grpo.partial_rollouts.num_prompts_in_flight",
+            f"{partial.num_prompts_in_flight} is below grpo.num_prompts_per_step {grpo.num_prompts_per_step}; set it above, say to twice that",
+        )
 
 
 def auxiliary_problems(stage: "StageConfig") -> Iterator[tuple[str, str]]:

@@ -71,6 +71,20 @@ class AsyncGRPOConfig:
 
 
 @dataclass
+class PartialRolloutsConfig:
+    """`grpo.partial_rollouts`: a step trains on the first groups that are complete; replies that are still being written go on at the next
+    step, with its weights. Our own key: NeMo RL has none for it.
+
+    max_new_tokens_per_round: tokens that each reply writes before the complete groups are counted; a divisor of
+    policy.generation.max_new_tokens. num_prompts_in_flight: prompts whose replies are written at a time.
+    """
+
+    enabled: bool = False
+    max_new_tokens_per_round: int = 8192
+    num_prompts_in_flight: int = 256
+
+
+@dataclass
 class GRPOConfig:
     """`grpo`: batch shape and length of an RL stage, and which rollouts it trains on. val_period and val_patience are `sft`'s.
 
@@ -97,6 +111,7 @@ class GRPOConfig:
     swe_group_threshold: float | None = None
     max_rollout_turns: int = 1
     async_grpo: AsyncGRPOConfig = field(default_factory=AsyncGRPOConfig)
+    partial_rollouts: PartialRolloutsConfig = field(default_factory=PartialRolloutsConfig)
     adv_estimator: AdvantageEstimatorConfig = field(default_factory=AdvantageEstimatorConfig)
 
     @property

@@ -23,6 +23,7 @@ from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.judge import make_rewards
 from nemo_cascade.stages.loss import make_full_vocabulary_loss, make_loss
 from nemo_cascade.stages.origin import open_store
+from nemo_cascade.stages.partial import PartialSampler
 from nemo_cascade.stages.prompts import PromptSource
 from nemo_cascade.stages.rollouts import acceptable_groups, comparable_PG, make_engine, rewards_PG
 from nemo_cascade.stages.sampler import Sampler
@@ -97,7 +98,8 @@ def make_sampler(stage: StageRun, policy: Policy, watch: Stopwatch) -> Sampler:
     engine = make_engine(policy) if stage.saved_rollouts is None else None
     rewards = make_rewards(stage, policy, engine, alone=stage.config.grpo.adv_estimator.name == "opd")
     store, turns = open_store(stage, policy.tokenizer), stage.config.grpo.max_rollout_turns
-    return Sampler(policy, engine, rewards, store, seed=stage.seed, watch=watch, turns=turns)
+    kind = PartialSampler if stage.config.grpo.partial_rollouts.enabled else Sampler
+    return kind(policy, engine, rewards, store, seed=stage.seed, watch=watch, turns=turns)
 
 
 def reward_samples(groups: list[Group], config) -> list[Sample]:

@@ -100,17 +100,10 @@ def begin_groups(
 
     Returns what gives them, which all ranks call together. An engine that is beside this process is still sampling until then; any other
     has sampled."""
-    report_experts, watch = generation is None and policy.config.router_replay.enabled, watch or Stopwatch()
+    watch = watch or Stopwatch()
     engine.sync(policy)
     watch.lap("weight_sync")
-    generation = generation or policy.config.generation
-    params = SamplingParams(
-        temperature=generation.temperature,
-        top_p=generation.top_p,
-        max_new_tokens=generation.max_new_tokens,
-        seed=seed,
-        report_experts=report_experts,
-    )
+    params = sampling_params(policy, seed, generation)
     requests = make_requests(prompts, group_size)
     draw = partial(generate if turns == 1 else conversing(policy, prompts, turns), ended=ended)
     drawing = in_background(draw, engine, share_of_rank(engine, requests), params) if engine.beside else None
@@ -132,6 +125,18 @@ def begin_groups(
         return finish
     groups = finish()
     return lambda: groups
+
+
+def sampling_params(policy: Policy, seed: int, generation: GenerationConfig | None = None) -> SamplingParams:
+    """How a policy samples as it trains, or as it is told otherwise, which is not trained on."""
+    asked = generation or policy.config.generation
+    return SamplingParams(
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        max_new_tokens=asked.max_new_tokens,
+        seed=seed,
+        report_experts=generation is None and policy.config.router_replay.enabled,
+    )
 
 
 def in_background(function: Callable, *args) -> Future:

@@ -96,6 +96,11 @@ class Sampler:
         """
         return self._draw(step, prompts, group_size, draw)()
 
+    def refuse_unusable(self, step: int, groups: list[Group]) -> None:
+        """Raises DataError for what nothing can be trained on."""
+        refuse_unusable_rollouts(groups, self.where(step), self.rewards.env.nemo_gym.servers)
+        refuse_faults(groups, self.rewards.env.max_faults, self.where(step))
+
     def _begun(self) -> list[Group] | None:
         ahead, self.ahead = self.ahead, None
         return ahead.groups() if ahead is not None else None
@@ -127,8 +132,7 @@ class Sampler:
             heartbeat.at("rewards")
             self.rewards.fill(groups)
             self.watch.lap("reward_calculation")
-            refuse_unusable_rollouts(groups, self.where(step), self.rewards.env.nemo_gym.servers)
-            refuse_faults(groups, self.rewards.env.max_faults, self.where(step))
+            self.refuse_unusable(step, groups)
             self.store.save(name, groups)
             self.watch.lap("data_processing")
             return groups

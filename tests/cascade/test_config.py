@@ -325,7 +325,11 @@ CASES = {
     ),
     "older replies without weights": (
         ["cascade.stages.if_rl.grpo.async_grpo.enabled=true", "loss_fn.use_importance_sampling_correction=false"],
-        "cascade.stages.if_rl.grpo.async_grpo.enabled: replies are one update old then and have to be weighed",
+        "cascade.stages.if_rl.grpo.async_grpo.enabled: replies are of older weights then, and have to be weighed",
+    ),
+    "rounds that do not add up to a reply": (
+        ["cascade.stages.if_rl.grpo.partial_rollouts={enabled: true, max_new_tokens_per_round: 7, num_prompts_in_flight: 1000}"],
+        "cascade.stages.if_rl.grpo.partial_rollouts.max_new_tokens_per_round: 7 does not divide policy.generation.max_new_tokens",
     ),
     "rewards that choose in distillation": (
         ["cascade.stages.mopd.grpo.use_dynamic_sampling=true"],
