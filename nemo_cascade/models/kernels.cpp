@@ -288,6 +288,47 @@ void conv_backward(long rows, long channels, long width, const float* x, long st
   });
 }
 
+// One token a row, x [rows, channels] with rows x_stride apart, into the inputs before it, state [rows, width, channels], which move
+// up by one; out [rows, channels] as in conv_forward.
+void conv_step(long rows, long channels, long width, const float* x, long x_stride, float* state, const float* taps, const float* bias,
+               float* out, int) {
+  for (long i = 0; i < rows; i++) {
+    float *held = state + i * width * channels, *newest = held + (width - 1) * channels;
+    std::memmove(held, held + channels, (width - 1) * channels * sizeof(float));
+    std::memcpy(newest, x + i * x_stride, channels * sizeof(float));
+    for (long j = 0; j < channels; j += LANES) {
+      V v = convolved(newest + j, channels, taps + j, channels, width, load(bias + j), width - 1);
+      store(out + i * channels + j, v * sigmoid(v));
+    }
+  }
+}
+
+// One token a row: state [rows, heads, p, n] = decay state + step x B^T; out [rows, heads, p] = state C + D x. step, decay [rows, heads],
+// D [heads]; rows of x [heads, p], B and C [groups, n] lie stride apart.
+void state_step(long rows, long heads, long groups, long p, long n, float* state, const float* x, long x_stride, const float* B,
+                long B_stride, const float* C, long C_stride, const float* step, const float* decay, const float* D, float* out,
+                int threads) {
+  // A thread that does less takes longer to come than the work does.
+  const long each = std::max<long>(1, (1 << 18) / (heads * p * n));
+  parallel((rows + each - 1) / each, threads, [=](long block) {
+    for (long i = block * each; i < std::min(rows, (block + 1) * each); i++)
+      for (long h = 0; h < heads; h++) {
+        const long g = h / (heads / groups), at = i * heads + h;
+        const float *from = x + i * x_stride + h * p, *b = B + i * B_stride + g * n, *c = C + i * C_stride + g * n;
+        for (long j = 0; j < p; j++) {
+          float* held = state + (at * p + j) * n;
+          V along = {};
+          for (long k = 0; k < n; k += LANES) {
+            V v = load(held + k) * decay[at] + load(b + k) * (from[j] * step[at]);
+            store(held + k, v);
+            along += v * load(c + k);
+          }
+          out[at * p + j] = sum(along) + from[j] * D[h];
+        }
+      }
+  });
+}
+
 // out = x * scale * weight with scale [rows, groups] = 1 / sqrt(mean(x^2) + eps); x [rows, groups, width], weight [groups, width].
 void norm_forward(long rows, long groups, long width, const float* x, const float* weight, float eps, float* scale, float* out,
                   int threads) {

@@ -179,6 +179,12 @@ def conv_update(x, state, weight, bias, activation, conv_state_indices=None) -> 
     if activation not in ("silu", "swish") or conv_state_indices is not None:
         raise ValueError("decoding has silu after the convolution and a state for every row: no conv_state_indices")
     taps = weight.t().contiguous()
+    width, channels = taps.shape
+    in_kernel = state.stride() == (width * channels, 1, channels) and x.stride(-1) == 1
+    if in_kernel and kernels.usable(x, state, taps, bias, widths=(channels,)):
+        out = x.new_empty(x.shape)
+        kernels.call("conv_step", len(x), channels, width, x, x.stride(0), state, taps, bias, out)
+        return out
     out = torch.addcmul(bias, x, taps[-1])
     for k in range(len(taps) - 1):
         state[..., k] = state[..., k + 1]
@@ -202,8 +208,14 @@ def selective_state_update(
     dt = dt[..., 0] if dt_bias is None else dt[..., 0] + dt_bias[:, 0]
     dt = F.softplus(dt) if dt_softplus else dt
     b, h, p, n = state.shape
-    g = B.shape[1]
-    state.mul_((dt * A[:, 0, 0]).exp()[..., None, None])
+    g, decay = B.shape[1], (dt * A[:, 0, 0]).exp()
+    row_by_row = state.is_contiguous() and all(t.stride()[1:] == (t.shape[2], 1) for t in (x, B, C))
+    if row_by_row and kernels.usable(state, x, B, C, dt, decay, D, widths=(n,)):
+        strided = [part for t in (x, B, C) for part in (t, t.stride(0))]
+        y = x.new_empty(b, h, p)
+        kernels.call("state_step", b, h, g, p, n, state, *strided, dt.contiguous(), decay, D[:, 0].contiguous(), y)
+        return y.to(kind)
+    state.mul_(decay[..., None, None])
     state.view(b, g, h // g * p, n).addcmul_((x * dt[..., None]).view(b, g, -1, 1), B[:, :, None])
     y = (state.view(b, g, -1, n) @ C[..., None]).view(b, h, p)
     return (y + x * D[:, :1]).to(kind)

@@ -11,7 +11,7 @@ from nemo_cascade.models import kernels
 from nemo_cascade.models.attention import packed_attention
 from nemo_cascade.models.experts import ExpertsFunction
 from nemo_cascade.models.layers import relu2
-from nemo_cascade.models.mamba import split_conv1d_scan
+from nemo_cascade.models.mamba import conv_update, selective_state_update, split_conv1d_scan
 from nemo_cascade.models.norm import rms_norm
 from nemo_cascade.models.scan import CHUNK
 from tests.models.recurrence import documents
@@ -122,6 +122,46 @@ def test_attention_reads_keys_and_values_that_lie_apart(monkeypatch):
 @pytest.mark.parametrize("shape, weight", [((1, 16), (16,)), ((300, 2, 48), (48,)), ((129, 1, 2, 32), (2, 32)), ((5, 8, 16), (8, 16))])
 def test_the_norm(shape, weight, monkeypatch):
     check(lambda x, w: rms_norm(x, w, 1e-5), [normal(*shape), normal(*weight, seed=1)], monkeypatch)
+
+
+@pytest.mark.parametrize("rows, heads, groups, p, n", [(1, 4, 1, 16, 32), (37, 8, 2, 24, 16), (5, 8, 8, 16, 48)])
+def test_decoding(rows, heads, groups, p, n, monkeypatch):
+    """Three tokens of every row through convolution and state, as megatron-core's decoding hands them over."""
+    inner, channels = heads * p, heads * p + 2 * groups * n
+    shapes = (3, rows, channels + 7), (channels, 4), (channels,), (3, rows, heads), (heads,), (heads,), (heads,)
+    leaves = [normal(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    leaves[5] = -leaves[5].exp()
+
+    def decoded(x, weight, bias, dt, dt_bias, A, D):
+        held = torch.zeros(rows, 4, channels, dtype=x.dtype).transpose(1, 2)
+        state = torch.zeros(rows, heads, p, n, dtype=x.dtype)
+        wide_A, wide_D, wide_bias = A[:, None, None].expand(heads, p, n), D[:, None].expand(heads, p), dt_bias[:, None].expand(heads, p)
+        said = []
+        for token, step in zip(x, dt):
+            mixed = conv_update(token[:, :channels], held, weight, bias, "silu")
+            parts = mixed.split([inner, groups * n, groups * n], -1)
+            shaped = (part.view(rows, -1, width) for part, width in zip(parts, (p, n, n)))
+            one, B, C = shaped
+            step = step[..., None].expand(rows, heads, p)
+            said.append(selective_state_update(state, one, step, wide_A, B, C, wide_D, dt_bias=wide_bias, dt_softplus=True).clone())
+        return torch.stack([torch.cat([y.flatten() for y in said]), torch.cat([state.flatten(), held.flatten()])[: 3 * rows * inner]])
+
+    with torch.no_grad():
+        check_decoding(decoded, leaves, monkeypatch)
+
+
+def check_decoding(function, leaves, monkeypatch):
+    """The kernels' output is that of float64, as near as torch's operations are, by any number of threads."""
+    exact, threads, found, called = function(*(t.double() for t in leaves)), torch.get_num_threads(), [], []
+    call = kernels.call
+    monkeypatch.setattr(kernels, "call", lambda *arguments: (called.append(arguments[0]), call(*arguments)))
+    for number in (1, 3, 1):
+        torch.set_num_threads(number)
+        found.append(function(*leaves))
+    torch.set_num_threads(threads)
+    assert set(called) == {"conv_step", "state_step"} and all(torch.equal(found[0], other) for other in found)
+    monkeypatch.setattr(kernels, "usable", lambda *_, **__: False)
+    assert error(found[0], exact) < max(1e-6, 3 * error(function(*leaves), exact))
 
 
 def test_relu2(monkeypatch):
