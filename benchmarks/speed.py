@@ -10,7 +10,8 @@ counts. All wait in memory and take steps in turn, so that noise hits them alike
 where other programs take part of the machine, that of CPU seconds (all threads of all processes) says more.
 
 `decode_tail` decodes replies of very different lengths, which are drawn and which neither side knows beforehand: `generate`
-goes on until the longest has ended. Only tokens of replies count.
+goes on until the longest has ended. Only tokens of replies count. With `--vllm PYTHON`, the interpreter of an environment that has vLLM (`make
+test-vllm` makes one), it decodes beside them, an engine a process.
 
 The first step is that of a policy that is built, in a process that has imported everything and has its documents in
 memory: packing, forward and backward pass, the optimizer with the making of its state, and all caches' filling. The
@@ -28,6 +29,7 @@ import multiprocessing
 import os
 import socket
 import statistics
+import sys
 import tempfile
 import time
 import traceback
@@ -43,9 +45,11 @@ ROWS = {
     "training_20m": ("training", "20m", 2.0),
     "decode": ("decode", "tiny", 1.5),
     "decode_tail": ("decode_tail", "tiny", 2.0),
-    "grpo": ("grpo", "tiny", 1.5),
+    "grpo": ("grpo", "tiny", 2.5),
 }
 SIDES = ("ours", "theirs")
+VLLM = "vllm"  # a third side, of what it can be asked for
+BY_VLLM = ("decode", "decode_tail")
 FIRST_STEP_BAR = 5.0  # seconds
 MATRIX = 1024  # the square product's size: 12 MB, most of which stay in a CPU's caches
 # The demo's sizes: documents and prompts of these lengths, two packs a step of SFT, replies of so many tokens.
@@ -63,6 +67,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=[*ROWS])
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--vllm", help="the python of an environment that has vLLM, to have it decode, too")
     args = parser.parse_args()
     found = {}
     with tempfile.TemporaryDirectory() as root:
@@ -76,20 +81,21 @@ def main() -> None:
                 (folder / "work.json").write_text(json.dumps(work))
                 workers.stop()
             work = json.loads((folder / "work.json").read_text())[function]
-            found[row] = figures(row, measure(function, args.repeats, folder), work)
+            found[row] = figures(row, measure(function, args.repeats, folder, args.vllm), work)
             show(row, found[row])
             if args.out:
                 args.out.write_text(json.dumps(found, indent=1))
 
 
-def measure(function: str, repeats: int, folder: Path) -> dict[tuple[str, int], list[tuple[float, float]]]:
+def measure(function: str, repeats: int, folder: Path, vllm: str | None = None) -> dict[tuple[str, int], list[tuple[float, float]]]:
     """(side, processes) -> (seconds, CPU seconds) of the first step and then of every repeat; ("rate", 1) is one
     thread's matrix product. AssertionError when the sides' losses differ."""
     workers = {}
+    sides = {side: sys.executable for side in SIDES} | ({VLLM: vllm} if vllm and function in BY_VLLM else {})
     try:
         for processes in LAYOUTS:
-            for side in SIDES:
-                workers[side, processes] = Workers(side, function, processes, folder)
+            for side, python in sides.items():
+                workers[side, processes] = Workers(side, function, processes, folder, python)
         workers["rate", 1] = Workers("ours", "rate", 1, folder)
         # Or one's first step would be measured while others are being built.
         for worker in workers.values():
@@ -111,8 +117,9 @@ def measure(function: str, repeats: int, folder: Path) -> dict[tuple[str, int], 
 class Workers:
     """The processes of one side of one row. They wait until told to take a step."""
 
-    def __init__(self, side: str, row: str, processes: int, folder: Path):
+    def __init__(self, side: str, row: str, processes: int, folder: Path, python: str = sys.executable):
         spawn = multiprocessing.get_context("spawn")
+        spawn.set_executable(python)
         port = free_port()
         self.name, self.pipes, self.processes, self.built = f"{side}, {row}, {processes} processes", [], [], False
         for rank in range(processes):
@@ -204,7 +211,7 @@ def figures(row: str, times: dict, work: dict) -> dict:
     rate = 2 * MATRIX**3 / min(seconds for seconds, _ in times["rate", 1])
     cores = len(os.sched_getaffinity(0))
     sides = []
-    for side, processes in ((side, n) for n in LAYOUTS for side in SIDES):
+    for side, processes in ((side, n) for n in LAYOUTS for side in (*SIDES, VLLM) if (side, n) in later):
         seconds = [wall for wall, _ in later[side, processes]]
         about = {
             "side": side,

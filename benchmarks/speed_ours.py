@@ -193,9 +193,9 @@ class After:
         return not self.left
 
 
-def decoder(folder: Path) -> tuple[MegatronEngine, list[Request]]:
+def decoder(folder: Path, policy: Policy | None = None) -> tuple[MegatronEngine, list[Request]]:
     """An engine, and a request of this rank for each of its prompts, numbered as in the workload."""
-    policy = build(folder)
+    policy = policy or build(folder)
     requests = [Request(f"{number:016x}", 0, tuple(prompt)) for number, prompt in enumerate(read(folder)["prompts"])]
     group = parallel.parallel_state.get_data_parallel_group()
     return make_engine(policy), share(requests, group.size())[group.rank()]

@@ -1,18 +1,22 @@
 """`nemo-cascade sandbox-serve`: the sandbox of this host over HTTP, for trainers whose own container may not make one.
 
-POST /run (see `wire`) with `Authorization: Bearer <token>`; GET /health, with the token too. Plain HTTP: on a network that
-others are on, put TLS or a tunnel in front of it.
+POST /run (see `wire`) with `Authorization: Bearer <token>`, which all else needs too; GET /health. POST /interpreters {limits} gives the
+name of one, null where there is no place; POST /interpreters/NAME {code} runs code in it, DELETE ends it. Plain HTTP: on a
+network that others are on, put TLS or a tunnel in front of it.
 """
 
+import dataclasses
 import hmac
 import logging
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
-from json import dumps
+from json import dumps, loads
 
 from nemo_cascade.sandbox import wire
 from nemo_cascade.sandbox.local import Sandbox
 from nemo_cascade.sandbox.programs import MIB, HostFailed, Limits, SandboxError, SandboxUnavailable
+from nemo_cascade.sandbox.remote_interpreter import PATH, Held
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +24,8 @@ MOST = Limits(
     seconds=300.0, memory=8192 * MIB, output=64 * MIB, disk=2048 * MIB, processes=256, inodes=100_000, open_files=1024
 )
 MAX_BODY = 256 * MIB
+NO_PATH = "GET /health, POST /run or what /interpreters takes"
+NO_REQUEST = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class SandboxServer(ThreadingHTTPServer):
@@ -31,7 +37,7 @@ class SandboxServer(ThreadingHTTPServer):
     def __init__(self, sandbox: Sandbox, token: str, host: str = "127.0.0.1", port: int = 0):
         if not token:
             raise ValueError("a sandbox is not served without a token")
-        self.sandbox, self.token = sandbox, token
+        self.sandbox, self.token, self.held = sandbox, token, Held(sandbox.interpreter)
         super().__init__((host, port), Handler)
 
     @property
@@ -48,8 +54,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self._may():
             if self.path != "/health":
-                return self._reply(404, dumps({"error": f"no {self.path}; GET /health or POST /run"}).encode())
-            self._guarded(lambda: dumps({"workers": self.server.sandbox.workers, **self.server.sandbox.probe()}).encode())
+                return self._reply(404, dumps({"error": f"no {self.path}; {NO_PATH}"}).encode())
+            self._guarded(lambda: dumps(health(self.server.sandbox)).encode())
+
+    def do_DELETE(self) -> None:
+        if self._may():
+            kind, _, name = self.path.rpartition("/")
+            if kind != PATH:
+                return self._reply(404, dumps({"error": f"no {self.path}; {NO_PATH}"}).encode())
+            self._guarded(lambda: dumps({"closed": self.server.held.close(name)}).encode())
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -60,16 +73,30 @@ class Handler(BaseHTTPRequestHandler):
         if not self._may():
             return None
         body = self.rfile.read(int(length))
-        if self.path != "/run":
-            return self._reply(404, dumps({"error": f"no {self.path}; GET /health or POST /run"}).encode())
+        kind, _, name = self.path.rpartition("/")
+        if self.path not in ("/run", PATH) and kind != PATH:
+            return self._reply(404, dumps({"error": f"no {self.path}; {NO_PATH}"}).encode())
         try:
-            program, limits = wire.asked(body)
-            too_high = [name for name, most in vars(MOST).items() if getattr(limits, name) > most]
-            if too_high:
-                raise ValueError(f"limits over this server's: {', '.join(f'{n} > {getattr(MOST, n)}' for n in too_high)}")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            work = self._asked_to_run(body) if self.path == "/run" else self._asked_of_interpreters(name, body)
+        except NO_REQUEST as error:
             return self._reply(400, dumps({"error": f"{type(error).__name__}: {error}"}).encode())
-        return self._guarded(lambda: wire.answer(self.server.sandbox.run(program, limits)))
+        return self._guarded(work)
+
+    def _asked_to_run(self, body: bytes) -> Callable[[], bytes]:
+        program, limits = wire.asked(body)
+        refuse_high(limits)
+        return lambda: wire.answer(self.server.sandbox.run(program, limits))
+
+    def _asked_of_interpreters(self, name: str, body: bytes) -> Callable[[], bytes]:
+        asked, held = loads(body), self.server.held
+        if self.path == PATH:
+            limits = Limits(**asked["limits"])
+            refuse_high(limits)
+            return lambda: dumps({"name": held.open(limits)}).encode()
+        code = asked["code"]
+        if not isinstance(code, str):
+            raise ValueError("code must be a text")
+        return lambda: dumps(dataclasses.asdict(held.run(name, code))).encode()
 
     def _may(self) -> bool:
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
@@ -101,6 +128,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, text: str, *args) -> None:
         logger.debug(text, *args)
+
+
+def refuse_high(limits: Limits) -> None:
+    """Raises ValueError for limits over `MOST`."""
+    too_high = [name for name, most in vars(MOST).items() if getattr(limits, name) > most]
+    if too_high:
+        raise ValueError(f"limits over this server's: {', '.join(f'{n} > {getattr(MOST, n)}' for n in too_high)}")
+
+
+def health(sandbox: Sandbox) -> dict:
+    """What it runs at a time, and what its probe saw; why it can run no interpreters, where it cannot. Raises SandboxUnavailable."""
+    found = {"workers": sandbox.workers, **sandbox.probe()}
+    try:
+        sandbox.interpreter()
+    except SandboxUnavailable as error:
+        found["no interpreters"] = str(error)
+    return found
 
 
 def is_loopback(host: str) -> bool:

@@ -12,11 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 from nemo_cascade.sandbox import wire
 from nemo_cascade.sandbox.programs import HostFailed, Limits, Program, Result, SandboxError, SandboxUnavailable
+from nemo_cascade.sandbox.remote_interpreter import RemoteInterpreter
 
 # Seconds to wait before each further try.
 PAUSES = (0.1, 0.5, 2.0, 5.0)
@@ -98,11 +98,20 @@ class RemoteSandbox:
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(lambda program: self.run(program, limits), programs))
 
-    def interpreter(self) -> NoReturn:
-        """Raises SandboxUnavailable: what keeps its names stays on one host, and these are asked one run at a time."""
-        raise SandboxUnavailable(
-            "a stateful Python runs on the trainer's own host only; leave sandbox.url out of a run whose rows offer one"
-        )
+    def interpreter(self) -> RemoteInterpreter:
+        """One that stays on the host that has a place for it, first those that run the fewest of our programs.
+
+        Raises SandboxUnavailable, also where a host lacks the packages that it offers."""
+        if not self._interprets:
+            for url, answer in self.probe().items():
+                if "no interpreters" in answer:
+                    raise SandboxUnavailable(f"the sandbox at {url}: {answer['no interpreters']}")
+            self._interprets = True
+        return RemoteInterpreter(self._exchange, self._idlest_first, QUEUE)
+
+    def _idlest_first(self) -> list[str]:
+        with self._lock:
+            return sorted(self.urls, key=lambda url: (self._failed[url], self._running[url]))
 
     def close(self) -> None:
         """Closes this thread's connections; those of other threads close with them."""
@@ -140,6 +149,7 @@ class RemoteSandbox:
     def _forget(self) -> None:
         self._local, self._lock = threading.local(), threading.Lock()
         self._workers: int | None = None
+        self._interprets = False
         self._running: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
 
