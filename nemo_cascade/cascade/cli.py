@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 
 from nemo_cascade import last_words
-from nemo_cascade.cascade import judge_checks, vllm_checks
+from nemo_cascade.cascade import data_cli, judge_checks, vllm_checks
 from nemo_cascade.cascade.compose import compose_config, compose_file
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
@@ -45,6 +45,7 @@ class Remedy(StrEnum):
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None
 )
+app.add_typer(data_cli.app, name="data")
 
 
 @app.command()

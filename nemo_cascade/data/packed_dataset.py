@@ -98,22 +98,17 @@ def write_packed(
         raise DataError(f"{folder}: exists already; remove it or name another folder")
     loaded = load_tokenizer(tokenizer)
     with new_folder(folder) as temporary:
-        documents = _Documents(temporary / "documents", capacity)
+        documents = Documents(temporary / "documents", capacity)
         for path in files:
             documents.add_file(path, loaded, on_bad_row)
         documents.close(on_too_long)
-        slots = [round_up(length, slot_multiple) for length in documents.lengths]
-        plan = plan_order(slots, capacity, shuffle_seed)
-        _write_shards(
-            temporary, plan, lambda chosen: _row(documents, chosen, slots, row_multiple, loaded.eos_token_id), capacity
-        )
-        shutil.rmtree(documents.folder)
+        packs = write_shards(temporary, documents, (slot_multiple, row_multiple), shuffle_seed, loaded.eos_token_id)
         report = Report(
-            documents=len(slots),
+            documents=len(documents.lengths),
             tokens=sum(documents.lengths),
-            packs=len(plan),
+            packs=packs,
             capacity=capacity,
-            efficiency=sum(documents.lengths) / (len(plan) * capacity),
+            efficiency=sum(documents.lengths) / (packs * capacity),
             longest=max(documents.lengths),
             shortest=min(documents.lengths),
             document_multiple=slot_multiple,
@@ -138,7 +133,7 @@ def plan_order(slots: list[int], capacity: int, shuffle_seed: int | None) -> lis
     return [[order[place] for place in chosen] for chosen in plan]
 
 
-class _Documents:
+class Documents:
     """Token samples end to end in two files, so that a set larger than memory can be packed; only lengths stay."""
 
     def __init__(self, folder: Path, longest: int):
@@ -160,11 +155,12 @@ class _Documents:
             except ValueError as error:
                 raise DataError(f"{path}, row {number}: {error}; mend or remove the row") from error
             for sample in samples:
-                self._add(sample, f"{path}:{number}")
+                self.add(sample, f"{path}:{number}")
         self.count_of[str(path)] = len(self.lengths) - before
         self.skipped_rows += reading.skipped
 
-    def _add(self, sample: Sample, place: str) -> None:
+    def add(self, sample: Sample, place: str) -> None:
+        """Takes it, or names it in `too_long` by its place."""
         length = len(sample.tokens) - 1
         if length > self.longest:
             self.too_long.append(f"{place} {length} tokens, more than the {self.longest} of a pack")
@@ -193,7 +189,7 @@ class _Documents:
         return self._ids[span], self._mask[span]
 
 
-def _row(documents: _Documents, chosen: list[int], slots: list[int], row_multiple: int, pad_id: int) -> dict:
+def _row(documents: Documents, chosen: list[int], slots: list[int], row_multiple: int, pad_id: int) -> dict:
     """A pack in the columns of SCHEMA; its last slot takes what the pack as a whole lacks to a multiple."""
     sizes = [slots[index] for index in chosen]
     sizes[-1] += round_up(sum(sizes), row_multiple) - sum(sizes)
@@ -208,7 +204,21 @@ def _row(documents: _Documents, chosen: list[int], slots: list[int], row_multipl
     return {"input_ids": ids, "loss_mask": mask, "seq_start_id": starts[:-1].astype(np.int32), "seq_length": lengths}
 
 
-def _write_shards(folder: Path, plan: list[list[int]], row: Callable[[list[int]], dict], capacity: int) -> None:
+def write_shards(
+    folder: Path, documents: Documents, multiples: tuple[int, int], shuffle_seed: int | None, pad_id: int
+) -> int:
+    """The number of packs that closed documents become, in `shard_NNNNNN.parquet`; the documents' own files go.
+
+    multiples: what slots and packs are rounded up to.
+    """
+    slots = [round_up(length, multiples[0]) for length in documents.lengths]
+    plan = plan_order(slots, documents.longest, shuffle_seed)
+    _write_plan(folder, plan, lambda chosen: _row(documents, chosen, slots, multiples[1], pad_id), documents.longest)
+    shutil.rmtree(documents.folder)
+    return len(plan)
+
+
+def _write_plan(folder: Path, plan: list[list[int]], row: Callable[[list[int]], dict], capacity: int) -> None:
     """The rows of a plan into `shard_NNNNNN.parquet`, as many as hold SHARD_TOKENS in each."""
     group = max(1, ROW_GROUP_TOKENS // capacity)
     per_shard = group * max(1, SHARD_TOKENS // (group * capacity))

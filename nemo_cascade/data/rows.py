@@ -67,7 +67,7 @@ def load_rows(
         raise DataError(f"{path}: no such file; check data_path, or write the demo data with python -m nemo_cascade.data.demo")
     known = set(environments)
     with open(path, encoding="utf-8") as file:
-        parsed = [(number, *_parse(line)) for number, line in enumerate(file, start=1) if line.strip()]
+        parsed = [(number, *parse_line(line)) for number, line in enumerate(file, start=1) if line.strip()]
     if kind == "rl":
         read = [(number, row, problem or rl_problem(row, known)) for number, row, problem in parsed]
         found = iter(unverifiable([row for _, row, problem in read if not problem]))
@@ -183,7 +183,8 @@ def prompt_id(row: dict) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _parse(line: str) -> tuple[dict, str | None]:
+def parse_line(line: str | bytes) -> tuple[dict, str | None]:
+    """The object of a line, and what is wrong with the line; the object is empty then."""
     try:
         row = json.loads(line)
     # An integer of thousands of digits is no JSONDecodeError, nor is what is nested thousands deep.
