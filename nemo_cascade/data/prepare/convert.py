@@ -21,6 +21,8 @@ from nemo_cascade.data.tokenizer import load_tokenizer
 
 # A row is long, and a message to another process costs little beside it.
 ROWS_A_MESSAGE = 8
+# The last takes seconds, and is what `load_tokenizer` needs.
+PRELOADED = ("nemo_cascade.data.prepare.convert", "transformers.models.auto.tokenization_auto")
 # What a template may make of values that nobody thought of.
 TEMPLATE_ERRORS = (AttributeError, LookupError, TemplateError, TypeError, ValueError)
 
@@ -106,8 +108,10 @@ def converting(rules: Rules, workers: int):
     if workers <= 1:
         yield lambda raws: map(converter, raws)
         return
-    # Spawned: a fork of a process with threads of others' libraries may hang.
-    with multiprocessing.get_context("spawn").Pool(workers, _begin, (rules,)) as pool:
+    # Forks of a process that has imported what they need, and has no threads, as this one may have.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    with context.Pool(workers, _begin, (rules,)) as pool:
         yield lambda raws: _in_order(pool, raws)
 
 

@@ -6,11 +6,12 @@ import signal
 from pathlib import Path
 
 from nemo_cascade.data.prepare import parts, run
+from nemo_cascade.data.prepare.convert import PRELOADED
 from nemo_cascade.data.prepare.run import Job, prepare
 
 # One process imports the package; those that are killed are forks of it.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["nemo_cascade.data.prepare.run", "nemo_cascade.environments.instruction_following"])
+_context.set_forkserver_preload([*PRELOADED, "nemo_cascade.data.prepare.run"])
 
 MOMENTS = {
     "shard": (run, "write_shards"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import functools
 import json
 
 import pytest
@@ -55,14 +56,19 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(folders, tmp_path_factory):
-    """kind -> (job, folder, report) of an undisturbed run."""
+    """kind -> (job, folder, report) of an undisturbed run, made when it is first asked for."""
     out = tmp_path_factory.mktemp("prepared")
-    jobs = {"sft": sft_job(folders["sft"]), "rl": rl_job(folders["rl"])}
-    return {kind: (job, out / kind, prepare(job, out / kind)) for kind, job in jobs.items()}
+
+    @functools.cache
+    def made(kind: str):
+        job = {"sft": sft_job, "rl": rl_job}[kind](folders[kind])
+        return job, out / kind, prepare(job, out / kind)
+
+    return made
 
 
 def test_packs_hold_every_sample_of_the_conversations_and_nothing_else(folders, prepared):
-    _, out, report = prepared["sft"]
+    _, out, report = prepared("sft")
     tokenizer = load_tokenizer("tiny")
     rows = [chat(n, turns=1 + n % 3, thinking=n % 2 == 0) for n in range(24) if n not in (6, 13)] + [with_tools(5000 + n) for n in range(6)]
     expected = sorted((s.tokens, s.loss_mask) for row in rows for s in conversation_to_samples(tokenizer, to_conversation(row)[0]))
@@ -77,7 +83,7 @@ def test_packs_hold_every_sample_of_the_conversations_and_nothing_else(folders, 
 
 
 def test_rl_rows_are_those_that_the_stages_loader_takes_in_two_splits(folders, prepared):
-    _, out, report = prepared["rl"]
+    _, out, report = prepared("rl")
     rows = {split: [] for split in ("train", "validation")}
     for name in report["files"]:
         known = {*environments.names(), "openhands"}
@@ -92,9 +98,9 @@ def test_rl_rows_are_those_that_the_stages_loader_takes_in_two_splits(folders, p
     assert report["subsets"]["IF-RL"]["mended"] == {"agent_ref": 1, "arguments": 1}
 
 
-@pytest.mark.parametrize("kind", ["sft", "rl"])
+@pytest.mark.parametrize("kind", ["rl", "sft"])
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(kind, folders, prepared, tmp_path):
-    job, undisturbed, _ = prepared[kind]
+    job, undisturbed, _ = prepared(kind)
     moments = [("record", 0), ("record", 1), ("move", 1), ("report", 0), ("clean", 0)]
     if kind == "sft":
         moments = [("shard", 1), *moments[1:3], ("packing", 0), *moments[3:]]
@@ -110,7 +116,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(kind, folders, prepared, t
 
 
 def test_what_was_done_is_not_done_again(folders, prepared, tmp_path):
-    job, _, report = prepared["rl"]
+    job, _, report = prepared("rl")
     killed_at("record", 2, job, tmp_path / "out")
     told = []
     assert prepare(job, tmp_path / "out", advance=told.append) == report
@@ -118,21 +124,21 @@ def test_what_was_done_is_not_done_again(folders, prepared, tmp_path):
     assert told[0] > 12 and set(told[1:]) == {1} and sum(told) == 46
 
 
-def test_streamed_from_the_hub_it_is_what_a_folder_gives(folders, prepared, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["rl", "sft"])
+def test_streamed_from_the_hub_it_is_what_a_folder_gives(kind, folders, prepared, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    for kind in ("sft", "rl"):
-        job, undisturbed, _ = prepared[kind]
-        with serving(folders[kind], job.released.repository, job.released.revision) as (address, seen):
-            monkeypatch.setattr(constants, "ENDPOINT", address)
-            prepare(dataclasses.replace(job, folder=None), tmp_path / kind)
-        streamed, local = contents(tmp_path / kind), contents(undisturbed)
-        assert any("resolve" in request for request in seen)
-        reports = [json.loads(each.pop("prepare.json")) for each in (streamed, local)]
-        assert reports[0]["settings"].pop("source") == f"datasets/{job.released.repository}@{job.released.revision}"
-        reports[1]["settings"].pop("source")
-        assert streamed == local and reports[0] == reports[1]
+    job, undisturbed, _ = prepared(kind)
+    with serving(folders[kind], job.released.repository, job.released.revision) as (address, seen):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        prepare(dataclasses.replace(job, folder=None), tmp_path / "out")
+    assert any("resolve" in request for request in seen)
+    streamed, local = contents(tmp_path / "out"), contents(undisturbed)
+    reports = [json.loads(each.pop("prepare.json")) for each in (streamed, local)]
+    sources = [report["settings"].pop("source") for report in reports]
+    assert sources == [f"datasets/{job.released.repository}@{job.released.revision}", str(folders[kind])]
+    assert streamed == local and reports[0] == reports[1]
 
 
 def test_tables_give_what_lines_give(tmp_path):
@@ -189,7 +195,7 @@ def test_samples_too_long_and_near_duplicates_of_evaluations_are_left_out_and_to
 
 
 def test_what_cannot_be_prepared_is_refused_in_a_line(folders, prepared, tmp_path, monkeypatch):
-    job, out, _ = prepared["rl"]
+    job, out, _ = prepared("rl")
     monkeypatch.delenv(VARIABLE, raising=False)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
