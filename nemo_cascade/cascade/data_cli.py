@@ -1,5 +1,6 @@
 """`nemo-cascade data`: which data sets were released, and making of them what stages read."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -103,4 +104,4 @@ def prepare(
         refuse([f"{' '.join(str(error).split())}; the same command goes on where this ended"])
     shown = table(report)
     Console(width=None if sys.stdout.isatty() else max(120, Console(width=10_000).measure(shown).maximum)).print(shown)
-    print("\n".join(["for a config:", *config_keys(report, released, out), f"ok: {out}"]))
+    print("\n".join(["for a config:", *map(shlex.quote, config_keys(report, released, out)), f"ok: {out}"]))

@@ -1,7 +1,7 @@
 """The released data sets: where they are, at which revision, what is in them and which stage they feed.
 
-Row counts are those of the sets' cards and, where a card is wrong, of the files themselves. Not here: what the paper trained on and
-did not release (preferences, long contexts, prompts of Code RL).
+Row counts are those of the sets' cards and, where a card is wrong, of the files themselves. Not here: what the paper trained
+on and did not release (preferences, long contexts, prompts of Code RL).
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Subset:
-    """A folder of a set. rows: None where nobody said. stage: the one of conf/full.yaml that it feeds. needs: see `prepare.run`."""
+    """A folder of a set. rows: None where nobody said. stage: that of conf/full.yaml which it feeds.
+
+    needs: environments whose rows cannot be verified without data that the set does not hold.
+    """
 
     name: str
     rows: int | None
@@ -63,9 +66,9 @@ SETS = (
         "05bbaf03bac608e804efc86c5f8bf99844f2d197",
         (
             Subset("IF-RL", 45_879, "if_rl", "instructions that rules check; keyword arguments in need of repair"),
-            Subset("multi-domain-RL", 18_147, "multi_domain_rl", "choices, tools, documents; some 555 cannot be verified", (WORKPLACE,)),
-            Subset("MOPD", 6_171, "mopd", "math and all of the above; some 60 cannot be verified", (WORKPLACE,)),
-            Subset("SWE-RL", 3_612, "swe_agentic_rl", "repositories in containers: for a server of NeMo Gym (--gym-server)"),
+            Subset("multi-domain-RL", 18_147, "multi_domain_rl", "choices, tools, documents; some 555 unusable", (WORKPLACE,)),
+            Subset("MOPD", 6_171, "mopd", "math and all of the above; some 60 unusable", (WORKPLACE,)),
+            Subset("SWE-RL", 3_612, "swe_agentic_rl", "repositories in containers, for a server of NeMo Gym (--gym-server)"),
         ),
     ),
     ReleasedSet(

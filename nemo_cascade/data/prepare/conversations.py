@@ -1,8 +1,8 @@
 """SFT rows as conversations that the chat template knows: roles, thoughts, calls and what tools said, each in its own field.
 
-Released rows are text throughout: thoughts inline in the content, calls too, and what tools said under role user, where the template would
-take it for a new request and drop all thoughts before it. What a harness says to the model as a user (a terminal's screen,
-OpenHands' observations) stays the user's, as it is when the model is at work there.
+Released rows are text throughout: thoughts inline in the content, calls too, and what tools said under role user, where the
+template would take it for a new request and drop all thoughts before it. What a harness says to the model as a user (a
+terminal's screen, OpenHands' observations) stays the user's, as it is when the model is at work there.
 """
 
 import json
@@ -55,7 +55,8 @@ def _plain(message: object, place: int, mended: Counter) -> dict:
         return plain
     if message.get("tool_calls"):
         plain["tool_calls"] = _calls(message["tool_calls"], place)
-    thought = next((message[name] for name in THOUGHTS if isinstance(message.get(name), str) and message[name].strip()), None)
+    given = (message.get(name) for name in THOUGHTS)
+    thought = next((text for text in given if isinstance(text, str) and text.strip()), None)
     mended["thought_fields"] += thought is not None and message.get("reasoning_content") != thought
     return _with_thought(plain, thought, place, mended)
 
@@ -101,7 +102,7 @@ def _inline_calls(content: str) -> list[dict]:
 
 
 def _results(message: dict, before: list[dict], mended: Counter) -> list[dict]:
-    """What tools said, stored as the user's words: in the protocol's tags, or right behind a call. Empty for words of a user."""
+    """What tools said, stored as the user's: in the protocol's tags, or right behind a call. Empty for words of a user."""
     if message["role"] != "user" or not before or before[-1]["role"] not in ("assistant", "tool"):
         return []
     if _RESULTS.fullmatch(message["content"]):

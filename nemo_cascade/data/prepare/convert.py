@@ -41,7 +41,7 @@ class Rules:
 
 @dataclass
 class Outcome:
-    """Of a row: samples of an SFT row, the task of an RL row, or why there is neither; lines for samples longer than a pack."""
+    """Samples of an SFT row, the task of an RL row, or why there is neither; a line for each sample longer than a pack."""
 
     samples: list[Sample] = field(default_factory=list)
     task: Task | None = None

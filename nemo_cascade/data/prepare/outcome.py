@@ -44,7 +44,8 @@ class Counts:
 
     def as_dict(self) -> dict:
         """For JSON; asdict of dataclasses cannot copy a Counter before Python 3.12."""
-        return {key: dict(sorted(value.items())) if isinstance(value, Counter) else value for key, value in vars(self).items()}
+        own = vars(self).items()
+        return {key: dict(sorted(value.items())) if isinstance(value, Counter) else value for key, value in own}
 
     @classmethod
     def of(cls, values: dict) -> "Counts":

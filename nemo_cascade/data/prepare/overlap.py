@@ -1,9 +1,9 @@
 """Near-duplicates of evaluation prompts: a row that contains half of the 8-grams of words of one.
 
-Exact, without a library: evaluation sets are thousands of prompts, whose 8-grams fit in a dict, and rows stream past it. MinHash
-(datasketch, rensa) estimates the similarity of two whole texts, which is low for an evaluation question inside a longer prompt, and that is
-how questions come back. 8 words and not the usual 13: where one number of a question of 25 words was changed, 10 of its 18 8-grams
-are left at worst, and of 13-grams none. Translations and rewordings are not found.
+Exact, without a library: evaluation sets are thousands of prompts, whose 8-grams fit in a dict, and rows stream past it.
+MinHash (datasketch, rensa) estimates the similarity of two whole texts, which is low for an evaluation question inside a
+longer prompt, and that is how questions come back. 8 words and not the usual 13: where one number of a question of 25 words
+was changed, 10 of its 18 8-grams are left at worst, and of 13-grams none. Translations and rewordings are not found.
 """
 
 import json
@@ -104,9 +104,8 @@ def _prompts(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}:{number}", _prompt(json.loads(row) if isinstance(row, bytes) else row)
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             keys = ", ".join(QUESTIONS)
-            raise DataError(
-                f"{path}, row {number}: no evaluation prompt ({error}); a row has responses_create_params, messages or a text under {keys}"
-            ) from error
+            remedy = f"a row has responses_create_params, messages or a text under {keys}"
+            raise DataError(f"{path}, row {number}: no evaluation prompt ({error}); {remedy}") from error
 
 
 def _prompt(row: dict) -> str:

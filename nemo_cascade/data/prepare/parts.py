@@ -1,7 +1,7 @@
 """A set worked off in parts, each a folder that is whole or not there, so that a kill costs one part and changes no byte.
 
-OUT/parts/NNNNNN holds what a part became: rows by file or packs in shards, `dropped.jsonl`, and `record.json`, which says where the
-next part begins. When there is no next one, the parts are put together and `prepare.json`, the report, ends it.
+OUT/parts/NNNNNN holds what a part became: rows by file or packs in shards, `dropped.jsonl`, and `record.json`, which says where
+the next part begins. When there is no next one, the parts are put together and `prepare.json`, the report, ends it.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ PARTS, SETTINGS, RECORD, DROPPED, REPORT = "parts", "settings.json", "record.jso
 
 @dataclass
 class Record:
-    """`record.json` of a part. places: subset -> where the next part begins, None at the end. longest, shortest: of its documents."""
+    """`record.json` of a part. places: where the next part begins in each subset, None at the end. longest, shortest: documents."""
 
     places: dict[str, Place | None]
     counts: dict[str, Counts]
@@ -86,16 +86,15 @@ def part(parts: Path, number: int) -> Path:
 
 
 def join(out: Path, records: list[Record]) -> None:
-    """Puts the parts' files together in `out`: shards by one row of numbers, lines one part after the other. May be done again."""
+    """Puts the parts' files together in `out`: shards numbered anew, lines one part after the other. May be done again."""
     parts = out / PARTS
-    shards = [(part(parts, number) / name) for number, record in enumerate(records) for name in record.files if name.endswith(".parquet")]
-    for number, shard in enumerate(shards):
+    written = [(name, part(parts, number) / name) for number, record in enumerate(records) for name in record.files]
+    for number, shard in enumerate(path for name, path in written if name.endswith(".parquet")):
         # One that is not there any more was moved before a kill.
         if shard.exists():
             shard.replace(out / f"shard_{number:06}.parquet")
     sync_directory(out)
-    texts = dict.fromkeys(name for record in records for name in record.files if not name.endswith(".parquet"))
-    for name in texts:
+    for name in dict.fromkeys(name for name, _ in written if name.endswith(".jsonl")):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out / name, _lines(parts, [n for n, record in enumerate(records) if name in record.files], name))
     write_atomically(out / DROPPED, _lines(parts, range(len(records)), DROPPED))

@@ -15,9 +15,8 @@ def table(report: dict) -> Table:
         shown.add_column(title, justify="left" if title in ("subset", "dropped", "mended") else "right")
     for name, counts in report["subsets"].items():
         sizes = [f"{counts[key]:,}" for key in ("documents", "tokens")] if is_sft else []
-        shown.add_row(
-            name, f"{counts['rows_in']:,}", f"{counts['rows_out']:,}", _told(counts["dropped"]), _told(counts["mended"]), *sizes
-        )
+        rows = [f"{counts[key]:,}" for key in ("rows_in", "rows_out")]
+        shown.add_row(name, *rows, _told(counts["dropped"]), _told(counts["mended"]), *sizes)
     return shown
 
 

@@ -1,7 +1,7 @@
 """A released set, or some of it, from its files to packed shards (SFT) or JSONL with splits (RL), and a report.
 
-Each part has rows of every subset in the proportion of their sizes, so that packs, which are shuffled within a part, are samples of the mixture.
-Left out: joining nearly empty packs of different parts (each part ends in about one).
+Each part has rows of every subset in the proportion of their sizes, so that packs, which are shuffled within a part, are
+samples of the mixture. Left out: joining nearly empty packs of different parts (each part ends in about one).
 """
 
 import json
@@ -29,7 +29,7 @@ from nemo_cascade.environments.workplace_assistant.data import VARIABLE, source_
 
 @dataclass(frozen=True)
 class Job:
-    """What to prepare. folder: read there instead of on the hub. limit: rows read of each subset. part_rows: of all subsets together."""
+    """What to prepare. folder: read there, not on the hub. limit: rows read of each subset. part_rows: of all together."""
 
     released: ReleasedSet
     subsets: tuple[str, ...]
@@ -50,7 +50,7 @@ class Job:
 
 
 def prepare(job: Job, out: Path, workers: int = 1, advance: Callable[[int], None] = lambda rows: None) -> dict:
-    """The report, which `out` holds too; goes on where an earlier call was killed. `advance` is told how many rows are done.
+    """The report, which `out` holds too; goes on where an earlier call was killed. `advance` is told of rows that are done.
 
     Raises DataError when nothing is left, and for what cannot be begun: see `parts.begun`, `Source.files` and `_look`.
     """
@@ -92,8 +92,8 @@ def _look(job: Job) -> None:
     for name in job.subsets:
         if WORKPLACE in job.released.subset(name).needs and WORKPLACE not in elsewhere and source_of({}) is None:
             raise DataError(
-                f"{name}: its rows of {WORKPLACE} are for databases that it does not hold; set {VARIABLE} to the folder of NeMo Gym's "
-                f"csv_data, or leave these rows out with --without {WORKPLACE}"
+                f"{name}: its rows of {WORKPLACE} are for databases that it does not hold; set {VARIABLE} to the folder of "
+                f"NeMo Gym's csv_data, or leave these rows out with --without {WORKPLACE}"
             )
 
 

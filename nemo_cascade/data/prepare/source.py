@@ -1,8 +1,8 @@
 """Rows of a set out of a folder or off the Hugging Face hub: the same files, read the same way, from any place in them.
 
-Files are read as they are, JSON lines or Parquet, through fsspec. The `datasets` package, which streams over the same file system, was left
-out: it gives all rows of a file one schema, so that each object gets the keys of all others as nulls, and it goes on after a
-kill by reading a file again from its start. Not read: compressed JSON lines.
+Files are read as they are, JSON lines or Parquet, through fsspec. The `datasets` package, which streams over the same file
+system, was left out: it makes one schema of a file's rows, by which objects get each other's keys as nulls, and it goes on
+after a kill by reading a file again from its start. Not read: compressed JSON lines.
 """
 
 import io
@@ -24,7 +24,7 @@ READ_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class Place:
-    """Where to go on: the number of a file, the offset in it (bytes of JSON lines, rows of Parquet), and lines or rows before that."""
+    """Where to go on: a file's number, the offset in it (bytes of JSON lines, rows of Parquet), and how many rows are before that."""
 
     file: int = 0
     offset: int = 0

@@ -6,12 +6,10 @@ import signal
 from pathlib import Path
 
 from nemo_cascade.data.prepare import parts, run
-from nemo_cascade.data.prepare.convert import PRELOADED
 from nemo_cascade.data.prepare.run import Job, prepare
 
-# One process imports the package; those that are killed are forks of it.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([*PRELOADED, "nemo_cascade.data.prepare.run"])
+# Forks of this process, which has imported what takes seconds.
+_context = multiprocessing.get_context("fork")
 
 MOMENTS = {
     "shard": (run, "write_shards"),

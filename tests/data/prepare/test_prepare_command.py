@@ -1,5 +1,7 @@
 """`nemo-cascade data` as a user calls it, and its output where a config names it."""
 
+import shlex
+
 import pytest
 from released_files import follow, rl_folder, sft_folder, write_lines
 from typer.testing import CliRunner
@@ -13,7 +15,9 @@ def call(*arguments: object):
 
 
 def keys_of(output: str) -> list[str]:
-    return [line for line in output.splitlines() if "=" in line and line.startswith(("cascade.", "++"))]
+    """What a shell would make of the lines behind the table."""
+    _, _, told = output.partition("for a config:\n")
+    return [word for line in told.splitlines()[:-1] for word in shlex.split(line)]
 
 
 def test_the_list_names_every_set_with_its_revision_and_stages():

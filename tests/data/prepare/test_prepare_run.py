@@ -5,6 +5,7 @@ import fcntl
 import functools
 import json
 
+import huggingface_hub
 import pytest
 from hub_server import serving
 from killed import killed_at
@@ -126,12 +127,10 @@ def test_what_was_done_is_not_done_again(folders, prepared, tmp_path):
 
 @pytest.mark.parametrize("kind", ["rl", "sft"])
 def test_streamed_from_the_hub_it_is_what_a_folder_gives(kind, folders, prepared, tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     job, undisturbed, _ = prepared(kind)
     with serving(folders[kind], job.released.repository, job.released.revision) as (address, seen):
-        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub, "HfFileSystem", functools.partial(huggingface_hub.HfFileSystem, endpoint=address))
         prepare(dataclasses.replace(job, folder=None), tmp_path / "out")
     assert any("resolve" in request for request in seen)
     streamed, local = contents(tmp_path / "out"), contents(undisturbed)
@@ -159,11 +158,16 @@ def test_tables_give_what_lines_give(tmp_path):
     assert read[0] == read[1] and len(read[0]) == 9
 
 
-def test_a_limit_is_of_each_subset_and_processes_change_nothing(folders, tmp_path):
-    job = sft_job(folders["sft"], limit=5, part_rows=4)
-    reports = [prepare(job, tmp_path / str(workers), workers) for workers in (1, 2)]
-    assert [counts["rows_in"] for counts in reports[0]["subsets"].values()] == [5, 5]
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+def test_a_limit_is_of_each_subset(folders, tmp_path):
+    report = prepare(rl_job(folders["rl"], limit=5, part_rows=4), tmp_path / "out")
+    assert [counts["rows_in"] for counts in report["subsets"].values()] == [5, 5]
+
+
+@pytest.mark.slow
+def test_how_many_processes_convert_changes_no_byte(folders, prepared, tmp_path):
+    job, alone, _ = prepared("sft")
+    prepare(job, tmp_path / "out", workers=2)
+    assert contents(tmp_path / "out") == contents(alone)
 
 
 def test_each_part_is_a_sample_of_all_subsets(tmp_path):
