@@ -6,6 +6,7 @@ import functools
 import json
 
 import huggingface_hub
+import huggingface_hub.constants as hub_constants
 import pytest
 from hub_server import serving
 from killed import killed_at
@@ -127,7 +128,7 @@ def test_what_was_done_is_not_done_again(folders, prepared, tmp_path):
 
 @pytest.mark.parametrize("kind", ["rl", "sft"])
 def test_streamed_from_the_hub_it_is_what_a_folder_gives(kind, folders, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
     job, undisturbed, _ = prepared(kind)
     with serving(folders[kind], job.released.repository, job.released.revision) as (address, seen):
         monkeypatch.setattr(huggingface_hub, "HfFileSystem", functools.partial(huggingface_hub.HfFileSystem, endpoint=address))
