@@ -129,6 +129,15 @@ def check(
 
         started(lambda: preflight.run(cascade))
         return
+    if any(stage.policy.megatron_cfg.model_overrides for stage in cascade.stages.values()):
+        quiet_logs()
+        # Imported for these alone: megatron-core takes seconds.
+        from nemo_cascade.cascade import runner
+
+        try:
+            runner.check_model_overrides(cascade)
+        except runner.RunRefused as error:
+            refuse(str(error).splitlines())
     for number, stage in enumerate(cascade.stages.values(), start=1):
         domains = ", ".join(stage.data.train)
         print(f"{number}  {stage.name}: {stage.kind} on {domains}, from {stage.start}, {stage.max_num_steps} steps")

@@ -108,7 +108,7 @@ def test_a_misspelled_key_is_refused_and_the_right_one_suggested(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny", "smoke", "node", "full", "mopd"])
+@pytest.mark.parametrize("name", ["tiny", "smoke", "agentic", "node", "full", "mopd"])
 def test_a_misspelled_key_is_refused_and_the_right_one_suggested_wherever_it_stands(name):
     try_all(name, every_path=True)
 
