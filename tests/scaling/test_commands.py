@@ -63,7 +63,7 @@ def without_seconds(results: dict) -> dict:
 
 def test_killed_twice_a_run_asks_nothing_that_it_has_heard_and_ends_as_if_it_had_not_been(tmp_path):
     problems = tmp_path / "problems.jsonl"
-    problems.write_text("".join(json.dumps({"id": name, "statement": f"Prove {name}."}) + "\n" for name in ("one", "two")))
+    problems.write_text("".join(json.dumps({"id": name, "statement": f"Prove {name}."}) + "\n" for name in ("three", "four")))
     model, out = ProofModel(), tmp_path / "out"
     with served(model) as url:
         overrides = [f"endpoint.base_url={url}", "endpoint.model=m", "endpoint.concurrency=3", *SETTINGS]
@@ -84,7 +84,7 @@ def test_killed_twice_a_run_asks_nothing_that_it_has_heard_and_ends_as_if_it_had
     assert without_seconds(results) == without_seconds(undisturbed)
     assert f"ok: {told_total(results)}: {out / RESULTS}" in told and "stopped by" in told
     assert results["total"]["tokens"] == 7 * results["total"]["generations"]
-    chosen = results["problems"]["one"]
+    chosen = results["problems"]["three"]
     assert chosen["text"].startswith("Proof ") and '"thought": "I think."' in (out / JOURNAL).read_text()
     refinements = [body["messages"][0]["content"] for body in model.bodies if "## Reviews" in body["messages"][0]["content"]]
     assert refinements and all("I think" not in text for text in refinements)
