@@ -8,6 +8,8 @@ import typer
 
 from nemo_cascade.cascade.strict import ConfigErrors
 
+EXIT_INTERRUPTED = 130
+
 app = typer.Typer(
     help="Spend more computing on each answer: choose, refine, submit.",
     no_args_is_help=True,
@@ -75,6 +77,7 @@ def _scale(method: str, file: Path, out: Path, overrides: list[str] | None, conf
     # Imported late: an engine needs torch, and a typo should not have to wait for it.
     from rich.console import Console
 
+    from nemo_cascade.engine import disk
     from nemo_cascade.environments.workers import Verifiers
     from nemo_cascade.scaling import proposers
     from nemo_cascade.scaling.graders import EnvironmentGrader
@@ -92,5 +95,12 @@ def _scale(method: str, file: Path, out: Path, overrides: list[str] | None, conf
             results = run(method, problems, config, proposer, EnvironmentGrader(verifiers), out, console)
     except ScalingRefused as error:
         refuse(str(error).splitlines())
+    except OSError as error:
+        if error.errno not in disk.FAULTS:
+            raise
+        refuse([f"{out}: {error.strerror}; make room or mend the disk, and the same command goes on"])
+    except KeyboardInterrupt:
+        print(f"nemo-cascade: stopped; the same command goes on from {out}", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
     console.print(table(results))
     print(f"ok: {told_total(results)}: {out / RESULTS}")

@@ -1,5 +1,6 @@
 """The config of `nemo-cascade scale`: a YAML file, key=value on the command line, merged strictly and checked at once."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_cascade.cascade import checks
 from nemo_cascade.cascade.compose import refuse_unless_key_value
-from nemo_cascade.cascade.strict import ConfigErrors, clean, is_missing, make, to_plain
+from nemo_cascade.cascade.strict import ConfigErrors, clean, flatten, is_missing, make, to_plain
 from nemo_cascade.engine.config import PolicyConfig
 from nemo_cascade.scaling.best_of_n import SELECT, BestOfNConfig
 from nemo_cascade.scaling.icpc import ICPCConfig
@@ -50,7 +52,8 @@ def load_scale_config(method: str, file: Path | None, overrides: list[str]) -> S
         raise ConfigErrors([f"{file or 'key=value'}: {error}"]) from None
     problems: list[str] = []
     plain = clean(ScaleConfig, to_plain(given, "", problems), "", problems)
-    problems += [f"{other}: `scale {method.replace('_', '-')}` does not read it; remove it" for other in METHODS if other != method and other in plain]
+    unread = [other for other in METHODS if other != method and other in plain]
+    problems += [f"{other}: `scale {method.replace('_', '-')}` does not read it; remove it" for other in unread]
     if not problems:
         config = make(ScaleConfig, plain)
         problems += _problems(config, method)
@@ -74,15 +77,11 @@ def _problems(config: ScaleConfig, method: str) -> list[str]:
     if (config.endpoint is None) == (config.policy is None):
         problems.append("give endpoint.base_url and endpoint.model, or policy.model_name: one of the two answers")
     if config.endpoint is not None:
-        for key in ("base_url", "model"):
-            if is_missing(getattr(config.endpoint, key)):
-                problems.append(f"endpoint.{key}: not given")
-        if config.endpoint.logprobs:
-            problems.append("endpoint.logprobs: nothing here reads them; remove it")
+        problems += _endpoint_problems(config.endpoint)
     if config.checkpoint is not None and config.policy is None:
         problems.append("checkpoint: only a `policy` has one; an endpoint has its model")
-    if config.policy is not None and config.policy.generation.backend == "vllm_server":
-        problems.append("policy.generation.backend: vllm_server is for training; name the server as endpoint.base_url")
+    if config.policy is not None:
+        problems += _policy_problems(config.policy)
     numbers = {f"budget.{key}": value for key, value in asdict(config.budget).items()}
     numbers |= {f"{method}.{key}": value for key, value in asdict(getattr(config, method)).items()}
     may_be_0 = {"refine.critiques", "ioi.history", "ioi.best"}
@@ -92,3 +91,31 @@ def _problems(config: ScaleConfig, method: str) -> list[str]:
     if config.best_of_n.select not in SELECT:
         problems.append(f"best_of_n.select: {config.best_of_n.select} is none of {', '.join(SELECT)}")
     return problems
+
+
+def _endpoint_problems(endpoint: ModelEndpoint) -> Iterator[str]:
+    for key in ("base_url", "model"):
+        if is_missing(getattr(endpoint, key)):
+            yield f"endpoint.{key}: not given"
+    for key in ("max_tokens", "concurrency", "tries"):
+        if getattr(endpoint, key) < 1:
+            yield f"endpoint.{key}: {getattr(endpoint, key)} must be at least 1"
+    if endpoint.timeout <= 0:
+        yield f"endpoint.timeout: {endpoint.timeout:g} must be above 0"
+    if endpoint.temperature < 0:
+        yield f"endpoint.temperature: {endpoint.temperature:g} must not be below 0"
+    if not 0 < endpoint.top_p <= 1:
+        yield f"endpoint.top_p: {endpoint.top_p:g} must be above 0 and at most 1"
+    if endpoint.logprobs:
+        yield "endpoint.logprobs: nothing here reads them; remove it"
+
+
+def _policy_problems(policy: PolicyConfig) -> Iterator[str]:
+    values = flatten({"policy": asdict(policy)})
+    for key, value in values.items():
+        if key in checks.CHOICES and value not in checks.CHOICES[key]:
+            yield f"{key}: {value} is none of {', '.join(map(str, checks.CHOICES[key]))}"
+        if key in checks.AT_LEAST_ONE and value is not None and value < 1:
+            yield f"{key}: {value} must be at least 1"
+    if policy.generation.backend != "megatron":
+        yield "policy.generation.backend: only megatron samples in this process; serve the model, and name it as endpoint.base_url"

@@ -13,9 +13,7 @@ from nemo_cascade.scaling.problems import load_problems
 from nemo_cascade.scaling.run import JOURNAL, run
 from tests.helpers import run_distributed
 from tests.scaling.simulated import Simulated
-from tests.scaling.test_commands import without_seconds
-
-ENDPOINT = ["endpoint.base_url=http://localhost:1/v1", "endpoint.model=m"]
+from tests.scaling.test_commands import ENDPOINT, without_seconds
 
 
 def sums(*pairs) -> dict:

@@ -12,8 +12,8 @@ from nemo_cascade.scaling.types import Ask, Reply, ScalingRefused
 from nemo_cascade.scaling.work import Budget, Work
 from tests.scaling.simulated import Rates, Simulated, uniform
 from tests.scaling.test_closed_forms import IOI_PROBLEM, on_subtasks, proofs_and_ratings
+from tests.scaling.test_commands import ENDPOINT
 
-ENDPOINT = ["endpoint.base_url=http://localhost:1/v1", "endpoint.model=m"]
 REFINE = ["refine.candidates=3", "refine.verifications=2", "refine.keep=2", "refine.refinements=2", "refine.rounds=2"]
 IOI = ["ioi.rounds=2", "ioi.candidates=2"]
 LENGTHS = 60
