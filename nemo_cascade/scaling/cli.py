@@ -11,7 +11,7 @@ from nemo_cascade.cascade.strict import ConfigErrors
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
-    help="Spend more computing on each answer: choose, refine, submit.",
+    help="Spend more computing on one answer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -40,7 +40,9 @@ class Journal:
         """The record of that kind and key. Raises ScalingRefused when it is of something else that was asked or graded."""
         record = self._known.get((kind, key))
         if record is not None and record["digest"] != digest:
-            raise ScalingRefused(f"{self.path}: {key} was a {kind} of something else; the problem or the code has changed: name a new --out")
+            raise ScalingRefused(
+                f"{self.path}: {key} was a {kind} of something else; the problem or the code has changed: name a new --out"
+            )
         return record
 
     def put(self, kind: str, key: str, digest: str, problem: str, elapsed: float, **values) -> None:

@@ -15,7 +15,10 @@ NAME = re.compile(r"[\w.-]+")
 
 
 def load_problems(path: Path, method: str) -> dict[str, dict]:
-    """{name: problem}; the name is its `id`, or where it has none "row-" and its line's number. Raises ScalingRefused listing all that is wrong."""
+    """{name: problem}; the name is its `id`, or where it has none "row-" and its line's number.
+
+    Raises ScalingRefused listing all that is wrong.
+    """
     problems: dict[str, dict] = {}
     told: list[str] = []
     for number, problem in _numbered(path, method):

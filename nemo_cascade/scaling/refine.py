@@ -56,7 +56,7 @@ def refine(problem: dict, work: Work, config: RefineConfig) -> dict:
     pool: list[Proof] = []
     rounds: list[dict] = []
     asks = [(Ask(f"r1/p{number}", proof_messages(problem)), None) for number in range(config.candidates)]
-    while asks:
+    for number in range(1, config.rounds + 1):
         replies = work.generate([ask for ask, _ in asks])
         proofs = [
             Proof(ask.key, reply.text, parent)
@@ -67,15 +67,14 @@ def refine(problem: dict, work: Work, config: RefineConfig) -> dict:
         verify(problem, proofs, work, config.verifications)
         # Python's sort is stable: at equal means the earlier proof stays ahead.
         pool = sorted([*pool, *proofs], key=lambda proof: -proof.score)
-        if proofs:
+        if pool:
             rounds.append({"proofs": len(proofs), "chosen": pool[0].key, "score": pool[0].score})
-        if work.stopped or not pool or pool[0].score >= config.enough or len(rounds) == config.rounds:
+        if work.stopped or not pool or pool[0].score >= config.enough:
             break
         kept = [proof for proof in pool[: config.keep] for _ in range(config.refinements)]
-        number_of_round = len(rounds) + 1
         asks = [
-            (Ask(f"r{number_of_round}/p{number}", refinement_messages(problem, proof, config.critiques)), proof.key)
-            for number, proof in enumerate(kept)
+            (Ask(f"r{number + 1}/p{place}", refinement_messages(problem, proof, config.critiques)), proof.key)
+            for place, proof in enumerate(kept)
         ]
     best = pool[0] if pool else None
     tried = [

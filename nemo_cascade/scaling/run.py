@@ -69,7 +69,12 @@ def total(method: str, problems: dict[str, dict]) -> dict:
 
 # Columns that are a loop's own: heading and what stands there.
 COLUMNS: dict[str, dict[str, Callable[[dict], object]]] = {
-    "best_of_n": {"chosen": lambda one: one["chosen"], "reward": lambda one: one["score"], "mean": lambda one: one["mean"], "best": lambda one: one["best"]},
+    "best_of_n": {
+        "chosen": lambda one: one["chosen"],
+        "reward": lambda one: one["score"],
+        "mean": lambda one: one["mean"],
+        "best": lambda one: one["best"],
+    },
     "refine": {"chosen": lambda one: one["chosen"], "score": lambda one: one["score"], "rounds": lambda one: len(one["rounds"])},
     "ioi": {
         "score": lambda one: f"{one['score']:g} of {one['full']:g}",

@@ -134,13 +134,17 @@ class Work:
         return [most] * min(count, left // most) or [left]
 
     def _late(self) -> bool:
-        """Whether the time is up; the first time that it is, it is written down, so that the next start has no time left either."""
+        """Whether the time is up."""
         if self.budget.seconds is None or self.elapsed < self.budget.seconds:
             return False
+        self._out_of_time(self.budget.seconds)
+        return True
+
+    def _out_of_time(self, seconds: float) -> None:
+        """Notes it, and the first time writes it down, so that the next start has no time left either."""
         if self.stopped != "seconds":
             self.stopped = "seconds"
-            self.journal.put("late", f"{self.problem}/late", "", self.problem, self.elapsed)
-        return True
+            self.journal.put("late", f"{self.problem}/late", "", self.problem, max(seconds, self.elapsed))
 
     def _ask(self, asks: list[Ask], digests: dict[str, str], replies: dict[str, Reply]) -> None:
         lost: list[tuple[Ask, Reply]] = []
@@ -165,6 +169,8 @@ class Work:
             )
         for ask, reply in lost:
             keep(ask, reply)
+        if self.budget.seconds is not None and any(ask.key not in replies for ask in asks):
+            self._out_of_time(self.budget.seconds)
 
     def _count(self, reply: Reply) -> None:
         self.spent.generations += 1

@@ -223,7 +223,7 @@ def test_a_bad_config_is_refused_with_all_that_is_wrong():
     with pytest.raises(ConfigErrors, match="one of the two answers"):
         load_scale_config("refine", None, ["budget.seconds=3"])
     with pytest.raises(ConfigErrors) as refused:
-        load_scale_config("refine", None, ["policy.precision=int4", "policy.generation.backend=vllm", "policy.generation.max_new_tokens=0"])
+        load_scale_config("refine", None, [f"policy.{key}" for key in ("precision=int4", "generation.backend=vllm", "generation.max_new_tokens=0")])
     told = "\n".join(refused.value.problems)
     assert all(part in told for part in ("precision: int4 is none of", "max_new_tokens: 0 must", "only megatron samples"))
 
@@ -242,7 +242,8 @@ def test_a_refusal_is_lines_and_code_2(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("nemo_cascade.cascade.cli.quiet_logs", lambda: None)
     here = ["endpoint.base_url=http://127.0.0.1:1/v1", "endpoint.model=m"]
     (tmp_path / "problems.jsonl").write_text('{"statement": "x"}\n')
-    for file, line in (("none.jsonl", "none.jsonl: No such file or directory\n"), ("problems.jsonl", "http://127.0.0.1:1/v1/models cannot")):
+    said = {"none.jsonl": "none.jsonl: No such file or directory\n", "problems.jsonl": "http://127.0.0.1:1/v1/models cannot"}
+    for file, line in said.items():
         with pytest.raises(SystemExit) as end:
             app(["refine", file, "--out", "out", *here])
         told = capfd.readouterr()

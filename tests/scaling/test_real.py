@@ -30,12 +30,13 @@ SUMS = {
         {"name": "mixed", "points": 20, "partial": True, "tests": sums((1, 1), (2**40, 1), (2**70, 1), (5, 5))},
     ],
 }
+BROKEN, THREE = "```cpp\nint main() { return 0 }\n```", "```cpp\n#include <cstdio>\nint main() { puts(\"3\"); }\n```"
 CPP = "Thus:\n```cpp\n#include <iostream>\nint main() {{ {type} a, b; std::cin >> a >> b; std::cout << a + b; }}\n```\n"
 PYTHON = "```python\na, b = map(int, input().split())\nprint(a + b)\n```"
 SAID = {
     # The first subtask takes one round: ints are enough for it. The second overflows, then does not.
-    "small/r1": [CPP.format(type="int"), "```cpp\nint main() { return 0 }\n```", "```cpp\n#include <cstdio>\nint main() { puts(\"3\"); }\n```"],
-    "large/r1": [CPP.format(type="int"), "```cpp\nint main() { return 0 }\n```", CPP.format(type="unsigned")],
+    "small/r1": [CPP.format(type="int"), BROKEN, THREE],
+    "large/r1": [CPP.format(type="int"), BROKEN, CPP.format(type="unsigned")],
     "large/r2": [CPP.format(type="long long"), "I cannot solve this.", "```python\nprint(3)\n```"],
     "mixed/r1": [PYTHON, "", ""],
 }

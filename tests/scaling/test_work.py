@@ -7,6 +7,7 @@ import pytest
 
 from nemo_cascade.scaling.config import load_scale_config
 from nemo_cascade.scaling.journal import Journal, Memory
+from nemo_cascade.scaling.refine import RefineConfig, refine
 from nemo_cascade.scaling.run import JOURNAL, RESULTS, run
 from nemo_cascade.scaling.types import Ask, Reply, ScalingRefused
 from nemo_cascade.scaling.work import Budget, Work
@@ -111,6 +112,10 @@ def test_when_the_time_is_up_nothing_is_begun_and_the_next_start_has_none_either
         assert work.stopped == "seconds" and work.summary()["spent"]["seconds"] == 10
         assert len(proposer.asked) == (0 if number else 2)
         journal.close()
+    # Also where nothing at all came, and nothing is asked after it.
+    clock = [7.0]
+    work = Work("q", Clocked(lambda ask: "text"), Rates(None), Budget(seconds=4), Memory(), clock=lambda: clock[0])
+    assert work.generate([Ask("a", [])]) == [None] and work.stopped == "seconds"
 
 
 class Faulty(Simulated):
@@ -174,3 +179,13 @@ def test_thoughts_are_kept_on_disk_and_not_in_memory(tmp_path):
     assert "thought" not in journal.get("generation", "p/a", "d") and b"long" in (tmp_path / JOURNAL).read_bytes()
     journal.close()
     assert Memory().get("generation", "p/a", "d") is None
+
+
+def test_rounds_without_a_proof_are_rounds():
+    def say(ask):
+        return "proof" if "/r1/" in ask.key and "/v" not in ask.key else "\\boxed{0.5}" if "/v" in ask.key else ""
+
+    work = Work("p", Simulated(say), Rates(None), Budget(), Memory())
+    found = refine({"statement": "x"}, work, RefineConfig(candidates=1, verifications=2, keep=1, refinements=2, rounds=3))
+    assert [one["proofs"] for one in found["rounds"]] == [1, 0, 0] and found["score"] == 0.5
+    assert work.spent.generations == 3 + 2 + 2
