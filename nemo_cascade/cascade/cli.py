@@ -23,6 +23,7 @@ from nemo_cascade.cascade.compose import compose_config, compose_file
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
 from nemo_cascade.engine.memory import GPUS
+from nemo_cascade.scaling.cli import app as scaling_app
 
 EXIT_DOES_NOT_FIT, EXIT_LACKS, EXIT_REFUSED = 1, 1, 2
 SECONDS_FOR_RANK_0_TO_SPEAK = 5
@@ -45,6 +46,7 @@ class Remedy(StrEnum):
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None
 )
+app.add_typer(scaling_app, name="scale")
 
 
 @app.command()
