@@ -178,6 +178,7 @@ def run_stage(
     record.handover = on_rank_0(lambda: read_handover(directory))
     record.checkpoint = str(final.relative_to(manifest.run_dir))
     record.checkpoint_hash = info["weights_hash"]
+    record.imported = info.get("imported")
     record.scores = {domain: {"mean": entry["mean"], "n": entry["n"]} for domain, entry in scores.items()}
     record.seconds = parallel.broadcast(round(time.monotonic() - started, 1))
     record.status = DONE
