@@ -179,6 +179,7 @@ def run_stage(
     record.handover = on_rank_0(lambda: read_handover(directory))
     record.checkpoint = str(final.relative_to(manifest.run_dir))
     record.checkpoint_hash = info["weights_hash"]
+    record.imported = info.get("imported")
     record.scores = {domain: {"mean": entry["mean"], "n": entry["n"]} for domain, entry in scores.items()}
     record.scores_hash = on_rank_0(lambda: file_hash(directory / gate.SCORES)) if scores else None
     record.seconds = parallel.broadcast(round(time.monotonic() - started, 1))
