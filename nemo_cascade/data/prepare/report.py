@@ -23,7 +23,8 @@ def table(report: dict) -> Table:
 def config_keys(report: dict, released: ReleasedSet, out: Path) -> list[str]:
     """key=value for the stages that the set feeds."""
     if released.kind == "sft":
-        return [f"cascade.stages.sft.data.train={{packed: {{data_path: {out}}}}}"]
+        # Packs are all that a stage trains on, so the files that the config names go first.
+        return ["~cascade.stages.sft.data.train", f"cascade.stages.sft.data.train.packed.data_path={out}"]
     keys: dict[str, Path] = {}
     for name in report["files"]:
         subset, domain, split = Path(name).parts
