@@ -23,6 +23,7 @@ from nemo_cascade.cascade.compose import compose_config, compose_file
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
 from nemo_cascade.engine.memory import GPUS
+from nemo_cascade.evaluation.command import evaluate
 
 EXIT_DOES_NOT_FIT, EXIT_LACKS, EXIT_REFUSED = 1, 1, 2
 SECONDS_FOR_RANK_0_TO_SPEAK = 5
@@ -298,6 +299,9 @@ def pack(
         f"ok: {report.documents:,} documents of {report.shortest:,} to {report.longest:,} tokens in {report.packs:,} "
         f"packs of {report.capacity:,}, {report.efficiency:.2%} of their slots used: {out}"
     )
+
+
+app.command()(evaluate)
 
 
 @app.command()
