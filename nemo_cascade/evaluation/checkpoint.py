@@ -48,6 +48,10 @@ class Loaded:
     def share(self, function, items: list) -> list:
         return parallel.share_out(function, items)
 
+    def close(self) -> None:
+        """Leaves the world."""
+        parallel.shutdown()
+
     def answer(self, samples: list[Sample], settings: Settings, heard: Heard) -> dict[str, Reply]:
         """Raises DataError for a prompt that leaves no room for a reply."""
         if not samples:

@@ -87,6 +87,7 @@ def evaluate(
             source = weights.of_stage(checkpoint, overrides or []) if hf is None else weights.of_folder(hf, overrides or [])
         with Verifiers() as verifiers:
             found = run.evaluate(parts, source, verifiers, out, console, asked_judge)
+        source.close()
     except (RunRefused, DataError, EndpointError, SandboxError) as error:
         refuse(str(error).replace("cascade.run_dir", "--out").splitlines())
     except KeyboardInterrupt:

@@ -23,3 +23,6 @@ class Source(Protocol):
 
     def share(self, function: Callable[[list], list], items: list) -> list:
         """function(items), a list with an entry an item; ranks share the work, and all have all of it."""
+
+    def close(self) -> None:
+        """Nothing more will be asked."""

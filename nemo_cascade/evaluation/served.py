@@ -33,6 +33,9 @@ class Served:
     def share(self, function, items: list) -> list:
         return function(items)
 
+    def close(self) -> None:
+        pass
+
     def answer(self, samples: list[Sample], settings: Settings, heard: Heard) -> dict[str, Reply]:
         """Raises EndpointError where the endpoint refuses the key or the model, or every request that it has had."""
         said = asyncio.run(self._answer(samples, settings, heard))

@@ -70,7 +70,7 @@ def test_a_checkpoint_is_asked_once_and_drawn_again_says_the_same(weights, tmp_p
 
 @pytest.mark.slow
 def test_two_ranks_and_a_hugging_face_folder_say_what_one_rank_and_the_checkpoint_do(weights, tmp_path):
-    names = ["workplace_assistant", "gpqa_diamond"]
+    names = ["aime25_python", "gpqa_diamond"]
     ((_, one, told),) = run_distributed(evaluated, 1, tmp_path / "one", "stage", weights, names, [])
     two = run_distributed(evaluated, 2, tmp_path / "two", "stage", weights, names, [])
     assert [asked for asked, *_ in two] == [6, 6] and all(replies == one for _, replies, _ in two)
