@@ -5,6 +5,7 @@ The noise of a token depends on (prompt, sample, position), so that a run which 
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -101,9 +102,7 @@ def of_stage(checkpoint: Path, overrides: list[str]) -> Loaded:
     given = yaml.safe_load(stored.read_text(encoding="utf-8"))["policy"]
     # Nothing is trained here.
     given = merge(given, {"router_replay": {"enabled": False}})
-    policy = _policy(given, overrides)
-    policy.load(checkpoint / "policy", optimizer=False)
-    return Loaded(policy, str(checkpoint))
+    return _loaded(given, overrides, lambda policy: policy.load(checkpoint / "policy", optimizer=False), str(checkpoint))
 
 
 def of_folder(folder: Path, overrides: list[str]) -> Loaded:
@@ -111,13 +110,13 @@ def of_folder(folder: Path, overrides: list[str]) -> Loaded:
     if not (folder / "config.json").is_file():
         raise RunRefused(f"--hf {folder}: no config.json there; name a Hugging Face folder")
     precision = "bfloat16" if torch.cuda.is_available() else "float32"
-    policy = _policy({"model_name": str(folder), "tokenizer": {"name": str(folder)}, "precision": precision}, overrides)
-    policy.load_hf(folder)
-    return Loaded(policy, str(folder))
+    given = {"model_name": str(folder), "tokenizer": {"name": str(folder)}, "precision": precision}
+    return _loaded(given, overrides, lambda policy: policy.load_hf(folder), str(folder))
 
 
-def _policy(given: dict, overrides: list[str]) -> Policy:
-    """Joins the world and builds the network, without weights. overrides: policy.KEY=VALUE. Raises RunRefused naming every wrong key."""
+def _loaded(given: dict, overrides: list[str], fill: Callable[[Policy], None], name: str) -> Loaded:
+    """Joins the world, builds the network and has `fill` read its weights. overrides: policy.KEY=VALUE. Raises RunRefused naming every
+    wrong key, or saying what of layout, engine or weights does not fit."""
     problems: list[str] = []
     config = make(PolicyConfig, clean(PolicyConfig, merge(given, _overridden(overrides)), "policy", problems))
     if problems:
@@ -126,7 +125,9 @@ def _policy(given: dict, overrides: list[str]) -> Policy:
         longest = get_preset(config.model_name).max_sequence_length
         config = dataclasses.replace(config, max_total_sequence_length=longest)
         parallel.init(config.megatron_cfg, timeout=24 * 60.0)
-        return Policy(config, seed=0)
+        policy = Policy(config, seed=0)
+        fill(policy)
+        return Loaded(policy, name)
     except ValueError as error:
         raise RunRefused(str(error)) from error
 

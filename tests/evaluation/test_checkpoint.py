@@ -8,6 +8,8 @@ import pytest
 from nemo_cascade.data.hashes import json_hash
 from tests.helpers import run_distributed
 
+# A server that imports torch and megatron-core, policies, workers: some 10 seconds a world.
+pytestmark = pytest.mark.slow
 CHANGED = {"samples": 3, "max_tokens": 12}
 
 
@@ -68,7 +70,6 @@ def test_a_checkpoint_is_asked_once_and_drawn_again_says_the_same(weights, tmp_p
     assert (again, same, told_again) == (2, replies, told)
 
 
-@pytest.mark.slow
 def test_two_ranks_and_a_hugging_face_folder_say_what_one_rank_and_the_checkpoint_do(weights, tmp_path):
     names = ["aime25_python", "gpqa_diamond"]
     ((_, one, told),) = run_distributed(evaluated, 1, tmp_path / "one", "stage", weights, names, [])

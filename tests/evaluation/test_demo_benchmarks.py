@@ -24,8 +24,11 @@ def verifiers():
         yield started
 
 
-# The others differ from one of these by name and settings.
-DIFFERENT = [name for name in BENCHMARKS if name not in ("aime26", "hmmt_feb25", "aime26_python", "ifeval", "mmlu_pro")]
+# These differ from another by name and settings only.
+ALIKE = ("aime26", "hmmt_feb25", "aime26_python", "ifeval", "mmlu_pro")
+# Whole test suites of repositories in the sandbox, and a shell before.
+LONG = ("swe_bench_verified",)
+DIFFERENT = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in BENCHMARKS if name not in ALIKE]
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
