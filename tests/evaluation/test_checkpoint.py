@@ -14,22 +14,23 @@ CHANGED = {"samples": 3, "max_tokens": 12}
 
 
 def written(folder: Path) -> None:
-    """A stage's folder with a checkpoint of fresh weights, and the same weights as a Hugging Face folder with tokenizer."""
+    """Fresh weights as a stage's checkpoint has them, without what only training reads, and as a Hugging Face folder with tokenizer."""
     import dataclasses
     import shutil
 
     import yaml
 
     from nemo_cascade.data.tokenizer import find_tokenizer
-    from nemo_cascade.engine import checkpoint, parallel
+    from nemo_cascade.engine import parallel
     from nemo_cascade.engine.config import PolicyConfig
     from nemo_cascade.engine.policy import Policy
     from nemo_cascade.models.hf_folder import write_hf
 
     config = PolicyConfig(model_name="micro")
     parallel.init(config.megatron_cfg)
-    policy = Policy(config, seed=3, max_num_steps=1)
-    checkpoint.save(policy, folder / "sft", {})
+    policy = Policy(config, seed=3)
+    (folder / "sft" / "step_1").mkdir(parents=True)
+    policy.save(folder / "sft" / "step_1" / "policy", optimizer=False)
     (folder / "sft" / "config.yaml").write_text(yaml.safe_dump({"policy": dataclasses.asdict(config)}))
     write_hf(policy.hf_weights(), policy.preset, folder / "hf")
     for file in find_tokenizer("tiny").iterdir():
@@ -44,7 +45,7 @@ def evaluated(out: Path, of: str, folder: Path, names: list[str], overrides: lis
     from nemo_cascade.evaluation import checkpoint, journal, run
     from nemo_cascade.evaluation.benchmarks import chosen
 
-    source = checkpoint.of_folder(folder / "hf", overrides) if of == "hf" else checkpoint.of_stage(folder / "sft" / "step_0", overrides)
+    source = checkpoint.of_folder(folder / "hf", overrides) if of == "hf" else checkpoint.of_stage(folder / "sft" / "step_1", overrides)
     asked, draw = [], source.answer
     source.answer = lambda samples, settings, heard: draw(samples, settings, lambda *said: (asked.append(said), heard(*said)))
     with Verifiers(1) as verifiers:
