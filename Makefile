@@ -3,6 +3,7 @@
 #   make test       the test suite without what takes minutes alone     make test-all  all of it
 #   make browser    a headless Chromium, in which the tests look at the report (part of test-all; without one they are skipped)
 #   make test-vllm  what needs vLLM, in an environment of its own that holds all of ours too (part of test-all)
+#   make test-doors  what needs nemo-run, in an environment of its own as well
 #   make test-compat  what depends on megatron-core, with its newest version, where there is a Python 3.12 (part of test-all)
 # Code rewards need bubblewrap, which is installed too where apt is at hand and the user may; else it is said what to do.
 # The environment is made once in .venv; it is renewed when requirements/cpu.txt or pyproject.toml change.
@@ -28,7 +29,9 @@ VLLM := .venv-vllm
 VLLM_PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest
 VLLM_TESTS := tests/rollout/test_vllm.py tests/rollout/test_vllm_server.py
 
-.PHONY: demo smoke test test-all test-compat test-vllm browser install
+DOORS := .venv-doors
+
+.PHONY: demo smoke test test-all test-compat test-doors test-vllm browser install
 
 demo: install
 	$(TORCHRUN) examples/cascade.py --config-name=tiny
@@ -51,6 +54,9 @@ test-compat:
 test-vllm: install $(VLLM)/.installed
 	$(PYTEST) tests/environments/test_judge_on_vllm.py
 	$(VLLM_PYTEST) $(VLLM_TESTS)
+
+test-doors: $(DOORS)/.installed
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(DOORS)/bin/python -m pytest tests/interop/test_nemo_run.py
 
 # Playwright's own download is tried last: it needs more of the network than pip and apt do.
 BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome
@@ -83,6 +89,12 @@ $(VLLM)/.installed: requirements/vllm.txt requirements/cpu.txt pyproject.toml $(
 	test -x $(VLLM)/bin/python || $(UV) venv --quiet --python $(BIN)/python $(VLLM)
 	$(UV) pip install --quiet --python $(VLLM)/bin/python --no-deps -r requirements/cpu.txt -r requirements/vllm.txt
 	$(UV) pip install --quiet --python $(VLLM)/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(DOORS)/.installed: requirements/doors.txt requirements/cpu.txt pyproject.toml $(VENV)/bin/uv
+	test -x $(DOORS)/bin/python || $(UV) venv --quiet --python $(BIN)/python $(DOORS)
+	$(UV) pip install --quiet --python $(DOORS)/bin/python --no-deps -r requirements/cpu.txt -r requirements/doors.txt
+	$(UV) pip install --quiet --python $(DOORS)/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/.installed: $(VENV)/bin/uv pyproject.toml requirements/alone.txt

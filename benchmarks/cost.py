@@ -32,7 +32,7 @@ PARTS = {
         "nemo_cascade.cascade.cli:load",
         "nemo_cascade.cascade.runner:begin",
         "nemo_cascade.cascade.runner:check_rows",
-        "nemo_cascade.cascade.runner:refuse_absent_judges",
+        "nemo_cascade.cascade.runner:refuse_absent_servers",
         "nemo_cascade.cascade.readiness:refuse_broken",
         "nemo_cascade.cascade.state:refuse_unwritable",
         "nemo_cascade.cascade.state:refuse_damaged",

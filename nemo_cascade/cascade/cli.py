@@ -7,6 +7,7 @@ exists. Under torchrun only rank 0 speaks.
 import json as json_format
 import logging
 import os
+import shlex
 import socket
 import sys
 import time
@@ -22,8 +23,10 @@ from nemo_cascade.cascade import judge_checks, vllm_checks
 from nemo_cascade.cascade.compose import compose_config, compose_file
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
+from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.engine.memory import GPUS
 from nemo_cascade.evaluation.command import evaluate
+from nemo_cascade.scaling.cli import app as scaling_app
 
 EXIT_DOES_NOT_FIT, EXIT_LACKS, EXIT_REFUSED = 1, 1, 2
 SECONDS_FOR_RANK_0_TO_SPEAK = 5
@@ -46,6 +49,7 @@ class Remedy(StrEnum):
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None
 )
+app.add_typer(scaling_app, name="scale")
 
 
 @app.command()
@@ -130,6 +134,15 @@ def check(
 
         started(lambda: preflight.run(cascade))
         return
+    if any(stage.policy.megatron_cfg.model_overrides for stage in cascade.stages.values()):
+        quiet_logs()
+        # Imported for these alone: megatron-core takes seconds.
+        from nemo_cascade.cascade import runner
+
+        try:
+            runner.check_model_overrides(cascade)
+        except runner.RunRefused as error:
+            refuse(str(error).splitlines())
     for number, stage in enumerate(cascade.stages.values(), start=1):
         domains = ", ".join(stage.data.train)
         print(f"{number}  {stage.name}: {stage.kind} on {domains}, from {stage.start}, {stage.max_num_steps} steps")
@@ -305,6 +318,75 @@ app.command()(evaluate)
 
 
 @app.command()
+def export_nemo_rl(
+    stage: Annotated[str, typer.Argument(metavar="STAGE")],
+    out: Annotated[Path, typer.Option(help="The YAML file to write")],
+    overrides: Overrides = None,
+    config_name: ConfigName = "full",
+    config_dir: ConfigDir = None,
+    config: ConfigFile = None,
+    model: Annotated[Optional[Path], typer.Option(help="A Hugging Face folder to start from, whatever the config says")] = None,
+    nemo_rl: Annotated[str, typer.Option(help="NeMo RL's folder where it will run")] = "/opt/nemo-rl",
+) -> None:
+    """Write a stage as a config of NeMo RL, with the commands to run.
+
+    What that config cannot say is told, and stands in the file.
+    """
+    cascade = load(config_name, config_dir, config, overrides, None, planning=True)
+    known_stage(cascade, stage)
+    from nemo_cascade.cascade.plan import RunRefused
+    from nemo_cascade.interop import nemo_rl as door
+    from nemo_cascade.interop import starts
+
+    folder = out.absolute().with_suffix("")
+    try:
+        found = starts.find(cascade, stage, model)
+    except (RunRefused, ManifestError) as error:
+        refuse(str(error).splitlines())
+    exported = door.export(cascade, stage, found, folder, nemo_rl)
+    given = [f"--config={config}"] if config else [f"--config-name={config_name}"] + ([f"--config-dir={config_dir}"] if config_dir else [])
+    back = ["nemo-cascade", "import-checkpoint", stage, f"{folder}/checkpoints/step_{cascade.stages[stage].max_num_steps}", *given]
+    kind = cascade.stages[stage].kind
+    commands = [*found.commands, door.launch(kind, nemo_rl, out), shlex.join([*back, *(overrides or [])])]
+    out.write_text(exported.text(f"Stage {stage} of {cascade.run_dir}, for NeMo RL.", commands), encoding="utf-8")
+    print("\n".join(commands))
+    for line in exported.untold:
+        print(f"cannot be said there: {line}")
+    print(f"ok: {out}")
+
+
+@app.command()
+def import_checkpoint(
+    stage: Annotated[str, typer.Argument(metavar="STAGE")],
+    folder: Annotated[Path, typer.Argument(help="A step_N of NeMo RL, or a Hugging Face folder")],
+    overrides: Overrides = None,
+    config_name: ConfigName = "full",
+    config_dir: ConfigDir = None,
+    config: ConfigFile = None,
+) -> None:
+    """Take what NeMo RL trained into a run, as a finished stage.
+
+    It is written in our form, read again, scored and judged by its gate; the next stages start from it.
+    """
+    cascade = load(config_name, config_dir, config, overrides, int(os.environ.get("WORLD_SIZE", "1")))
+    known_stage(cascade, stage)
+    quiet_logs()
+    started(lambda: _import(cascade, stage, folder))
+
+
+def _import(cascade: CascadeConfig, stage: str, folder: Path) -> None:
+    from nemo_cascade.interop import import_checkpoint as door
+
+    found = door.find(cascade, stage, folder)
+    changes = door.differences(found, cascade, stage)
+    manifest = door.run(cascade, stage, found, changes)
+    if os.environ.get("RANK", "0") == "0":
+        for line in changes:
+            print(f"trained otherwise than the export of the stage: {line}")
+        print(f"ok: {folder} is stage {stage} of {manifest.run_dir}, {manifest.stages[stage].checkpoint}")
+
+
+@app.command()
 def gym_serve(
     names: Annotated[Optional[list[str]], typer.Argument(metavar="ENVIRONMENT...", help="Which; all without any")] = None,
     host: Annotated[str, typer.Option(help="The address to listen at; whoever reaches it can have replies verified")] = "127.0.0.1",
@@ -380,6 +462,12 @@ def sandbox_serve(
             server.serve_forever()
         except KeyboardInterrupt:
             pass
+
+
+def known_stage(cascade: CascadeConfig, name: str) -> None:
+    """Ends the program when no stage has this name."""
+    if name not in cascade.stages:
+        refuse([f"unknown stage {name}{did_you_mean(name, cascade.order)}"])
 
 
 def manifest_of(run_dir: Path) -> Manifest:

@@ -101,6 +101,36 @@ def file_problems(path: str, key: str, known: set[str]) -> Iterator[str]:
             yield f"{key}: the first row of {path} asks for environment {name}{suggestion}"
 
 
+def gate_limit_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Source") -> Iterator[str]:
+    """A gate's limits are points of score, which the rewards of a domain can come to; said where its environment is known."""
+    files = cascade.scored(stage.name)
+    for rule in ("max_drop", "min_gain", "floor"):
+        for domain, limit in getattr(stage.gate, rule).items():
+            name = environment_in(cascade, files[domain].data_path) if domain in files else None
+            if name not in environments.names():
+                continue
+            least, most = environments.reward_range(name)
+            low, high = (least, most) if rule == "floor" else (0.0, most - least)
+            if not low <= limit <= high:
+                points = f"scores of {domain} are {least:g} to {most:g}, and limits are points of them: 0.02 is two hundredths"
+                yield f"{source.own(stage.name, 'gate')}.{rule}.{domain}: must be {low:g} to {high:g}, got {limit:g}; {points}"
+
+
+def environment_in(cascade: "CascadeConfig", path: str) -> str | None:
+    """Whose rows a file has, or will have once the demo's are written; None where that cannot be said yet."""
+    if is_missing(path):
+        return None
+    if Path(path).is_file():
+        with open(path, encoding="utf-8") as file:
+            line = file.readline()
+        try:
+            return environment_of(json.loads(line))
+        except (ValueError, AttributeError):
+            return None
+    domain = demo.DOMAINS.get(Path(path).parent.name) if _to_be_written(cascade, path) else None
+    return (domain.environment or domain.name) if domain is not None else None
+
+
 def packed_problems(stage: "StageConfig", folder: Path, key: str) -> Iterator[str]:
     """A folder of packs is all that a stage trains on, and was packed for its tokenizer, its packs and its layout."""
     from nemo_cascade.data.packed_dataset import read_report

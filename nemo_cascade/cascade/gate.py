@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nemo_cascade.cascade.manifest import Manifest
+from nemo_cascade.data.hashes import file_hash
 from nemo_cascade.stages import paired
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import GateConfig
 
+# In a stage's folder, the score of every validation prompt.
+SCORES = "validation.json"
 ADVANCE, WARN, STOP, ROLLBACK = "advance", "warn", "stop", "rollback"
 # The chance that a stage fails by noise in any of the domains that its gate protects. The test is exact: at 0.05 every second count over
 # a thousand stages would be above 5 %.
@@ -109,9 +112,12 @@ def some(pair: tuple[np.ndarray, np.ndarray], stages: str, domain: str) -> tuple
 def per_prompt(manifest: Manifest, stage: str, domain: str) -> tuple[list[float | None], str | None]:
     """A stage's score of every validation prompt of a domain and the hash of these prompts, from its `validation.json`.
 
-    None for a prompt of which no reply has a verdict (`stages.validation`). Raises GateError.
+    None for a prompt of which no reply has a verdict (`stages.validation`). Raises GateError, also where the file is no more what the
+    stage wrote.
     """
-    path = manifest.directory(stage) / "validation.json"
+    path, written = manifest.directory(stage) / SCORES, manifest.stages[stage].scores_hash
+    if written is not None and path.exists() and file_hash(path) != written:
+        raise GateError(f"{path}: not what {stage} wrote; put it back, or repeat {stage} with --from-stage {stage}")
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))[domain]
         scores = entry["per_prompt"]

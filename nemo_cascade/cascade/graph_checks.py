@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_cascade.cascade.data_checks import gate_limit_problems
 from nemo_cascade.cascade.strict import did_you_mean, is_missing
 from nemo_cascade.data.tokenizer import find_tokenizer
 from nemo_cascade.engine import pretrained
@@ -14,6 +15,11 @@ from nemo_cascade.engine import pretrained
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import CascadeConfig, Source, StageConfig
 
+# What to do about a stage that does not run, besides running it.
+INSTEAD = {
+    "a parent": "set parent to null and checkpointing.pretrained_checkpoint.path to where {stage} begins (docs/start.md)",
+    "a teacher": "name a checkpoint, {{path: <folder>}} (docs/teachers.md)",
+}
 # The stage that `teachers.<domain>` names where the best is to be found when the student begins.
 AUTO = "auto"
 
@@ -23,7 +29,7 @@ def graph_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sour
     key = source.own(stage.name, "parent")
     if stage.parent is None:
         return
-    yield from _earlier(cascade, stage, stage.parent, key, "a parent")
+    yield from _earlier(cascade, stage, stage.parent, key, source, "a parent")
     parent = cascade.stages.get(stage.parent)
     if parent is not None and parent.teacher_only and not stage.teacher_only:
         yield (
@@ -32,10 +38,12 @@ def graph_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sour
         )
 
 
-def _earlier(cascade: "CascadeConfig", stage: "StageConfig", other: str, key: str, role: str) -> Iterator[str]:
-    """Whether stage `other` runs before `stage`."""
+def _earlier(cascade: "CascadeConfig", stage: "StageConfig", other: str, key: str, source: "Source", role: str) -> Iterator[str]:
+    """Whether stage `other` runs before `stage`; role: a parent or a teacher."""
     if other == stage.name:
         yield f"{key}: {other} is the stage itself; {role} must be another stage, earlier in cascade.order"
+    elif other not in cascade.order and other in source.overrides:
+        yield f"{key}: {other} is left out of cascade.order; put it before {stage.name}, or {INSTEAD[role].format(stage=stage.name)}"
     elif other not in cascade.order:
         earlier = cascade.order[: cascade.order.index(stage.name)]
         yield f"{key}: unknown stage {other}{did_you_mean(other, earlier)}"
@@ -71,7 +79,7 @@ def teacher_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "So
             if domain not in scored:
                 yield f"{key}.{domain}: {AUTO} needs scores, and nothing scores {domain}{did_you_mean(domain, scored)}"
             continue
-        yield from _earlier(cascade, stage, teacher.stage, f"{key}.{domain}", "a teacher")
+        yield from _earlier(cascade, stage, teacher.stage, f"{key}.{domain}", source, "a teacher")
         if teacher.stage == stage.parent and not teacher.anchor:
             yield (
                 f"{key}.{domain}: {teacher.stage} is where the student starts, so it has nothing to teach; name "
@@ -115,6 +123,7 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
                 yield f"{key}.{rule}.{domain}: nothing scores {where}{did_you_mean(domain, scored)}"
             if limit < 0 and rule != "floor":
                 yield f"{key}.{rule}.{domain}: must be >= 0 (points of score), got {limit}"
+    yield from gate_limit_problems(cascade, stage, source)
 
 
 def in_stage_validation_problems(cascade: "CascadeConfig", stage: "StageConfig", where) -> Iterator[str]:

@@ -31,7 +31,9 @@ class StageRecord:
     scores: domain -> {"mean": average reward in [0, 1], "n": prompts}. teachers: domain -> stage, or folder outside of the run;
     teacher_facts: domain -> what `provenance.of_teachers` found. fingerprint: hashes of its tokenizer and template. parent: where it really
     started, which after a rollback is not the parent its config names. gate: the verdict of `gate.judge`. handover: what
-    `handover.check` found. data: the files of rows that it trains and is scored on -> their sha256 when it began.
+    `handover.check` found. scores_hash: sha256 of its `validation.json`, from which gates and teachers are judged. data: the files of rows
+    that it trains and is scored on -> their sha256 when it began. imported: where the weights come from that another program trained
+    (`interop.import_checkpoint`), None for those that were trained here.
     """
 
     directory: str
@@ -45,10 +47,12 @@ class StageRecord:
     checkpoint: str | None = None
     checkpoint_hash: str | None = None
     scores: dict[str, dict] = field(default_factory=dict)
+    scores_hash: str | None = None
     seconds: float | None = None
     gate: dict | None = None
     handover: dict | None = None
     data: dict[str, str] = field(default_factory=dict)
+    imported: dict | None = None
 
     @property
     def rolled_back(self) -> bool:

@@ -53,8 +53,13 @@ def begin_stage(cascade: CascadeConfig, stage: StageConfig) -> None:
 
 def tell_trackers(cascade: CascadeConfig, stage_run: StageRun, record: StageRecord) -> None:
     """What the stage has come to, at its last step; then its trackers' runs are over. On rank 0."""
-    stage_run.trackers.add(cascade_metrics(cascade.order.index(stage_run.name) + 1, record), stage_run.config.max_num_steps)
+    stage_run.trackers.add(cascade_metrics(cascade.order.index(stage_run.name) + 1, record), last_step(record, stage_run))
     stage_run.trackers.close()
+
+
+def last_step(record: StageRecord, stage_run: StageRun) -> int:
+    """Of a stage that stopped at a plateau, or hands on an earlier one, the step that it hands on."""
+    return int(Path(record.checkpoint).name.removeprefix("step_")) if record.checkpoint else stage_run.config.max_num_steps
 
 
 def cascade_metrics(number: int, record: StageRecord) -> dict[str, float]:

@@ -3,6 +3,7 @@
 As in checks.py, every function yields lines "key: what is wrong; what to do".
 """
 
+import inspect
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ from nemo_cascade.stages.interruption import seconds_of
 # By the module that is imported, what to install.
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny (or all of mlflow)"}
 OWN = {"tensorboard": {"purge_step"}, "wandb": {"id", "resume", "dir", "config", "reinit"}, "mlflow": set()}
+SETTINGS = {
+    "tensorboard": {"log_dir", "comment", "max_queue", "flush_secs", "filename_suffix"},
+    "mlflow": {"experiment_name", "run_name", "tracking_uri"},
+}
 
 if TYPE_CHECKING:
     from nemo_cascade.cascade.config import StageConfig
@@ -46,6 +51,17 @@ def tracker_problems(stage: "StageConfig", where) -> Iterator[str]:
             yield f"{where(key)}: {name} is not installed; pip install {TRACKERS[name]}, or set it to false"
         for own in sorted(set(block) & OWN[name]):
             yield f"{where(f'logger.{name}.{own}')}: set by the stage itself; leave it out"
-    known = ("experiment_name", "run_name", "tracking_uri")
-    for unknown in [setting for setting in stage.logger.mlflow if setting not in known]:
-        yield f"{where(f'logger.mlflow.{unknown}')}: unknown key{did_you_mean(unknown, known)}"
+        known = known_settings(name) if block else None
+        for unknown in [] if known is None else [setting for setting in block if setting not in known and setting not in OWN[name]]:
+            yield f"{where(f'logger.{name}.{unknown}')}: unknown key{did_you_mean(unknown, sorted(known))}"
+
+
+def known_settings(name: str) -> set[str] | None:
+    """What a tracker's block may say; None where only its library knows, which is not there."""
+    if name != "wandb":
+        return SETTINGS[name]
+    if find_spec("wandb") is None:
+        return None
+    import wandb
+
+    return {*inspect.signature(wandb.init).parameters} - OWN["wandb"]

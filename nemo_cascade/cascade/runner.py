@@ -37,6 +37,7 @@ from nemo_cascade.cascade.plan import Plan, RunRefused, config_hash, dependencie
 from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.data import demo
 from nemo_cascade.data.files import write_atomically
+from nemo_cascade.data.hashes import file_hash
 from nemo_cascade.data.rows import DataError, environment_of
 from nemo_cascade.data.tokenizer import fingerprint, load_tokenizer
 from nemo_cascade.engine import parallel
@@ -178,7 +179,9 @@ def run_stage(
     record.handover = on_rank_0(lambda: read_handover(directory))
     record.checkpoint = str(final.relative_to(manifest.run_dir))
     record.checkpoint_hash = info["weights_hash"]
+    record.imported = info.get("imported")
     record.scores = {domain: {"mean": entry["mean"], "n": entry["n"]} for domain, entry in scores.items()}
+    record.scores_hash = on_rank_0(lambda: file_hash(directory / gate.SCORES)) if scores else None
     record.seconds = parallel.broadcast(round(time.monotonic() - started, 1))
     record.status = DONE
     if parallel.rank() == 0:
@@ -216,11 +219,11 @@ def read_handover(directory: Path) -> dict | None:
 
 
 def score_stage(cascade: CascadeConfig, stage_run: StageRun, final: Path, score: Score) -> dict[str, dict]:
-    """Validation of a stage's last checkpoint; `validation.json` in its folder keeps the score of every prompt."""
+    """Validation of a stage's last checkpoint; `gate.SCORES` in its folder keeps the score of every prompt."""
     domains = validation_domains(cascade, stage_run.name)
     scores = score(as_scored(cascade, stage_run), final, domains, cascade.validation.num_samples)
     if domains and parallel.rank() == 0:
-        write_atomically(stage_run.dir / "validation.json", json.dumps(scores) + "\n")
+        write_atomically(stage_run.dir / gate.SCORES, json.dumps(scores) + "\n")
     return scores
 
 

@@ -24,6 +24,8 @@ def problems(stage: LoopConfig, where: Callable[[str], str], world_size: int | N
     if policy.generation.backend == "vllm_server":
         yield from server_problems(policy, where)
     if policy.generation.backend != "vllm":
+        if policy.generation.vllm_kwargs:
+            yield f"{where('policy.generation.vllm_kwargs')}: only policy.generation.backend=vllm reads it; set that, or remove it"
         return
     key = where("policy.generation.backend")
     if find_spec("vllm") is None:

@@ -52,7 +52,7 @@ def begin(
     refuse_without_space(policy, stage_dir)
     parallel.on_rank_0(lambda: _begin(temporary))
     with _whole_or_gone(temporary, final):
-        policy.save(temporary / "policy", writes=writes)
+        policy.save(temporary / "policy", optimizer=policy.trains, writes=writes)
         known = probe.take(policy)
         parallel.on_rank_0(lambda: probe.write(known, temporary))
         info = {"step": policy.step, "weights_hash": policy.weights_hash(), **info}

@@ -126,6 +126,11 @@ class Policy:
         if self._training:
             self._build_optimizer(max_num_steps)
 
+    @property
+    def trains(self) -> bool:
+        """Whether it has an optimizer."""
+        return self._training
+
     # ------------------------------------------------------------------ the four verbs
 
     @torch.no_grad()

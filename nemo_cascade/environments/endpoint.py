@@ -6,6 +6,7 @@ was asked, so that a run that goes on does not ask twice.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -59,10 +60,16 @@ class EndpointConfig:
 
 @dataclass(frozen=True)
 class Said:
-    """What a model said. tokens: of each generated token its text and {likely token there: probability}, where asked for."""
+    """What a model said. tokens: of each generated token its text and {likely token there: probability}, where asked for.
+
+    thought: what a server that takes thoughts out says of them. finish and length: why it ended and in how many tokens, where told.
+    """
 
     text: str
     tokens: tuple[tuple[str, dict[str, float]], ...] = ()
+    thought: str = field(default="", compare=False)
+    finish: str = field(default="stop", compare=False)
+    length: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,29 @@ class Endpoint:
         told = {name: REFUSED if isinstance(answer, EndpointError) else answer for name, answer in zip(distinct, answers)}
         return [told[name] for name in names]
 
+    def ask_each(
+        self,
+        requests: list[tuple[list[dict], dict]],
+        heard: Callable[[int, Said | Silence | EndpointError], None],
+        seconds: float | None = None,
+    ) -> None:
+        """Asks (conversation, further keys of the request) each for itself, equal ones too, and tells each answer, with its place, as it comes.
+
+        What has not come after `seconds` is given up. Raises EndpointError when the endpoint refuses the key or the model.
+        """
+
+        async def ask_all() -> None:
+            gate = asyncio.Semaphore(self.config.concurrency)
+            async with self.client() as client:
+
+                async def ask(place: int, messages: list[dict], more: dict) -> None:
+                    heard(place, await self._ask(client, gate, messages, lambda text: True, more))
+
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.gather(*(ask(n, *request) for n, request in enumerate(requests))), seconds)
+
+        asyncio.run(ask_all())
+
     def trouble(self) -> str | None:
         """Why nothing can be asked here, by the endpoint's list of models; None where nothing speaks against it."""
         url = self.config.base_url.rstrip("/") + "/models"
@@ -129,9 +159,9 @@ class Endpoint:
             return await asyncio.gather(*(self._ask(client, gate, messages, usable) for messages in conversations))
 
     async def _ask(
-        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, messages: list[dict], usable
+        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, messages: list[dict], usable, more: dict | None = None
     ) -> Said | EndpointError | Silence:
-        body = self._body(messages)
+        body = self._body(messages) | (more or {})
         name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         known = self.cache.get(name) if self.cache is not None else None
         if known is not None:
@@ -194,10 +224,15 @@ class Endpoint:
 
 def _said(answer: dict) -> Said:
     choice = answer["choices"][0]
-    text = choice["message"]["content"]
-    if not isinstance(text, str):
+    message = choice["message"]
+    thought = message.get("reasoning_content") or message.get("reasoning") or ""
+    # A reply that was cut inside its thought has no content.
+    text = "" if thought and message["content"] is None else message["content"]
+    if not isinstance(text, str) or not isinstance(thought, str):
         raise TypeError("what is said is a text")
-    return Said(foreign.plain(text), _tokens(choice))
+    length = (answer.get("usage") or {}).get("completion_tokens")
+    length = length if type(length) is int and length >= 0 else None
+    return Said(foreign.plain(text), _tokens(choice), foreign.plain(thought), str(choice.get("finish_reason")), length)
 
 
 def _tokens(choice: dict) -> tuple[tuple[str, dict[str, float]], ...]:

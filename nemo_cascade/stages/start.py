@@ -4,6 +4,7 @@ checkpoint or the Hugging Face folder that the config names, else from a fresh i
 
 from pathlib import Path
 
+from nemo_cascade.data.rows import DataError
 from nemo_cascade.engine import checkpoint, pretrained
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.models.presets import is_hf_folder
@@ -14,11 +15,18 @@ from nemo_cascade.stages.context import StageRun
 def resume_or_begin(stage: StageRun, policy: Policy) -> dict | None:
     """Puts weights (and, when resuming, optimizer and schedule) into `policy`; returns what the checkpoint remembers, if any.
 
-    Raises DiskError where its first checkpoint would not fit, and Surplus as `checkpoint.latest_whole`.
+    Raises DiskError where its first checkpoint would not fit, Surplus as `checkpoint.latest_whole`, and DataError for a checkpoint that
+    another program trained, of which no more is known than its weights.
     """
     checkpoint.refuse_without_space(policy, stage.dir)
     newest = checkpoint.latest_whole(stage.dir)
     if newest is not None:
+        imported = checkpoint.read_info(newest).get("imported")
+        if imported is not None:
+            raise DataError(
+                f"{newest}: the import of {imported['path']} into stage {stage.name} did not come to its end; give "
+                "`nemo-cascade import-checkpoint` again, or train the stage here with --from-stage"
+            )
         info = checkpoint.load(policy, newest)
     else:
         info = None

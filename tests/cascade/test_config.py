@@ -323,6 +323,30 @@ CASES = {
         ["loss_fn.reference_policy_kl_type=k1"],
         "loss_fn.reference_policy_kl_type: 'k1' is not a choice",
     ),
+    "a loss in percent": (
+        ["cascade.stages.if_rl.gate={max_drop: {instruction_following: 2}}"],
+        "cascade.stages.if_rl.gate.max_drop.instruction_following: must be 0 to 1, got 2; scores of instruction_following are 0 to 1",
+    ),
+    "a floor that nothing reaches": (
+        ["cascade.stages.if_rl.gate={floor: {instruction_following: 7}}"],
+        "cascade.stages.if_rl.gate.floor.instruction_following: must be 0 to 1, got 7",
+    ),
+    "a teacher that is left out": (
+        ["cascade.order=[sft,mopd]", "~cascade.judge"],
+        "cascade.stages.mopd.teachers.math: math_rl is left out of cascade.order; put it before mopd, or name a checkpoint, {path",
+    ),
+    "settings of vLLM without it": (
+        ["policy.generation.vllm_kwargs={foo: 1}"],
+        "policy.generation.vllm_kwargs: only policy.generation.backend=vllm reads it",
+    ),
+    "a slip in a tracker's block": (
+        ["logger.wandb={projct: mine}"],
+        "logger.wandb.projct: unknown key; did you mean project?",
+    ),
+    "a slip in TensorBoard's block": (
+        ["logger.tensorboard={log_dri: x}"],
+        "logger.tensorboard.log_dri: unknown key; did you mean log_dir?",
+    ),
     "older replies without weights": (
         ["cascade.stages.if_rl.grpo.async_grpo.enabled=true", "loss_fn.use_importance_sampling_correction=false"],
         "cascade.stages.if_rl.grpo.async_grpo.enabled: replies are of older weights then, and have to be weighed",

@@ -10,6 +10,7 @@ from nemo_cascade.cascade.config import GateConfig
 from nemo_cascade.cascade.manifest import Manifest
 from nemo_cascade.cascade.report import markdown
 from nemo_cascade.cascade.runner import RunRefused
+from nemo_cascade.data.hashes import file_hash
 from test_runner import ORDER, Runs, imports_are_not_collected  # noqa: F401 - the fixture is used by being there
 
 
@@ -29,6 +30,18 @@ def verdict(tmp_path, before, after, rule="max_drop", limit=0.05) -> dict:
 
 
 RIGHT, WRONG = [1.0] * 50, [0.0] * 50
+
+
+@pytest.mark.parametrize("stage", ["parent", "child"])
+def test_scores_that_are_not_those_that_were_written_judge_nothing(tmp_path, stage):
+    manifest = manifest_of(tmp_path, parent=RIGHT, child=WRONG)
+    for name, record in manifest.stages.items():
+        record.scores_hash = file_hash(manifest.directory(name) / gate.SCORES)
+    rules = GateConfig(max_drop={"math": 0.05}, on_failure="rollback")
+    assert gate.judge(manifest, "child", rules)["action"] == "rollback"
+    (manifest.directory(stage) / gate.SCORES).write_text(json.dumps({"math": {"per_prompt": RIGHT[:-1] + [0.5]}}))
+    with pytest.raises(gate.GateError, match=f"{stage}/validation.json: not what {stage} wrote; put it back, or repeat {stage} with"):
+        gate.judge(manifest, "child", rules)
 
 
 @pytest.mark.parametrize(

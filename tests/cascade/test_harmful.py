@@ -49,6 +49,8 @@ def test_a_cascade_with_a_harmful_stage_ends_as_without_it(tmp_path):
     harm, last = manifests["with"].stages["harm"], manifests["with"].stages["if_rl"]
     assert harm.gate["failed"] == [["max_drop", "instruction_following"]] and harm.rolled_back and harm.status == DONE
     assert "done, rollback" in markdown(manifests["with"])
+    page = (tmp_path / "with" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "harm: rolled back" in page and 'class="verdict rollback"' in page
     assert last.parent == "sft" and harmful.survived(manifests["with"], manifests["without"])
     assert last.checkpoint_hash == manifests["without"].stages["if_rl"].checkpoint_hash != harm.checkpoint_hash
     assert manifests["with"].checkpoint("harm").is_dir(), "it may still teach"

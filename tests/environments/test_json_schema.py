@@ -62,7 +62,7 @@ def keyword_sets(inner):
 SCHEMAS = st.recursive(st.booleans() | keyword_sets(st.booleans()), keyword_sets, max_leaves=4)
 
 
-@settings(max_examples=1_000)  # other ones every time
+@settings(max_examples=400)  # other ones every time
 @given(SCHEMAS, st.lists(VALUES, min_size=1, max_size=4))
 def test_both_readers_allow_the_same_documents(schema, documents):
     for document in documents:

@@ -1,0 +1,1 @@
+"""Doors to NeMo's other programs, a module each; none imports its package before it is used."""
