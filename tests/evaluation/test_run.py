@@ -1,5 +1,6 @@
 """What is asked again and what is not, what a result leaves out, and what is refused before anybody is asked."""
 
+import io
 import json
 
 import pytest
@@ -107,7 +108,7 @@ def test_the_papers_number_stands_beside_real_rows_with_what_differs(tmp_path):
     _, _, result = gpqa(tmp_path, Here(), max_tokens=64)
     told = result.as_json()
     assert told["paper"]["score"] == 76.1 and told["paper"]["settings that differ"] == ["samples 2, not 8", "max_tokens 64, not 131072"]
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(table([result]))
     shown = console.export_text()
     assert "76.1*" in shown and "avg@2" in shown
