@@ -25,6 +25,7 @@ from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
 from nemo_cascade.cascade.strict import did_you_mean
 from nemo_cascade.engine.memory import GPUS
+from nemo_cascade.evaluation.command import evaluate
 from nemo_cascade.scaling.cli import app as scaling_app
 
 EXIT_DOES_NOT_FIT, EXIT_LACKS, EXIT_REFUSED = 1, 1, 2
@@ -312,6 +313,9 @@ def pack(
         f"ok: {report.documents:,} documents of {report.shortest:,} to {report.longest:,} tokens in {report.packs:,} "
         f"packs of {report.capacity:,}, {report.efficiency:.2%} of their slots used: {out}"
     )
+
+
+app.command()(evaluate)
 
 
 @app.command()

@@ -122,7 +122,7 @@ class Endpoint:
 
         async def ask_all() -> None:
             gate = asyncio.Semaphore(self.config.concurrency)
-            async with self._client() as client:
+            async with self.client() as client:
 
                 async def ask(place: int, messages: list[dict], more: dict) -> None:
                     heard(place, await self._ask(client, gate, messages, lambda text: True, more))
@@ -155,12 +155,8 @@ class Endpoint:
 
     async def _ask_all(self, conversations: list[list[dict]], usable) -> list[Said | EndpointError | Silence]:
         gate = asyncio.Semaphore(self.config.concurrency)
-        async with self._client() as client:
+        async with self.client() as client:
             return await asyncio.gather(*(self._ask(client, gate, messages, usable) for messages in conversations))
-
-    def _client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=self.config.concurrency)
-        return httpx.AsyncClient(timeout=self.config.timeout, limits=limits, headers=self._headers())
 
     async def _ask(
         self, client: httpx.AsyncClient, gate: asyncio.Semaphore, messages: list[dict], usable, more: dict | None = None
@@ -170,21 +166,33 @@ class Endpoint:
         known = self.cache.get(name) if self.cache is not None else None
         if known is not None:
             return known
+        said = await self.send(client, gate, body, _said, lambda said: usable(said.text))
+        if isinstance(said, Said) and self.cache is not None:
+            self.cache.put(name, said)
+        return said
+
+    async def send(self, client: httpx.AsyncClient, gate: asyncio.Semaphore, body: dict, read: Callable, usable: Callable):
+        """What `read` makes of the server's answer to a request, the first of `tries` that is usable; why there is none else: a
+        Silence, or an EndpointError for a request that it refuses. Raises EndpointError where it refuses all.
+
+        read: from the JSON of an answer; raises ValueError, LookupError, TypeError or AttributeError for one that it cannot use.
+        """
         for attempt in range(self.config.tries):
             if attempt:
                 # Not all at once: those that failed together would come back together.
                 await asyncio.sleep(2 ** (attempt - 2) * random.uniform(0.75, 1.25))
             async with gate:
-                said = await self._try(client, body)
-            if isinstance(said, EndpointError):
+                said = await self._try(client, body, read)
+            if isinstance(said, EndpointError) or not isinstance(said, Silence) and usable(said):
                 return said
-            if isinstance(said, Said) and usable(said.text):
-                if self.cache is not None:
-                    self.cache.put(name, said)
-                return said
-        return UNREADABLE if isinstance(said, Said) else said
+        return said if isinstance(said, Silence) else UNREADABLE
 
-    async def _try(self, client: httpx.AsyncClient, body: dict) -> Said | EndpointError | Silence:
+    def client(self) -> httpx.AsyncClient:
+        """For one event loop."""
+        limits = httpx.Limits(max_connections=self.config.concurrency)
+        return httpx.AsyncClient(timeout=self.config.timeout, limits=limits, headers=self._headers())
+
+    async def _try(self, client: httpx.AsyncClient, body: dict, read: Callable):
         url = self.config.base_url.rstrip("/") + "/chat/completions"
         try:
             answer = await client.post(url, content=foreign.write(body), headers=JSON)
@@ -203,17 +211,7 @@ class Endpoint:
         if not answer.is_success:
             return UNREACHABLE
         try:
-            told = foreign.read(answer.content)
-            choice = told["choices"][0]
-            message = choice["message"]
-            thought = message.get("reasoning_content") or message.get("reasoning") or ""
-            # A reply that was cut inside its thought has no content.
-            text = "" if thought and message["content"] is None else message["content"]
-            if not isinstance(text, str) or not isinstance(thought, str):
-                return UNREADABLE
-            length = (told.get("usage") or {}).get("completion_tokens")
-            length = length if type(length) is int and length >= 0 else None
-            return Said(foreign.plain(text), _tokens(choice), foreign.plain(thought), str(choice.get("finish_reason")), length)
+            return read(foreign.read(answer.content))
         except (ValueError, LookupError, TypeError, AttributeError):
             return UNREADABLE
 
@@ -222,6 +220,19 @@ class Endpoint:
         settings = dict(temperature=c.temperature, top_p=c.top_p, max_tokens=c.max_tokens)
         settings |= dict(logprobs=True, top_logprobs=TOP_LOGPROBS) if c.logprobs else {}
         return {"model": c.model, "messages": messages, **settings, **c.extra_body}
+
+
+def _said(answer: dict) -> Said:
+    choice = answer["choices"][0]
+    message = choice["message"]
+    thought = message.get("reasoning_content") or message.get("reasoning") or ""
+    # A reply that was cut inside its thought has no content.
+    text = "" if thought and message["content"] is None else message["content"]
+    if not isinstance(text, str) or not isinstance(thought, str):
+        raise TypeError("what is said is a text")
+    length = (answer.get("usage") or {}).get("completion_tokens")
+    length = length if type(length) is int and length >= 0 else None
+    return Said(foreign.plain(text), _tokens(choice), foreign.plain(thought), str(choice.get("finish_reason")), length)
 
 
 def _tokens(choice: dict) -> tuple[tuple[str, dict[str, float]], ...]:

@@ -17,12 +17,10 @@ import torch.distributed as dist
 
 from nemo_cascade import heartbeat
 from nemo_cascade.rollout.engine import RolloutEngine, first, nothing_to_do
-from nemo_cascade.rollout.protocol import ToolProtocol
+from nemo_cascade.rollout.protocol import ToolProtocol, shortened
 from nemo_cascade.rollout.types import FAILED, Request, Rollout, SamplingParams
 from nemo_cascade.sandbox import SandboxError
 
-# Characters of an answer that a model sees; of a longer one its beginning and its end.
-MAX_ANSWER = 20_000
 # Calls at a time, on one rank.
 CONCURRENCY = 64
 # Added to the seed for each turn, above what seeds of steps reach: the noise of every turn is its own.
@@ -289,10 +287,3 @@ def anyone(engine: RolloutEngine, waits: bool) -> bool:
 
 def nothing_left() -> None:
     """How a session without `close` ends."""
-
-
-def shortened(answer: str) -> str:
-    if len(answer) <= MAX_ANSWER:
-        return answer
-    half = MAX_ANSWER // 2
-    return f"{answer[:half]}\n... {len(answer) - 2 * half} characters left out ...\n{answer[-half:]}"

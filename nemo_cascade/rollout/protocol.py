@@ -4,6 +4,8 @@ from nemo_cascade.data.chat import encode, parse_reply, render
 
 # Stands where a tool's words come, in a conversation that is rendered only to see what the template puts around them.
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
+# Characters of an answer that a model sees; of a longer one its beginning and its end.
+MAX_ANSWER = 20_000
 _ASKED = [
     {"role": "user", "content": "?"},
     {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]},
@@ -55,3 +57,11 @@ class ToolProtocol:
             return backend.encode(text, add_special_tokens=False).ids
         finally:
             backend.encode_special_tokens = before
+
+
+def shortened(answer: str) -> str:
+    """What a model is shown of a tool's answer."""
+    if len(answer) <= MAX_ANSWER:
+        return answer
+    half = MAX_ANSWER // 2
+    return f"{answer[:half]}\n... {len(answer) - 2 * half} characters left out ...\n{answer[-half:]}"
