@@ -177,6 +177,8 @@ MADE = (
 OURS = (
     "policy.generation.max_batch_size",
     "policy.generation.vllm_server.",
+    "grpo.partial_rollouts.max_new_tokens_per_round",
+    "grpo.partial_rollouts.num_prompts_in_flight",
     "env.num_workers",
     "env.max_faults",
     "env.nemo_gym.concurrency",
@@ -198,6 +200,7 @@ UNSAID = {
     "grpo.val_patience": (0, "nothing ends a stage at a plateau there"),
     "grpo.swe_group_threshold": (None, "no group is left out by its best reward there"),
     "grpo.max_rollout_turns": (1, "how often the model may speak is a setting of NeMo Gym's agents there"),
+    "grpo.partial_rollouts.enabled": (False, "a step waits for all of its replies there"),
     "grpo.adv_estimator.domain_shares": ({}, "each token counts as it is there, whatever its domain"),
     "env.nemo_gym.servers": ({}, "NeMo RL starts NeMo Gym's servers itself, by env.nemo_gym.config_paths"),
     "data.on_bad_row": ("stop", "a bad row ends the run there; mend the files"),
