@@ -100,20 +100,24 @@ class Line:
             self.most = max(self.most, self.busy)
         try:
             if way == "drop":
+                self._over()
                 return handler.connection.close()
             if way == "delay":
                 time.sleep(3)
             answer = httpx.post(f"{self.url}/chat/completions", content=body, headers={"Content-Type": "application/json"}, timeout=120)
             payload = answer.content[: len(answer.content) // 2] if way == "garble" else answer.content
+            self._over()
             handler.send_response(answer.status_code)
             handler.send_header("Content-Length", str(len(payload)))
             handler.end_headers()
             handler.wfile.write(payload)
         except OSError:
             pass  # whoever asked is gone
-        finally:
-            with self.lock:
-                self.busy -= 1
+
+    def _over(self):
+        """Before whoever asked hears of it, and asks again."""
+        with self.lock:
+            self.busy -= 1
 
 
 def config(url, **settings) -> EndpointConfig:
@@ -159,7 +163,11 @@ def test_what_is_never_answered_is_undecided_counted_and_told(vllm):
         judge.reward_groups(groups)
     told = [rollout.info["judge_readable"] for group in groups for rollout in group.rollouts]
     assert 0.3 < sum(told) / len(told) < 0.9
-    assert all(1 <= rollout.reward <= 7 for group in groups for rollout in group.rollouts)
+    # One about which nothing was said has no verdict, and is trained on by nobody.
+    rewards = [(rollout.reward, rollout.fault) for group in groups for rollout in group.rollouts]
+    # Where one comparison is all that was heard of a reply: scores 1 to 5, a tie broken by 3.5 - rank, bonuses of 0.5 for thought and answer.
+    assert all(1 - 2.5 <= reward <= 5 + 2.5 + 1 or fault for reward, fault in rewards), rewards
+    assert all(rollout.info["judge_readable"] == 0 for group in groups for rollout in group.rollouts if rollout.fault)
 
 
 def test_free_answers_are_judged_in_both_orders_over_a_bad_line(vllm):

@@ -28,6 +28,8 @@ def ids(text: str) -> list[int]:
 class Scripted:
     """An engine that says what is written for each (prompt_id, sample), turn by turn, the last for ever; `asked` is what it was given."""
 
+    beside = False
+
     def __init__(self, said: dict):
         self.said, self.turn, self.asked, self.queue = said, {}, [], []
 

@@ -57,8 +57,6 @@ def stage_of(directory: Path, rows: list[dict], said: dict):
     from tests.rollout.test_agent import Scripted
 
     class Playing(Scripted):
-        beside = False
-
         def sharing(self):
             return parallel_state.get_data_parallel_group()
 

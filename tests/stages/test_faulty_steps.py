@@ -86,6 +86,8 @@ class Answering(Equal):
 class Scripted:
     """An engine whose replies are written: `said` has them by (prompt, sample), turn by turn."""
 
+    beside = False
+
     def __init__(self, said: dict):
         self.said, self.queue = said, []
 
