@@ -150,12 +150,16 @@ def training(folder: Path):
 
 def decode(folder: Path):
     """Replies to different prompts, so none is prefilled once for several; data-parallel ranks share them."""
-    engine, mine = decoder(folder)
+    return decoding(*decoder(folder), NO_STOP)
+
+
+def decoding(engine, mine: list[Request], stop_ids: tuple[int, ...]):
+    """The step of an engine that decodes replies of one length."""
     seeds = iter(range(1_000_000))
 
     def step():
         started = clock()
-        rollouts = generate(engine, mine, SamplingParams(max_new_tokens=NEW_TOKENS, stop_ids=NO_STOP, seed=next(seeds)))
+        rollouts = generate(engine, mine, SamplingParams(max_new_tokens=NEW_TOKENS, stop_ids=stop_ids, seed=next(seeds)))
         assert all(len(rollout.response) == NEW_TOKENS for rollout in rollouts)
         return since(started), None
 

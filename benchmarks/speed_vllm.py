@@ -2,27 +2,17 @@
 
 from pathlib import Path
 
-from speed import NEW_TOKENS, TAIL, clock, read, since
-from speed_ours import build, decoder
+from speed import TAIL, clock, read, since
+from speed_ours import build, decoder, decoding
 
 from nemo_cascade.rollout.config import VllmConfig
-from nemo_cascade.rollout.engine import generate
 from nemo_cascade.rollout.types import Request, SamplingParams
 from nemo_cascade.rollout.vllm import VllmEngine
 
 
 def decode(folder: Path):
     """Replies of one length, as on the other sides."""
-    engine, mine = vllm_decoder(folder)
-    seeds = iter(range(1_000_000))
-
-    def step():
-        started = clock()
-        rollouts = generate(engine, mine, SamplingParams(max_new_tokens=NEW_TOKENS, stop_ids=(), seed=next(seeds)))
-        assert all(len(rollout.response) == NEW_TOKENS for rollout in rollouts)
-        return since(started), None
-
-    return step
+    return decoding(*vllm_decoder(folder), ())
 
 
 def decode_tail(folder: Path):
