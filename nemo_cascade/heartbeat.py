@@ -64,14 +64,15 @@ def still_for() -> float:
 
 
 def where() -> str:
-    """ "stage math_rl, step 5, rewards"."""
+    """ "stage math_rl, step 5, rewards", or "before the first stage, reading rows"."""
     return words(dataclasses.asdict(_doing))
 
 
 def words(doing: dict) -> str:
     """The same of a heartbeat that was read."""
     step = f", step {doing['step']}" if doing["step"] else ""
-    return f"stage {doing['stage']}{step}, {doing['part']}"
+    stage = f"stage {doing['stage']}" if doing["stage"] else "before the first stage"
+    return f"{stage}{step}, {doing['part']}"
 
 
 class Heart:

@@ -223,8 +223,9 @@ def cascade_problems(cascade: "CascadeConfig") -> Iterator[str]:
     yield from sampling_problems(cascade)
     if cascade.run_dir == "" or Path(cascade.run_dir).is_file():
         yield f"cascade.run_dir: {cascade.run_dir!r} is not a folder; name a folder (it is made when missing)"
-    if cascade.handover.max_logprob_error < 0:
-        yield f"cascade.handover.max_logprob_error: must be >= 0, got {cascade.handover.max_logprob_error}"
+    for key in ("max_logprob_error", "max_logprob_error_elsewhere"):
+        if getattr(cascade.handover, key) < 0:
+            yield f"cascade.handover.{key}: must be >= 0, got {getattr(cascade.handover, key)}"
     if cascade.demo_data is not None:
         yield from demo_data_problems(cascade.demo_data)
 

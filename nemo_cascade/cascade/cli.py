@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 
 from nemo_cascade import last_words
-from nemo_cascade.cascade import data_cli, judge_checks, vllm_checks
+from nemo_cascade.cascade import data_cli, gate, judge_checks, vllm_checks
 from nemo_cascade.cascade.compose import compose_config, compose_file
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
@@ -117,7 +117,7 @@ def check(
     ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask whether judges that are served can be reached")] = False,
 ) -> None:
-    """Say what a config would run, or all that is wrong with it.
+    """Say what a config would run, or what is wrong with it.
 
     Nothing is started. Judges that are served are asked whether they are there. Exit code 2 when something is wrong.
     """
@@ -147,6 +147,8 @@ def check(
     for number, stage in enumerate(cascade.stages.values(), start=1):
         domains = ", ".join(stage.data.train)
         print(f"{number}  {stage.name}: {stage.kind} on {domains}, from {stage.start}, {stage.max_num_steps} steps")
+    for line in gate.blind_lines(cascade):
+        print(line)
     print(f"ok: {len(cascade.stages)} stages, run directory {cascade.run_dir}")
 
 
@@ -329,7 +331,7 @@ def export_nemo_rl(
     model: Annotated[Optional[Path], typer.Option(help="A Hugging Face folder to start from, whatever the config says")] = None,
     nemo_rl: Annotated[str, typer.Option(help="NeMo RL's folder where it will run")] = "/opt/nemo-rl",
 ) -> None:
-    """Write a stage as a config of NeMo RL, with the commands to run.
+    """Write a stage as a config that NeMo RL opens.
 
     What that config cannot say is told, and stands in the file.
     """
@@ -365,7 +367,7 @@ def import_checkpoint(
     config_dir: ConfigDir = None,
     config: ConfigFile = None,
 ) -> None:
-    """Take what NeMo RL trained into a run, as a finished stage.
+    """Take what NeMo RL trained into a run, as a stage.
 
     It is written in our form, read again, scored and judged by its gate; the next stages start from it.
     """

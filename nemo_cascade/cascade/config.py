@@ -99,10 +99,13 @@ class HandoverConfig:
     """`cascade.handover`: what is asked of a stage's checkpoint, read again, before anything goes on from it.
 
     max_logprob_error: the largest difference of a log-prob from that in memory before the save. On a CPU there is none; kernels
-    of a GPU that add in any order need some. hf: whether it is also written as a Hugging Face folder and read from there.
+    of a GPU that add in any order need some. max_logprob_error_elsewhere: what rounding may make of one in another engine that
+    samples, or at another layout or on another device than where it was saved. hf: whether it is also written as a Hugging Face
+    folder and read from there.
     """
 
     max_logprob_error: float = 0.0
+    max_logprob_error_elsewhere: float = 0.05
     hf: bool = True
 
 

@@ -16,7 +16,7 @@ from nemo_cascade.data.hashes import file_hash
 from nemo_cascade.stages import paired
 
 if TYPE_CHECKING:
-    from nemo_cascade.cascade.config import GateConfig
+    from nemo_cascade.cascade.config import CascadeConfig, GateConfig
 
 # In a stage's folder, the score of every validation prompt.
 SCORES = "validation.json"
@@ -78,6 +78,35 @@ def decide(
     failed += [["min_gain", d] for d, g in gate.min_gain.items() if means[d] < g or chances["min_gain"][d] > LEVEL]
     failed += [["floor", d] for d, floor in gate.floor.items() if scores[d].mean() < floor and ("floor", d) in harmed]
     return failed, chances
+
+
+def blind(gate: "GateConfig", prompts: int, replies: int) -> float | None:
+    """The loss that `max_drop` sees in 4 of 5 stages, from numbers alone; None where it is small enough, or there is no such rule.
+
+    Of scores of 0 or 1, half of them right, whose correlation before and after is 0.5: by the law of docs/gates.md.
+    """
+    if not gate.max_drop or prompts * replies == 0:
+        return None
+    error = math.sqrt(0.25 / (prompts * replies))
+    level = HARM_LEVEL / (len(gate.max_drop) + len(gate.floor))
+    least = min(gate.max_drop.values())
+    seen = paired.seen_drop(error, level, least)
+    return seen if seen > max(2 * least, WORTH_SEEING) else None
+
+
+def blind_lines(cascade: "CascadeConfig") -> list[str]:
+    """What to tell, before anything runs, of gates that have too few replies to see what they are there for; stages alike in one line."""
+    alike: dict[str, list[str]] = {}
+    prompts, replies = cascade.validation.num_prompts, cascade.validation.num_samples
+    for name, stage in cascade.stages.items():
+        loss = blind(stage.gate, prompts, replies)
+        if loss is not None:
+            alike.setdefault(f"{loss:.2f}", []).append(name)
+    return [
+        f"gates of {', '.join(names)}: a loss of less than {loss} is mostly not seen with {prompts} prompts and {replies} "
+        f"{'reply' if replies == 1 else 'replies'} to each; raise cascade.validation.num_samples (docs/gates.md)"
+        for loss, names in alike.items()
+    ]
 
 
 def paired_scores(manifest: Manifest, before: str, after: str, domain: str) -> tuple[np.ndarray, np.ndarray]:

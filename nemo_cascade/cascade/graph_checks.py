@@ -118,7 +118,7 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
             yield f"{key}.{rule}: {stage.name} starts from {stage.start}, so there is {text}; remove it, or use floor"
         scored = list(cascade.scored(scorer)) if scorer in cascade.stages and cascade.validation.num_prompts > 0 else []
         for domain, limit in limits.items():
-            if domain not in scored and scorer is not None:
+            if domain not in scored and scorer in cascade.stages:
                 where = "it" if scorer == stage.name else f"it for {scorer}, where {stage.name} may start"
                 yield f"{key}.{rule}.{domain}: nothing scores {where}{did_you_mean(domain, scored)}"
             if limit < 0 and rule != "floor":

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from nemo_cascade.cascade.config import HandoverConfig
 
 FILE = "handover.json"
-# What rounding may make of a log-prob at another layout or on another device, or in another engine.
-ELSEWHERE = 0.05
 
 # token ids, a list a sequence -> their log-probs, entry 0 being 0, from an engine that was given the policy's weights.
 Served = Callable[[list[list[int]]], list[list[float]]]
@@ -62,7 +60,7 @@ def check(policy: Policy, name: str, final: Path, config: "HandoverConfig", serv
     now = probe.take(policy, known.tokens if known is not None else None)
     again = f"; what keeps this file is at fault: repeat the stage with --from-stage {name}"
     if known is not None:
-        limit = config.max_logprob_error if known.where == now.where else max(config.max_logprob_error, ELSEWHERE)
+        limit = config.max_logprob_error if known.where == now.where else max(config.max_logprob_error, config.max_logprob_error_elsewhere)
         found["reloaded"] = compare(f"stage {name}: {weights}, read again,", known, now.logprobs, limit, again)
     written, read = checkpoint.read_info(final)["weights_hash"], policy.weights_hash()
     if read != written:
@@ -71,7 +69,8 @@ def check(policy: Policy, name: str, final: Path, config: "HandoverConfig", serv
         found["hf"] = through_hf(policy, name, final, now, config.max_logprob_error)
     if served is not None:
         place = f"stage {name}: {weights}, given to the engine that samples,"
-        found["served"] = compare(place, now, served(now.tokens), ELSEWHERE, "; it must not sample for training")
+        wrong = "; it must not sample for training. A bound of its own: cascade.handover.max_logprob_error_elsewhere"
+        found["served"] = compare(place, now, served(now.tokens), config.max_logprob_error_elsewhere, wrong)
     return found
 
 

@@ -73,7 +73,8 @@ def state(manifest: Manifest, beats: list[dict | None], now: float) -> str:
     if first is not None and not first["over"] and going_on(manifest, now):
         step = f"step {first['step']}/{first['steps']}, " if first["step"] else ""
         still = f", still for {span(first['still_for'])}" if first["still_for"] > 10 * first["seconds"] else ""
-        return f"stage {first['number']}/{first['stages']} {first['stage']}: {step}{first['part']}{still}"
+        stage = f"stage {first['number']}/{first['stages']} {first['stage']}" if first["stage"] else "before the first stage"
+        return f"{stage}: {step}{first['part']}{still}"
     if manifest.stages and all(record.status == DONE for record in manifest.stages.values()):
         return "all stages are done"
     note = _note(manifest.run_dir)
@@ -82,7 +83,7 @@ def state(manifest: Manifest, beats: list[dict | None], now: float) -> str:
     if first is None:
         return _starting(manifest.run_dir, now) or "no process has left a heartbeat here"
     what = "ended before all stages were done; what it wrote last says why" if first["over"] else "its processes are gone"
-    return f"at {heartbeat.words(first)}: {what}; the same command goes on"
+    return f"{heartbeat.words(first)}: {what}; the same command goes on"
 
 
 def pace(manifest: Manifest, first: dict) -> list[str]:

@@ -25,10 +25,9 @@ VERDICTS = {ADVANCE: 1.0, WARN: 0.0, ROLLBACK: -1.0, STOP: -2.0}
 
 @contextlib.contextmanager
 def attended(cascade: CascadeConfig) -> Iterator[Interruption]:
-    """Around all stages of a run, on every rank. An Interrupted that comes out is told, and ends the program with code 75."""
+    """Around all that a run does, on every rank. An Interrupted that comes out is told, and ends the program with code 75."""
     run_dir, rank = Path(cascade.run_dir), parallel.rank()
-    minutes = next(iter(cascade.stages.values())).cluster.collective_timeout_minutes
-    with Watchdog(run_dir, rank, dist.get_world_size(), minutes), Interruption(run_dir, rank) as interruption:
+    with watched(cascade, run_dir), Interruption(run_dir, rank) as interruption:
         try:
             yield interruption
         except Interrupted as stopped:
@@ -43,6 +42,15 @@ def attended(cascade: CascadeConfig) -> Iterator[Interruption]:
             if isinstance(error, EngineError):
                 last_words.leave(f"nemo-cascade: {heartbeat.where()}: {error}")
             raise
+
+
+def watched(cascade: CascadeConfig, run_dir: Path) -> Watchdog:
+    """Ends what hangs inside `with`, after `cluster.collective_timeout_minutes`; heartbeats are in run_dir, those of an earlier start
+    are removed. Called on all ranks."""
+    parallel.on_rank_0(lambda: heartbeat.forget(run_dir))
+    heartbeat.at("start", stage="", number=0, stages=len(cascade.order), step=0, steps=0)
+    minutes = next(iter(cascade.stages.values())).cluster.collective_timeout_minutes
+    return Watchdog(run_dir, parallel.rank(), dist.get_world_size(), minutes)
 
 
 def begin_stage(cascade: CascadeConfig, stage: StageConfig) -> None:

@@ -24,7 +24,8 @@ from megatron.core import parallel_state
 from rich.console import Console
 from rich.table import Table
 
-from nemo_cascade.cascade import runner
+from nemo_cascade import heartbeat
+from nemo_cascade.cascade import operation, runner
 from nemo_cascade.cascade.checks import AUTO
 from nemo_cascade.cascade.config import CascadeConfig, StageConfig, Teacher
 from nemo_cascade.cascade.manifest import PENDING, Manifest
@@ -64,24 +65,29 @@ def run(cascade: CascadeConfig) -> list[Outcome]:
     """All stages in their order. Raises what a run would raise, on every rank, or RunRefused where a check fails; on rank 0 it is
     said first in which stage and part."""
     console = Console(highlight=False, soft_wrap=True)
-    parallel.init(next(iter(cascade.stages.values())).policy.megatron_cfg, seed=cascade.seed)
+    first = next(iter(cascade.stages.values()))
+    parallel.init(first.policy.megatron_cfg, seed=cascade.seed, timeout=2 * first.cluster.collective_timeout_minutes)
     folder = Path(cascade.run_dir).absolute()
     folder = folder.with_name(f"tmp_preflight_{folder.name}")
     part = "before the first stage"
     try:
         runner.on_rank_0(lambda: before(cascade, folder))
-        runner.check_rows(cascade)
-        runner.on_rank_0(lambda: runner.refuse_absent_servers(cascade, cascade.order))
-        agreed = runner.on_rank_0(lambda: runner.agreement_of_endpoint(cascade))
-        runner.tell(console, *([agreed] if agreed else []))
-        outcomes, written = [], {}
-        for number, name in enumerate(cascade.order, start=1):
-            for doing, outcome in of_stage(cascade, small(cascade.stages[name]), folder, written):
-                runner.tell(console, f"stage {number}/{len(cascade.order)}  {name}: {doing}")
-                part = f"{doing} of {name}"
-            outcomes.append(outcome)
-            gc.collect()
-        runner.on_rank_0(lambda: refuse_small_disk(cascade, outcomes))
+        with operation.watched(cascade, folder):
+            heartbeat.at("reading rows")
+            runner.check_rows(cascade)
+            runner.on_rank_0(lambda: runner.refuse_absent_servers(cascade, cascade.order))
+            agreed = runner.on_rank_0(lambda: runner.agreement_of_endpoint(cascade))
+            runner.tell(console, *([agreed] if agreed else []))
+            outcomes, written = [], {}
+            for number, name in enumerate(cascade.order, start=1):
+                operation.begin_stage(cascade, cascade.stages[name])
+                for doing, outcome in of_stage(cascade, small(cascade.stages[name]), folder, written):
+                    runner.tell(console, f"stage {number}/{len(cascade.order)}  {name}: {doing}")
+                    part = f"{doing} of {name}"
+                    heartbeat.at(doing)
+                outcomes.append(outcome)
+                gc.collect()
+            runner.on_rank_0(lambda: refuse_small_disk(cascade, outcomes))
     except Exception:
         runner.tell(console, f"failed in {part}")
         raise

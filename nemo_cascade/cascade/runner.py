@@ -5,12 +5,13 @@ and is broadcast, so that ranks never disagree; every rank keeps the same manife
 same command again goes on where a killed run stopped.
 """
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,26 +74,25 @@ def run(
     first = next(iter(cascade.stages.values()))
     parallel.init(first.policy.megatron_cfg, seed=cascade.seed, timeout=2 * first.cluster.collective_timeout_minutes)
     lock = RunLock(Path(cascade.run_dir))
-    try:
+    with leaves_together(lock):
         state.refuse_unwritable([Path(cascade.run_dir)])
         on_rank_0(lock.take)
         # What is asked to stop here has nothing to save, but says that it shall go on.
         with Interruption(Path(cascade.run_dir), parallel.rank()):
             manifest, plan = on_rank_0(lambda: begin(cascade, only, from_stage, redo))
+    with operation.attended(cascade) as interruption:
+        with leaves_together(lock):
             state.refuse_unwritable([manifest.directory(name) for name in plan.run])
+            heartbeat.at("reading checkpoints")
             state.refuse_damaged(manifest, state.read_by(cascade, manifest, plan.run))
+            heartbeat.at("reading rows")
             known, noted = check_rows(cascade, plan.run)
+            heartbeat.at("asking judges")
             on_rank_0(lambda: refuse_absent_servers(cascade, plan.run))
             agreed = on_rank_0(lambda: agreement_of_endpoint(cascade)) if plan.run else None
-    except Exception:
-        # Raised on every rank alike, so that every rank can leave and none is left behind with a traceback.
-        parallel.shutdown()
-        lock.release()
-        raise
-    tell(console, *plan.notes, *noted, *([agreed] if agreed else []))
-    loops = loops if loops is not None else default_loops()
-    score = score if score is not None else default_score(cascade)
-    with operation.attended(cascade) as interruption:
+        tell(console, *plan.notes, *noted, *([agreed] if agreed else []))
+        loops = loops if loops is not None else default_loops()
+        score = score if score is not None else default_score(cascade)
         for name in plan.run:
             stage = cascade.stages[name]
             tell(console, headline(cascade, stage, manifest))
@@ -116,6 +116,17 @@ def run(
     return manifest
 
 
+@contextlib.contextmanager
+def leaves_together(lock: RunLock) -> Iterator[None]:
+    """Around what is raised on every rank alike, so that every rank can leave and none is left behind with a traceback."""
+    try:
+        yield
+    except Exception:
+        parallel.shutdown()
+        lock.release()
+        raise
+
+
 def begin(
     cascade: CascadeConfig, only: str | None, from_stage: str | None, redo: str | None = None
 ) -> tuple[Manifest, Plan]:
@@ -124,7 +135,6 @@ def begin(
     # The plan first: it refuses changed settings, and rewriting the rows of finished stages could not be undone.
     check_model_overrides(cascade)
     plan = make_plan(cascade, manifest, only, from_stage, redo)
-    heartbeat.forget(manifest.run_dir)
     judge_again(cascade, manifest)
     refuse_stopped(cascade, manifest, [name for name in concerned(cascade, only) if name != only])
     state.remove_stale(manifest.run_dir)

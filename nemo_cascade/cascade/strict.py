@@ -193,6 +193,8 @@ def _dataclass_fields(kind, path: str = "") -> Iterable[tuple[Any, str]]:
         yield hint, join(path, name)
         if dataclasses.is_dataclass(hint):
             yield from _dataclass_fields(hint, join(path, name))
+        elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]):
+            yield from _dataclass_fields(typing.get_args(hint)[1], join(path, f"{name}.<name>"))
 
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}

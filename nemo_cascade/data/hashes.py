@@ -4,11 +4,15 @@ import hashlib
 import json
 from pathlib import Path
 
+from nemo_cascade import heartbeat
+
 
 def file_hash(path: Path) -> str:
     """sha256 (hex) of a file's content."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    heartbeat.beat()
+    return digest
 
 
 def json_hash(values: object) -> str:

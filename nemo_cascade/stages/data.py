@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_cascade import environments
+from nemo_cascade import environments, heartbeat
 from nemo_cascade.data.rows import environment_of, load_rows
 from nemo_cascade.engine import parallel
 from nemo_cascade.stages.config import DataConfig, EnvConfig
@@ -35,6 +35,7 @@ def load_domains(config: DataConfig, split: str, kind: str, env: EnvConfig = Env
     served = env.nemo_gym.servers
 
     def problem(row: dict) -> str | None:
+        heartbeat.beat()
         name = environment_of(row)
         if name in served:
             return None

@@ -85,7 +85,11 @@ def detectable_drop(difference: np.ndarray, level: float, max_drop: float = 0.0)
     By the normal law: max(z_level * s, max_drop) + z_POWER * s, where s is the standard error of the mean of difference
     [prompts].
     """
-    error = float(np.std(difference)) / math.sqrt(len(difference))
+    return seen_drop(float(np.std(difference)) / math.sqrt(len(difference)), level, max_drop)
+
+
+def seen_drop(error: float, level: float, max_drop: float) -> float:
+    """The same from the standard error of the mean difference."""
     normal = NormalDist()
     return max(normal.inv_cdf(1 - level) * error, max_drop) + normal.inv_cdf(POWER) * error
 

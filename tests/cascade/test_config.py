@@ -147,7 +147,7 @@ def test_model_overrides_pass_through():
 
 
 def test_parent_null_means_fresh_weights():
-    assert load("cascade.stages.if_rl.parent=null").stages["if_rl"].parent is None
+    assert load("cascade.stages.if_rl.parent=null", "~cascade.stages.if_rl.gate").stages["if_rl"].parent is None
 
 
 def test_a_shorter_order_leaves_stages_out():
@@ -316,7 +316,7 @@ CASES = {
         "cascade.stages.mopd.policy.megatron_cfg.moe_aux_loss_coeff: with loss_fn.token_level_loss=false",
     ),
     "a KL term without a start to hold to": (
-        ["cascade.stages.if_rl.parent=null", "cascade.stages.if_rl.loss_fn.reference_policy_kl_penalty=0.03"],
+        ["cascade.stages.if_rl.parent=null", "~cascade.stages.if_rl.gate", "cascade.stages.if_rl.loss_fn.reference_policy_kl_penalty=0.03"],
         "cascade.stages.if_rl.loss_fn.reference_policy_kl_penalty: 0.03 needs a reference",
     ),
     "a KL estimator that holds nothing": (
@@ -339,9 +339,9 @@ CASES = {
         ["policy.generation.vllm_kwargs={foo: 1}"],
         "policy.generation.vllm_kwargs: only policy.generation.backend=vllm reads it",
     ),
-    "a slip in a tracker's block": (
-        ["logger.wandb={projct: mine}"],
-        "logger.wandb.projct: unknown key; did you mean project?",
+    "a slip in MLflow's block": (
+        ["logger.mlflow={run_nam: mine}"],
+        "logger.mlflow.run_nam: unknown key; did you mean run_name?",
     ),
     "a slip in TensorBoard's block": (
         ["logger.tensorboard={log_dri: x}"],

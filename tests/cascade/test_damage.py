@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_cascade.cascade.gate import GateError
 from nemo_cascade.cascade.manifest import BACKUP, FILE, PENDING, ManifestError
 from nemo_cascade.cascade.runner import RunRefused
 from nemo_cascade.data.rows import DataError
@@ -115,6 +116,19 @@ def test_rows_that_changed_under_begun_stages_are_refused_by_the_name_of_their_f
     assert line.startswith(f"{path}: changed since stage multi_domain_rl") and line.endswith("--from-stage multi_domain_rl")
     path.write_text(before)
     assert killed(*COMMAND) == GOES_ON
+
+
+def test_scores_that_were_edited_are_refused_by_their_file(killed):
+    path = killed.run_dir / "04-multi_domain_rl" / "validation.json"
+    before = path.read_text()
+    path.write_text(before.replace("0.2", "0.9", 1))
+    gate = "+cascade.stages.multi_domain_rl.gate.max_drop.math=0.05"
+    with pytest.raises(GateError) as raised:
+        killed(*COMMAND, gate)
+    assert str(raised.value) == f"{path}: not what multi_domain_rl wrote; put it back, or repeat multi_domain_rl with --from-stage multi_domain_rl"
+    assert killed.loops.calls == []
+    path.write_text(before)
+    assert killed(*COMMAND, gate) == GOES_ON
 
 
 def test_validation_rows_that_changed_are_refused_in_one_line_for_all_stages(killed):

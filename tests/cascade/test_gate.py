@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from nemo_cascade.cascade import gate
-from nemo_cascade.cascade.config import GateConfig
+from nemo_cascade.cascade.compose import compose_config
+from nemo_cascade.cascade.config import GateConfig, load_config
 from nemo_cascade.cascade.manifest import Manifest
 from nemo_cascade.cascade.report import markdown
 from nemo_cascade.cascade.runner import RunRefused
 from nemo_cascade.data.hashes import file_hash
+from nemo_cascade.stages import paired
 from test_runner import ORDER, Runs, imports_are_not_collected  # noqa: F401 - the fixture is used by being there
 
 
@@ -42,6 +44,28 @@ def test_scores_that_are_not_those_that_were_written_judge_nothing(tmp_path, sta
     (manifest.directory(stage) / gate.SCORES).write_text(json.dumps({"math": {"per_prompt": RIGHT[:-1] + [0.5]}}))
     with pytest.raises(gate.GateError, match=f"{stage}/validation.json: not what {stage} wrote; put it back, or repeat {stage} with"):
         gate.judge(manifest, "child", rules)
+
+
+def test_a_gate_with_too_few_replies_is_told_before_anything_runs():
+    def told(name: str, *overrides: str) -> list[str]:
+        return gate.blind_lines(load_config(compose_config(name, overrides), planning=True))
+
+    assert told("full") == [] and told("tiny", "cascade.validation.num_prompts=300") == []
+    (line,) = told("full", "cascade.validation.num_samples=1")
+    # z(1 - 0.04 / 8) + z(0.8) standard errors of sqrt(0.25 / 500), and of nine domains a little more.
+    assert line.startswith("gates of if_rl, multi_domain_rl, mopd, rlhf, long_context_rl, code_rl, swe_rl, swe_agentic_rl: ")
+    assert "a loss of less than 0.08 is mostly not seen with 500 prompts and 1 reply to each" in line
+    assert told("full", "cascade.validation.num_prompts=0") == []
+
+
+def test_the_law_that_tells_it_is_the_one_of_a_verdict_with_such_scores():
+    rng, prompts = np.random.default_rng(0), 40_000
+    right = rng.random(prompts) < 0.5
+    # Half of the scores are drawn again, so that those before and after correlate by 0.5.
+    after = np.where(rng.random(prompts) < 0.5, right, rng.random(prompts) < 0.5)
+    rules = GateConfig(max_drop={str(domain): 0.0 for domain in range(9)})
+    measured = paired.detectable_drop(after.astype(float) - right, gate.HARM_LEVEL / 9)
+    assert gate.blind(rules, 400, 1) == pytest.approx(10 * measured, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -169,4 +169,6 @@ def served_badly(policy):
 
 def test_an_engine_that_samples_from_other_weights_stops_the_cascade(damaged):
     (told,) = run_distributed(refused, 1, damaged.parent, damaged, {}, CONFIG, served_badly)
-    assert "given to the engine that samples, gives token" in told
+    assert "given to the engine that samples, gives token" in told and "cascade.handover.max_logprob_error_elsewhere" in told
+    (found,) = run_distributed(reloaded, 1, damaged.parent, damaged, {}, HandoverConfig(max_logprob_error_elsewhere=0.11), served_badly)
+    assert found["served"] == pytest.approx(0.1)

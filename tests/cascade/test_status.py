@@ -81,6 +81,13 @@ def test_a_silent_rank_is_named(run):
     assert told in live.lines(run, NOW)
 
 
+def test_what_a_run_does_before_its_first_stage_is_told(run):
+    beats(run, 1, stage="", number=0, step=0, steps=0, part="reading rows")
+    assert live.lines(run, NOW)[0] == "before the first stage: reading rows" and live.going_on(run, NOW)
+    beats(run, 300, stage="", number=0, step=0, steps=0, part="reading rows")
+    assert live.lines(run, NOW)[0].startswith("before the first stage, reading rows: its processes are gone")
+
+
 def test_a_rank_that_does_not_get_on_is_told(run):
     beats(run, 1, still_for=700.0)
     assert live.lines(run, NOW)[0] == "stage 2/3 math_rl: step 12/30, rollouts, still for 11 min 40 s"

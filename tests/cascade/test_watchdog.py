@@ -91,6 +91,34 @@ def test_a_rank_that_is_stopped_is_told_from_one_that_waits(tmp_path):
             process.communicate()
 
 
+# A run, or its pre-flight, in which nothing comes back of what reads the rows.
+BEFORE_A_STAGE = """
+import sys, time
+from nemo_cascade.cascade import preflight, runner
+from nemo_cascade.cascade.compose import compose_config
+from nemo_cascade.cascade.config import load_config
+
+
+def never_read(*_):
+    time.sleep(600)
+
+runner.check_rows = never_read
+config = load_config(compose_config("smoke", ["cluster.collective_timeout_minutes=0.05", *sys.argv[2:]]), world_size=1)
+{"run": runner.run, "preflight": preflight.run}[sys.argv[1]](config)
+"""
+
+
+@pytest.mark.parametrize("what", ["run", "preflight"])
+def test_what_hangs_before_the_first_stage_ends_too(tmp_path, what):
+    rows = [f"cascade.demo_data.{kind}_rows=2" for kind in ("train", "validation", "sft")]
+    places = ["~cascade.demo_data.rows_of", f"cascade.run_dir={tmp_path}/run", f"cascade.demo_data.path={tmp_path}/data"]
+    command = [sys.executable, "-c", BEFORE_A_STAGE, what, *places, *rows]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 70, done.stderr
+    assert "this run hangs: no rank has moved for 0.05 minutes" in done.stderr and "in never_read" in done.stderr
+    assert "rank 0: before the first stage, reading rows, at " in done.stderr
+
+
 class Clock:
     """Time as it goes on for a process that may be suspended, of which its threads see nothing but a jump."""
 

@@ -95,6 +95,13 @@ def test_wandb_offline_has_a_run_of_the_stage_in_the_group_of_the_cascade(tmp_pa
     assert (first.run.project, first.run.display_name, first.run.run_group) == ("cascades", "tiny/02-math_rl", "tiny")
 
 
+@needs("wandb")
+def test_a_slip_in_wandbs_block_is_told_by_what_its_library_knows():
+    with pytest.raises(ConfigErrors) as caught:
+        load_config(compose_config("tiny", ["logger.wandb={projct: mine}"]))
+    assert caught.value.problems == ["logger.wandb.projct: unknown key; did you mean project?"]
+
+
 @dataclass
 class WandbFile:
     run: object = None
