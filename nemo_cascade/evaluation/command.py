@@ -9,7 +9,7 @@ import typer
 
 Overrides = Annotated[
     Optional[list[str]],
-    typer.Argument(metavar="[policy.KEY=VALUE]...", help="For --checkpoint and --hf: keys of policy, as policy.generation.backend=vllm"),
+    typer.Argument(metavar="[KEY=VALUE]...", help="For --checkpoint and --hf: keys of policy, as policy.generation.backend=vllm"),
 ]
 INCOMPLETE, INTERRUPTED = 1, 130
 
@@ -41,7 +41,7 @@ def evaluate(
     Exit code 1 when replies or verdicts are missing, 2 when something is refused.
 
     \b
-    nemo-cascade evaluate --suite math,ifbench --endpoint http://host:8000/v1 --model NAME --data rows
+    nemo-cascade evaluate --suite math --endpoint http://host:8000/v1 --model M
     """
     from rich.console import Console
 

@@ -1,6 +1,7 @@
 """What a user is told when a command or a config is not what was meant: each problem once, by the name of what was given."""
 
 import json
+import re
 
 import pytest
 import typer
@@ -129,7 +130,7 @@ def test_help_cuts_nothing_off_and_breaks_no_sentence_but_at_the_edge(columns):
         options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
         assert all(f"  {option}" in told or f", {option}" in told for option in options)
         # What is left of a paragraph's line must be too short for the next line's first word.
-        lines = told[: told.index("Options:")].splitlines()
+        lines = re.split(r"^(?:Arguments|Options):$", told, flags=re.MULTILINE)[0].splitlines()
         for line, following in zip(lines, lines[1:]):
             if line.startswith("  ") and following.startswith("  ") and "torchrun" not in following:
                 assert len(line) + 1 + len(following.split()[0]) > 76, (line, following)
