@@ -109,6 +109,9 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
     if gate.on_failure == "rollback" and stage.parent is None:
         text = f"{stage.name} starts from {stage.start}, so no stage is left to go on from; use stop, warn or advance"
         yield f"{key}.on_failure: {text}"
+    if cascade.validation.num_prompts == 0:
+        yield f"{key}: with cascade.validation.num_prompts 0 there is no score to judge; set that, or leave the gate out"
+        return
     start = _earliest_start(cascade, stage)
     # A floor is the stage's own; the other rules compare with where it starts.
     for rule, scorer in (("max_drop", start), ("min_gain", start), ("floor", stage.name)):
@@ -116,7 +119,7 @@ def gate_problems(cascade: "CascadeConfig", stage: "StageConfig", source: "Sourc
         if limits and scorer is None:
             text = "no score to drop from or to gain on"
             yield f"{key}.{rule}: {stage.name} starts from {stage.start}, so there is {text}; remove it, or use floor"
-        scored = list(cascade.scored(scorer)) if scorer in cascade.stages and cascade.validation.num_prompts > 0 else []
+        scored = list(cascade.scored(scorer)) if scorer in cascade.stages else []
         for domain, limit in limits.items():
             if domain not in scored and scorer in cascade.stages:
                 where = "it" if scorer == stage.name else f"it for {scorer}, where {stage.name} may start"
@@ -134,7 +137,7 @@ def in_stage_validation_problems(cascade: "CascadeConfig", stage: "StageConfig",
         yield f"{where(f'{block}.val_period')}: {text}"
     needing = {f"{block}.val_patience": stage.loop.val_patience > 0, "checkpointing.metric_name": name is not None}
     for key in (key for key, needs in needing.items() if needs and stage.loop.val_period == 0):
-        yield f"{where(key)}: {stage.name} is not validated while it trains; set {block}.val_period"
+        yield f"{where(key)}: without {block}.val_period nothing is validated while a stage trains; set that too"
     known = ["val:reward", *(f"val:{domain}" for domain in cascade.scored(stage.name))]
     if name is not None and name not in known:
         yield f"{where('checkpointing.metric_name')}: {name} is not measured in {stage.name}{did_you_mean(name, known)}"

@@ -99,7 +99,9 @@ def pace(manifest: Manifest, first: dict) -> list[str]:
     told += [rate] if rate else []
     left = max(0, first["steps"] - last["step"])
     if seconds > 0:
-        told += [f"{seconds:.3g} s/step", f"the stage trains for about {span(left * seconds)} more"]
+        after = first["stages"] - first["number"]
+        then = f", with {after} stage{'' if after == 1 else 's'} after it" if after > 0 else ""
+        told += [f"{seconds:.3g} s/step", f"the stage trains for about {span(left * seconds)} more{then}"]
     return [", ".join(told)]
 
 

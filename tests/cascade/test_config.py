@@ -371,11 +371,11 @@ CASES = {
     ),
     "a best checkpoint that no validation tells": (
         ["cascade.stages.sft.checkpointing.metric_name=val:reward"],
-        "cascade.stages.sft.checkpointing.metric_name: sft is not validated while it trains; set sft.val_period",
+        "cascade.stages.sft.checkpointing.metric_name: without sft.val_period nothing is validated while a stage trains",
     ),
     "patience without validations": (
         ["grpo.val_patience=3"],
-        "grpo.val_patience: if_rl is not validated while it trains; set grpo.val_period",
+        "grpo.val_patience: without grpo.val_period nothing is validated while a stage trains",
     ),
     "a metric nobody measures": (
         ["grpo.val_period=5", "cascade.stages.if_rl.checkpointing.metric_name=val:maths"],
@@ -582,6 +582,18 @@ def test_a_problem_is_one_line_that_names_its_key_and_what_to_do(case):
 
 def test_one_mistake_in_a_shared_block_is_told_once():
     assert problems("policy.generation.top_p=2") == ["policy.generation.top_p: must be in (0, 1], got 2.0"]
+    (line,) = problems("grpo.val_patience=2")
+    assert line == "grpo.val_patience: without grpo.val_period nothing is validated while a stage trains; set that too"
+
+
+def test_gates_without_validation_are_one_line():
+    (line,) = [line for line in problems("cascade.validation.num_prompts=0") if "gate" in line]
+    gated = "if_rl, multi_domain_rl, mopd, rlhf, long_context_rl, code_rl, swe_rl"
+    assert line.startswith(f"cascade.stages.<stage>.gate (in {gated}): with cascade.validation.num_prompts 0 there is no score")
+
+
+def test_a_block_of_stages_at_the_top_is_told_where_it_belongs():
+    assert problems("+gate.max_drop.math=0.02") == ["gate: unknown key; did you mean cascade.stages.<name>.gate?"]
 
 
 def test_all_problems_come_at_once():

@@ -57,7 +57,7 @@ def test_a_running_stage_tells_its_step_reward_pace_and_end(run):
     beats(run, 1, 2)
     assert live.lines(run, NOW) == [
         "stage 2/3 math_rl: step 12/30, rollouts",
-        "reward 0.11, 256 generated tokens/s, 2 s/step, the stage trains for about 38 s more",
+        "reward 0.11, 256 generated tokens/s, 2 s/step, the stage trains for about 38 s more, with 1 stage after it",
         "2 of 2 ranks alive, the last sign 1 s ago",
         "gate of sft: rollback, failed math (max_drop)",
     ]
@@ -72,7 +72,7 @@ def test_an_sft_stage_tells_its_loss_and_trained_tokens(run):
     ]
     log.path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     beats(run, 1)
-    assert live.lines(run, NOW)[1] == "loss 2, 200 tokens/s, 1 s/step, the stage trains for about 28 s more"
+    assert live.lines(run, NOW)[1] == "loss 2, 200 tokens/s, 1 s/step, the stage trains for about 28 s more, with 1 stage after it"
 
 
 def test_a_silent_rank_is_named(run):
