@@ -22,21 +22,8 @@ class ExpertsFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, probs, sizes, accumulate, *weights):
-        first, second = weights[: len(sizes)], weights[len(sizes) :]
-        rows = [slice(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes))]
-        active = x.new_empty(len(x), first[0].shape[0])
-        for row, weight in zip(rows, first):
-            torch.mm(x[row], weight.t(), out=active[row])
-        ctx.fused = kernels.usable(active, probs, widths=active.shape[1:])
-        if ctx.fused:
-            scaled = torch.empty_like(active)
-            kernels.call("relu2_forward", *active.shape, active, probs, scaled)
-        else:
-            active.relu_()
-            scaled = (active.square() * probs[:, None]).to(x.dtype)
-        out = torch.empty_like(x)
-        for row, weight in zip(rows, second):
-            torch.mm(scaled[row], weight.t(), out=out[row])
+        rows = rows_of(sizes)
+        out, active, scaled, ctx.fused = products(x, probs, rows, weights[: len(rows)], weights[len(rows) :])
         ctx.rows, ctx.accumulated = rows, weights if accumulate else None
         ctx.save_for_backward(x, probs, active, scaled, *weights)
         return out
@@ -66,6 +53,29 @@ class ExpertsFunction(torch.autograd.Function):
             weight.main_grad.addmm_(one, other)
             weight.grad_added_to_main_grad = True
         return grad_x, grad_probs, None, None, *(None for _ in weights)
+
+
+def rows_of(sizes: list[int]) -> list[slice]:
+    """Where each expert's rows are."""
+    return [slice(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes))]
+
+
+def products(x, probs, rows, first, second) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
+    """(y of `ExpertsFunction`, what the activation was given or gave, p times what it gave, whether the kernels did it)."""
+    active = x.new_empty(len(x), first[0].shape[0])
+    for row, weight in zip(rows, first):
+        torch.mm(x[row], weight.t(), out=active[row])
+    fused = kernels.usable(active, probs, widths=active.shape[1:])
+    if fused:
+        scaled = torch.empty_like(active)
+        kernels.call("relu2_forward", *active.shape, active, probs, scaled)
+    else:
+        active.relu_()
+        scaled = (active.square() * probs[:, None]).to(x.dtype)
+    out = torch.empty_like(x)
+    for row, weight in zip(rows, second):
+        torch.mm(scaled[row], weight.t(), out=out[row])
+    return out, active, scaled, fused
 
 
 class Experts(SequentialMLP):

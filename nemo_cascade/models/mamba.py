@@ -207,18 +207,26 @@ def selective_state_update(
     kind, (x, dt, B, C) = x.dtype, (t.to(state.dtype) for t in (x, dt, B, C))
     dt = dt[..., 0] if dt_bias is None else dt[..., 0] + dt_bias[:, 0]
     dt = F.softplus(dt) if dt_softplus else dt
+    return advance(state, x, dt, (dt * A[:, 0, 0]).exp(), B, C, D[:, 0]).to(kind)
+
+
+def advance(state, x, dt, decay, B, C, D) -> torch.Tensor:
+    """h <- decay h + dt x B^T in place, -> C h + D x [b, h, p]: one token of every row.
+
+    state [b, h, p, n], x [b, h, p], dt and decay [b, h], B and C [b, g, n], D [h], all of one type.
+    """
     b, h, p, n = state.shape
-    g, decay = B.shape[1], (dt * A[:, 0, 0]).exp()
+    g = B.shape[1]
     row_by_row = state.is_contiguous() and all(t.stride()[1:] == (t.shape[2], 1) for t in (x, B, C))
     if row_by_row and kernels.usable(state, x, B, C, dt, decay, D, widths=(n,)):
         strided = [part for t in (x, B, C) for part in (t, t.stride(0))]
         y = x.new_empty(b, h, p)
-        kernels.call("state_step", b, h, g, p, n, state, *strided, dt.contiguous(), decay, D[:, 0].contiguous(), y)
-        return y.to(kind)
+        kernels.call("state_step", b, h, g, p, n, state, *strided, dt.contiguous(), decay, D.contiguous(), y)
+        return y
     state.mul_(decay[..., None, None])
     state.view(b, g, h // g * p, n).addcmul_((x * dt[..., None]).view(b, g, -1, 1), B[:, :, None])
     y = (state.view(b, g, -1, n) @ C[..., None]).view(b, h, p)
-    return (y + x * D[:, :1]).to(kind)
+    return y + x * D[:, None]
 
 
 class GatedRMSNorm(torch.nn.Module):

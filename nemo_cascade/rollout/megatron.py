@@ -20,6 +20,7 @@ from megatron.core.ssm.mamba_mixer import MambaMixer
 from nemo_cascade.models.fp8 import MULTIPLE
 from nemo_cascade.models.megatron import decoding, weights_changed
 from nemo_cascade.models.replay import recording, replays_of
+from nemo_cascade.models.short_way import short_way
 from nemo_cascade.rollout.batch import Batch, shared, whole_length
 from nemo_cascade.rollout.config import MAX_CACHE_BYTES
 from nemo_cascade.rollout.types import Request, Rollout, SamplingParams
@@ -43,12 +44,15 @@ class MegatronEngine:
 
     max_batch_size: rows that decode at once; fewer where their caches would be more than max_cache_bytes, which bounds those of all
     running rows together, each counted as long as the longest may become. Beside it there is room for one layer's caches, which are
-    there twice while rows come and go, and for the caches of prompts that are read at once (MAX_PREFILL_TOKENS).
+    there twice while rows come and go, and for the caches of prompts that are read at once (MAX_PREFILL_TOKENS). by_modules: decode by
+    megatron-core's modules even where there is a short way (`models.short_way`).
     """
 
     beside = False
 
-    def __init__(self, model, vocab_size: int, max_batch_size: int = 256, max_cache_bytes: int = MAX_CACHE_BYTES):
+    def __init__(
+        self, model, vocab_size: int, max_batch_size: int = 256, max_cache_bytes: int = MAX_CACHE_BYTES, by_modules: bool = False
+    ):
         """Raises ValueError under pipeline or context parallel, which cannot decode."""
         for name, size in (
             ("pipeline", parallel_state.get_pipeline_model_parallel_world_size()),
@@ -68,6 +72,7 @@ class MegatronEngine:
         self.modules = list(model.modules())
         self.mixers = [module for module in self.modules if isinstance(module, MambaMixer)]
         self.replays = replays_of(model)
+        self.short_way = None if by_modules else short_way(model)
         # Put in for decoding only; `forward` is the layer's own.
         self.padded = {
             module: functools.partial(whole_blocks, MULTIPLE[model.config.fp8_recipe], module.forward)
@@ -117,8 +122,7 @@ class MegatronEngine:
             self.model.set_is_first_microbatch()
             weights_changed(self.mixers)
         self._admit()
-        reporting = self.batch is not None and self.batch.params.report_experts
-        with self._decoding(), recording(self.replays if reporting else []):
+        with self._decoding(), recording(self.replays if self._reporting() else []):
             if self.batch is None:
                 self._forward(torch.zeros(1, 1, dtype=torch.long), 0, StaticInferenceContext(1, 1))
                 return []
@@ -205,6 +209,8 @@ class MegatronEngine:
 
         visible [rows, position + n]: which tokens are there to be attended to, the others being padding; all without it.
         """
+        if position and self.short_way is not None and not self._reporting():
+            return self.short_way(tokens[:, 0], context, visible)[:, : self.vocab_size]
         device = next(self.model.parameters()).device
         tokens, visible = tokens.to(device), None if visible is None else visible.to(device)
         positions = torch.arange(position, position + tokens.shape[1], device=device).expand_as(tokens)
@@ -212,6 +218,10 @@ class MegatronEngine:
         with padded:
             logits = self.model(tokens, positions, visible, inference_context=context, runtime_gather_output=True)
         return logits[:, -1, : self.vocab_size].float()
+
+    def _reporting(self) -> bool:
+        """Whether routers record which experts they choose."""
+        return self.batch is not None and self.batch.params.report_experts
 
     @contextlib.contextmanager
     def _hidden_from_states(self, padding: torch.Tensor) -> Iterator[None]:

@@ -39,7 +39,11 @@ def make_engine(policy: Policy) -> RolloutEngine:
 
         return VllmServerEngine(policy.preset, policy.config.generation)
     return MegatronEngine(
-        policy.model, vocab_size=policy.preset.vocab_size, max_batch_size=policy.config.generation.max_batch_size
+        policy.model,
+        vocab_size=policy.preset.vocab_size,
+        max_batch_size=policy.config.generation.max_batch_size,
+        # What those make of the network only the modules know.
+        by_modules=bool(policy.config.megatron_cfg.model_overrides),
     )
 
 
