@@ -17,7 +17,7 @@ _TIMEOUT = 240
 _MAX_THREADS = 150
 # A server imports torch, megatron-core and ours once; every worker is a fork of it, made before it has any thread or group.
 _fork = multiprocessing.get_context("forkserver")
-_fork.set_forkserver_preload(["nemo_cascade.cascade.runner"])
+_fork.set_forkserver_preload(["nemo_cascade.cascade.runner", "nemo_cascade.stages.rl", "tests.preload"])
 _workers: list["_Worker"] = []
 
 

@@ -36,6 +36,10 @@ SPECIAL = (
 ).split()
 
 
+# What transformers 4 and 5 call a tokenizer that is its tokenizer.json and nothing else.
+PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+
 def find_tokenizer(name: str) -> Path:
     """The folder of a shipped tokenizer or the named folder; raises ValueError when it is neither."""
     folder = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
@@ -50,10 +54,8 @@ def load_tokenizer(name: str):
 
     Raises ValueError when there is none, and naming the folder and the token when a special token is missing or has another id.
     """
-    from transformers import AutoTokenizer
-
     folder = find_tokenizer(name)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = _class_of(folder).from_pretrained(folder, local_files_only=True)
     for token, number in REQUIRED.items():
         found = tokenizer.convert_tokens_to_ids(token)
         if found != number:
@@ -61,6 +63,24 @@ def load_tokenizer(name: str):
     if not tokenizer.chat_template:
         raise ValueError(f"{folder}: no chat template; put chat_template.jinja beside tokenizer.json")
     return tokenizer
+
+
+def _class_of(folder: Path) -> type:
+    """What opens a folder's tokenizer: the plain class where the folder names that, as the family's do.
+
+    AutoTokenizer would find the same, but imports a second's worth of models first, in every process.
+    """
+    try:
+        named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
+    except (OSError, ValueError, AttributeError):
+        named = None
+    if named in PLAIN and (folder / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def fingerprint(tokenizer) -> dict[str, str]:

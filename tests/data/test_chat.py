@@ -1,11 +1,14 @@
 """Conversations as training samples: what is trained on, where turns are cut, and that sampling could have produced it."""
 
+import json
+import shutil
+
 import pytest
 
 from nemo_cascade.data import chat
 from nemo_cascade.data.demo import DOMAINS
 from nemo_cascade.data.rows import messages_of, tools_of
-from nemo_cascade.data.tokenizer import SPECIAL, load_tokenizer, tool_phrases, train_tokenizer
+from nemo_cascade.data.tokenizer import SPECIAL, find_tokenizer, fingerprint, load_tokenizer, tool_phrases, train_tokenizer
 
 TOKENIZER = load_tokenizer("tiny")
 
@@ -125,3 +128,16 @@ def test_a_reply_of_tags_that_never_close_is_read_once_not_once_a_tag(opening):
     assert message["tool_calls"] == [{"name": "f", "arguments": {"x": 1}}]
     assert message.get("malformed_tool_calls", 0) == opening.count("<tool_call>") * 100_000
     assert chat.parse_tool_call(f"<tool_call>\n<function=f>\n{opening * 100_000}</function>\n</tool_call>") is None
+
+
+@pytest.mark.parametrize("named", ["TokenizersBackend", "PreTrainedTokenizerFast", "LlamaTokenizerFast", None])
+def test_a_folder_opens_as_transformers_opens_it(tmp_path, named):
+    from transformers import AutoTokenizer
+
+    shutil.copytree(find_tokenizer("tiny"), tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"tokenizer_class": named}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    ours, theirs = load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
+    text = "<|im_start|>user\nAvoid the letter e. 12 + 30 = ?<|im_end|>\n<think>\n</think>"
+    assert type(ours) is type(theirs) and ours.special_tokens_map == theirs.special_tokens_map
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"] and fingerprint(ours) == fingerprint(theirs)
