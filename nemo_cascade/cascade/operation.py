@@ -48,7 +48,7 @@ def watched(cascade: CascadeConfig, run_dir: Path) -> Watchdog:
     """Ends what hangs inside `with`, after `cluster.collective_timeout_minutes`; heartbeats are in run_dir, those of an earlier start
     are removed. Called on all ranks."""
     parallel.on_rank_0(lambda: heartbeat.forget(run_dir))
-    heartbeat.at("start", stage="", number=0, stages=len(cascade.order), step=0, steps=0)
+    heartbeat.at("start", stage="", number=0, stages=len(cascade.stages), step=0, steps=0)
     minutes = next(iter(cascade.stages.values())).cluster.collective_timeout_minutes
     return Watchdog(run_dir, parallel.rank(), dist.get_world_size(), minutes)
 

@@ -32,7 +32,7 @@ except ImportError:
     from megatron.core.ssm.mamba_block import MambaStackSubmodules as HybridStackSubmodules
 
 __all__ = ["HybridModel", "HybridStack", "HybridStackSubmodules", "PackedSeqParams", "hybrid_block"]
-__all__ += ["PATTERN", "decoding", "decoding_kernel", "moe_spec", "packed_params", "weights_changed"]
+__all__ += ["PATTERN", "conv_of", "decoding", "decoding_kernel", "moe_spec", "packed_params", "weights_changed"]
 
 # The newer ones number each token's document when the parameters are made, from this; without it documents run together.
 _COUNTS_TOKENS = any(field.name == "total_tokens" for field in dataclasses.fields(PackedSeqParams))
@@ -60,6 +60,13 @@ def weights_changed(mixers: Iterable[MambaMixer]) -> None:
     """To be called before decoding with other weights than in the last step: what mixers keep of them is stale."""
     for mixer in mixers:
         mixer._A_neg_exp_cache_stale = True
+
+
+def conv_of(mixer: MambaMixer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [channels, width] and bias [channels] of a mixer's convolution."""
+    conv = getattr(mixer, "conv1d", None)
+    weight, bias = (conv.weight, conv.bias) if conv is not None else (mixer.conv1d_weight, mixer.conv1d_bias)
+    return weight[:, 0], bias
 
 
 def decoding_kernel(kernel, *one_token: int):

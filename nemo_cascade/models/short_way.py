@@ -16,6 +16,7 @@ from nemo_cascade.models.attention import PackedAttention, attend_to_cache
 from nemo_cascade.models.experts import Experts, products, rows_of
 from nemo_cascade.models.layers import NormColumnParallelLinear, RMSNorm
 from nemo_cascade.models.mamba import GatedRMSNorm, advance, conv_update
+from nemo_cascade.models.megatron import conv_of
 from nemo_cascade.models.norm import rms_norm
 from nemo_cascade.models.stack import Mixer
 
@@ -86,7 +87,7 @@ def _mamba(mixer: Mixer) -> Step | None:
     def step(hidden, context, visible):
         inputs, state = context.key_value_memory_dict[mixer.layer_number]
         z, xBC, dt = _normed_product(hidden, mixer.in_proj).split([inner, inner + 2 * states, heads], -1)
-        xBC = conv_update(xBC, inputs, mixer.conv1d.weight[:, 0], mixer.conv1d.bias, "silu")
+        xBC = conv_update(xBC, inputs, *conv_of(mixer), "silu")
         x, B, C = xBC.split([inner, states, states], -1)
         dt = F.softplus(dt + mixer.dt_bias)
         decay = (dt * -mixer.A_log.exp()).exp()
