@@ -214,9 +214,10 @@ async def _told(token: str, talk: Conversation, before: int, events, stopped: th
 def _stop(stops: dict[str, Callable[[], None]]):
     async def stop(body: dict, _: Request) -> Response:
         token = body.get("conversation") if isinstance(body, dict) else None
-        if token in stops:
-            await asyncio.to_thread(stops[token])
-        return JSONResponse({"stopped": token in stops})
+        under_way = stops.get(token) if isinstance(token, str) else None
+        if under_way is not None:
+            await asyncio.to_thread(under_way)
+        return JSONResponse({"stopped": under_way is not None})
 
     return stop
 

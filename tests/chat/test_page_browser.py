@@ -48,6 +48,8 @@ class _Pages:
         url = server.__enter__()
         context = self.browser.new_context(viewport={"width": width, "height": 740}, color_scheme=scheme)
         self.ending += [lambda: server.__exit__(None, None, None), context.close]
+        # Of a machine that others use too.
+        context.set_default_timeout(120_000)
         page = context.new_page()
         page.on("console", lambda message: self.said.append(message.text))
         page.on("pageerror", lambda error: self.said.append(str(error)))
