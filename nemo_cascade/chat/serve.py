@@ -16,6 +16,7 @@ import typer
 # Seconds for vLLM to end by itself, and for open answers when this server ends.
 PATIENCE, GRACE = 20, 3
 INTERRUPTED = 130
+LOCAL = ["127.0.0.1", "localhost"]
 
 
 def serve(
@@ -147,7 +148,11 @@ def _end(process: subprocess.Popen) -> None:
 def _run(app, what: str, host: str, listening: socket.socket, process: subprocess.Popen | None = None) -> None:
     """Serves until Ctrl-C or SIGTERM, or until `process` ends, which is no success."""
     import uvicorn
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    if host in LOCAL:
+        # Else a site whose name leads here could talk to the model in the name of its visitor.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE))
     if process is not None:
 

@@ -80,13 +80,13 @@ class Terminal:
             case Said(text):
                 self._print(gap + text)
             case Called(_, name, arguments):
-                self._note(f"{gap}{name}({json.dumps(arguments, ensure_ascii=False, indent=2)})".replace("\\n", "\n"), "cyan")
+                self._note(f"{gap}{name}({shown(arguments)})", "cyan")
             case Told(_, text):
                 lines = text.splitlines()
                 more = [f"... {len(lines) - TOOL_LINES} lines more"] if len(lines) > TOOL_LINES else []
                 self._note("\n".join([*lines[:TOOL_LINES], *more]), "green")
             case Ended(reason):
-                self._note(gap.rstrip("\n") if reason not in ENDINGS else f"\n({ENDINGS[reason]})")
+                self._note(f"\n({ENDINGS[reason]})" if reason in ENDINGS else "")
 
     def _print(self, text: str, style: str | None = None) -> None:
         self.console.print(text.translate(CONTROL), style=style, end="", markup=False, highlight=False, soft_wrap=True)
@@ -162,6 +162,14 @@ class Terminal:
 
     def _opening(self) -> list[dict]:
         return [{"role": "system", "content": self.system}] if self.system else []
+
+
+def shown(arguments: dict) -> str:
+    """A call's arguments as they are read best: one text, such as code, alone."""
+    match [*arguments.values()]:
+        case [str(text)]:
+            return text
+    return json.dumps(arguments, ensure_ascii=False, indent=2)
 
 
 def chat(

@@ -56,6 +56,7 @@ def test_a_checkpoint_is_served_without_vllm_and_sigterm_ends_it(weights, tmp_pa
         assert answer["usage"]["completion_tokens"] == 12 and answer["choices"][0]["message"]["reasoning_content"]
         told = events(httpx.post(f"{url}/chat", json={"messages": USER, "settings": {"max_tokens": 12, "temperature": 0}}, timeout=120))
         assert told[0]["type"] == "begin" and told[-1]["messages"][0]["reasoning_content"] == answer["choices"][0]["message"]["reasoning_content"]
+        assert httpx.get(url, headers={"Host": "elsewhere.example"}).status_code == 400
         process.terminate()
         assert process.wait(60) == 0, (tmp_path / "log").read_text()
 
