@@ -188,15 +188,17 @@ def _chat(model: Model, tools: list[str], sessions: Sessions, stops: dict[str, C
             stopped.set()
             talk.break_call()
 
-        stops[token] = stop
         events = in_thread(talk.go_on(settings), stopped)
-        return StreamingResponse(_told(token, talk, len(messages), events, stopped, stops), **STREAM)
+        return StreamingResponse(_told(token, talk, len(messages), events, stop, stopped, stops), **STREAM)
 
     return chat
 
 
-async def _told(token: str, talk: Conversation, before: int, events, stopped: threading.Event, stops: dict) -> AsyncIterator[bytes]:
-    """What the page is told, at the end the messages that it shall send again."""
+async def _told(
+    token: str, talk: Conversation, before: int, events, stop: Callable[[], None], stopped: threading.Event, stops: dict
+) -> AsyncIterator[bytes]:
+    """What the page is told, at the end the messages that it shall send again. `stop` is in `stops` as long as there is something to stop."""
+    stops[token], messages = stop, talk.messages
     try:
         yield _data({"type": "begin", "conversation": token})
         try:
@@ -206,9 +208,10 @@ async def _told(token: str, talk: Conversation, before: int, events, stopped: th
         except Exception as error:  # noqa: BLE001 - the status is sent; what is left is to tell
             if not stopped.is_set():
                 yield _data({"type": "error", "text": str(error) if isinstance(error, ChatError) else _named(error)})
-        yield _data({"type": "messages", "messages": talk.messages[before:]})
+        yield _data({"type": "messages", "messages": messages[before:]})
     finally:
-        stops.pop(token, lambda: None)()
+        stops.pop(token, None)
+        stop()
 
 
 def _stop(stops: dict[str, Callable[[], None]]):
@@ -255,7 +258,8 @@ async def in_thread(events: Iterator[Event], stopped: threading.Event) -> AsyncI
     try:
         while isinstance(item := await told.get(), Event):
             yield item
-        if item is not None:
-            raise item
-    finally:
+    except BaseException:  # nobody listens any more
         stopped.set()
+        raise
+    if item is not None:
+        raise item
