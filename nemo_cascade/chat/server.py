@@ -8,6 +8,7 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -26,6 +27,8 @@ from nemo_cascade.chat.tools import TOOLS
 from nemo_cascade.chat.turns import Called, ChatError, Ended, Event, Model, Said, Thought, Told
 from nemo_cascade.environments import foreign
 from nemo_cascade.environments.sessions import Sessions
+
+logger = logging.getLogger(__name__)
 
 # Conversations of pages whose tools are kept.
 MOST = 64
@@ -98,6 +101,9 @@ def refusing(answer: Callable):
             return _refusal(str(error), error.status)
         except ChatError as error:
             return _refusal(str(error), 400)
+        except Exception as error:  # noqa: BLE001 - clients read JSON
+            logger.exception("a request failed")
+            return _refusal(_named(error), 500)
 
     return endpoint
 

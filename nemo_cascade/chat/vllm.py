@@ -26,8 +26,9 @@ FLAGS = {
     "--mamba-ssm-cache-dtype": "float32",
 }
 SWITCHES = ("--enable-auto-tool-choice",)
-# Prompts are read whole: a CPU's generators cannot be wound back, as vLLM does after a part of one. What was trained in fp32 is served so.
-ON_CPU = ("--no-enable-chunked-prefill", "--enforce-eager", "--dtype", "float32")
+# Prompts are read whole, and so none of them is kept: a CPU's generators cannot be wound back, as vLLM does after a part of one. What was
+# trained in fp32 is served so.
+ON_CPU = ("--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--enforce-eager", "--dtype", "float32")
 TOKENIZER_FILES = ("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt")
 FIND = "import importlib.util as u; s = u.find_spec('vllm'); print(s.submodule_search_locations[0] if s else '')"
 

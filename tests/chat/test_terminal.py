@@ -128,6 +128,18 @@ def test_a_pipe_has_a_line_for_each_turn():
     assert [len(messages) for messages, *_ in model.asked] == [1, 1] and model.asked[0][2].budget == 5
 
 
+def test_a_checkpoint_talks_within_its_budget_and_keeps_what_it_said(weights, tmp_path):
+    lines = f"hello\nand now?\n/save {tmp_path / 'talk.json'}\n"
+    options = ["--budget", "3", "--max-tokens", "12", "--seed", "4", "--system", "Be short."]
+    command = [*COMMAND, str(weights / "sft" / "step_1"), "policy.precision=float32", *options]
+    done = subprocess.run(command, input=lines, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0 and done.stdout.startswith("sft-step_1. "), done.stdout + done.stderr
+    assert done.stdout.count("(cut off at its longest)") == 2
+    messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 2]
+    assert messages[2]["reasoning_content"] and messages[2]["content"] and "tokens" not in messages[2]
+
+
 def test_what_cannot_be_opened_is_refused_in_a_line(tmp_path):
     done = subprocess.run([*COMMAND, str(tmp_path)], env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and done.stderr.startswith(f"nemo-cascade: {tmp_path}: no policy/ there and no config.json")
