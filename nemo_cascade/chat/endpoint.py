@@ -80,7 +80,7 @@ class Served:
 def events_of(chunks: Iterator[dict]) -> Iterator[Event]:
     """The events of a streamed chat completion. Raises ChatError for an error that is told in the stream, or where its end is missing."""
     calls: dict[int, dict] = {}
-    finish, usage = None, {}
+    finish, usage, begun = None, {}, False
     for chunk in chunks:
         if "error" in chunk:
             raise ChatError(f"the endpoint broke off: {json.dumps(chunk['error'])[:500]}")
@@ -89,7 +89,9 @@ def events_of(chunks: Iterator[dict]) -> Iterator[Event]:
             delta = choice.get("delta") or {}
             if thought := delta.get("reasoning_content") or delta.get("reasoning"):
                 yield Thought(foreign.plain(thought))
-            if text := delta.get("content"):
+            # White space between a thought and an answer is the template's.
+            if text := (delta.get("content") or "") if begun else (delta.get("content") or "").lstrip():
+                begun = True
                 yield Said(foreign.plain(text))
             for part in delta.get("tool_calls") or []:
                 _put_together(calls.setdefault(part.get("index", 0), {"id": "", "name": "", "arguments": ""}), part)

@@ -17,6 +17,8 @@ import pytest
 from nemo_cascade.cascade.plan import RunRefused
 from nemo_cascade.chat import vllm
 from nemo_cascade.chat.embedded import is_checkpoint
+from nemo_cascade.data.chat import render_tool_call
+from nemo_cascade.data.tokenizer import SHIPPED
 from tests.evaluation.test_checkpoint import written
 from tests.helpers import run_distributed
 
@@ -94,8 +96,29 @@ def test_what_cannot_be_served_is_refused(tmp_path):
         vllm.folder_of(tmp_path / "step_3", None)
 
 
+on_vllm = pytest.mark.skipif(not Path(PYTHON).is_file(), reason="no vLLM: make test-vllm makes its environment")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not Path(PYTHON).is_file(), reason="no vLLM: make test-vllm makes its environment")
+@on_vllm
+def test_vllms_parsers_read_thoughts_and_calls_as_the_chat_template_has_them():
+    arguments = {"code": "a = 5\nprint(a)\n", "times": 3}
+    call = render_tool_call({"name": "run", "arguments": arguments})
+    texts = [[True, f"hm\n</think>\nI run it.\n{call}\n"], [False, f"{call}\n{call}"], [False, "It is 4."], [True, "hm\n</think>\nIt is 4."]]
+    command = [PYTHON, str(Path(__file__).with_name("vllm_parsers.py")), str(SHIPPED / "tiny"), json.dumps(texts)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600)
+    lines = [line.removeprefix("parsed ") for line in done.stdout.splitlines() if line.startswith("parsed ")]
+    told = [(thought, (content or "").strip(), calls) for thought, content, calls in map(json.loads, lines)]
+    assert told == [
+        ("hm", "I run it.", [["run", arguments]]),
+        (None, "", [["run", arguments]] * 2),
+        (None, "It is 4.", []),
+        ("hm", "It is 4.", []),
+    ], done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@on_vllm
 def test_vllms_own_server_serves_a_checkpoint_with_thoughts_budget_and_page(tmp_path):
     """Random weights: their text says nothing, but where a thought ends is counted. vLLM's attention on a CPU has no heads as small as
     those of the other tests."""
@@ -121,6 +144,6 @@ def test_vllms_own_server_serves_a_checkpoint_with_thoughts_budget_and_page(tmp_
         settings = {"max_tokens": 24, "temperature": 0, "budget": 4}
         told = events(httpx.post(f"{url}/chat", json={"messages": USER, "settings": settings}, timeout=300))
         (said,) = told[-1]["messages"]
-        assert said["content"] == short["content"] and said["reasoning_content"] == short["reasoning"]
+        assert said["content"] == short["content"].lstrip() and said["reasoning_content"] == short["reasoning"]
         process.terminate()
         assert process.wait(60) == 0, (tmp_path / "log").read_text()[-3000:]
