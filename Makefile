@@ -1,7 +1,7 @@
 # Everything on a machine that has python3 (3.11 or newer, with its venv module) and make:
 #   make demo       the whole tiny cascade on two processes        make smoke     the same with two steps a stage
 #   make test       the test suite without what takes minutes alone     make test-all  all of it
-#   make browser    a headless Chromium, in which the tests look at the report (part of test-all; without one they are skipped)
+#   make browser    a headless Chromium, in which the tests look at the report and at the chat (part of test-all; without one they are skipped)
 #   make test-vllm  what needs vLLM, in an environment of its own that holds all of ours too (part of test-all)
 #   make test-doors  what needs nemo-run, in an environment of its own as well
 #   make test-compat  what depends on megatron-core, with its newest version, where there is a Python 3.12 (part of test-all)
@@ -52,7 +52,7 @@ test-compat:
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(COMPAT_TESTS); fi
 
 test-vllm: install $(VLLM)/.installed
-	$(PYTEST) tests/environments/test_judge_on_vllm.py
+	$(PYTEST) tests/environments/test_judge_on_vllm.py tests/chat/test_serve.py
 	$(VLLM_PYTEST) $(VLLM_TESTS)
 
 test-doors: $(DOORS)/.installed
@@ -63,7 +63,7 @@ BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome
 browser: install
 	@command -v $(BROWSERS) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	apt-get install --yes --quiet --no-install-recommends chromium-headless-shell; } || \
-	$(BIN)/playwright install --only-shell chromium || echo "no Chromium here: the report is not looked at in one"
+	$(BIN)/playwright install --only-shell chromium || echo "no Chromium here: no page is looked at in one"
 
 install: $(VENV)/.installed
 

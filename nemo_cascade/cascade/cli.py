@@ -24,6 +24,7 @@ from nemo_cascade.cascade.compose import compose_config, compose_file
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
 from nemo_cascade.cascade.strict import did_you_mean
+from nemo_cascade.chat.serve import serve
 from nemo_cascade.engine.memory import GPUS
 from nemo_cascade.evaluation.command import evaluate
 from nemo_cascade.scaling.cli import app as scaling_app
@@ -318,6 +319,7 @@ def pack(
 
 
 app.command()(evaluate)
+app.command()(serve)
 
 
 @app.command()

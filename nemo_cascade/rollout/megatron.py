@@ -131,6 +131,12 @@ class MegatronEngine:
             self.batch = None
         return finished
 
+    def so_far(self, prompt_id: str, sample: int) -> list[int]:
+        """What a running request has been replied by now, to be shown before it is whole; nothing of any other."""
+        rows = self.batch.rows if self.batch is not None else []
+        asked = (prompt_id, sample)
+        return next(([*row.response] for row in rows if (row.request.prompt_id, row.request.sample) == asked and not row.over), [])
+
     def abort(self, ids: set[tuple[str, int]]) -> None:
         """Forgets requests by (prompt_id, sample), waiting or running."""
         self.waiting, self.unfit = [entry for entry in self.waiting if (entry[0].prompt_id, entry[0].sample) not in ids], 0

@@ -35,7 +35,7 @@ class ToolProtocol:
         first, *others = self._around(len(answers), thinking)
         ids = [*first]
         for answer, after in zip(answers, others):
-            ids += self._plain(answer) + after
+            ids += self.plain(answer) + after
         return ids
 
     def _around(self, count: int, thinking: bool) -> list[list[int]]:
@@ -50,7 +50,8 @@ class ToolProtocol:
             self._pieces[count, thinking] = [encode(self.tokenizer, piece) for piece in texts]
         return self._pieces[count, thinking]
 
-    def _plain(self, text: str) -> list[int]:
+    def plain(self, text: str) -> list[int]:
+        """Ids of a text none of which is a special token, whatever it spells."""
         backend, text = self.tokenizer.backend_tokenizer, text.encode(errors="replace").decode()
         before, backend.encode_special_tokens = backend.encode_special_tokens, True
         try:

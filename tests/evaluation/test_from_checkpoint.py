@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 CHANGED = {"samples": 3, "max_tokens": 12}
 
 
-def written(folder: Path) -> None:
+def written(folder: Path, model: str = "micro") -> None:
     """Fresh weights as a stage's checkpoint has them, without what only training reads, and as a Hugging Face folder with tokenizer."""
     import dataclasses
     import shutil
@@ -26,7 +26,7 @@ def written(folder: Path) -> None:
     from nemo_cascade.engine.policy import Policy
     from nemo_cascade.models.hf_folder import write_hf
 
-    config = PolicyConfig(model_name="micro")
+    config = PolicyConfig(model_name=model)
     parallel.init(config.megatron_cfg)
     policy = Policy(config, seed=3)
     (folder / "sft" / "step_1").mkdir(parents=True)
