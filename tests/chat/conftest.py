@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.evaluation.test_checkpoint import written
+from tests.evaluation.test_from_checkpoint import written
 from tests.helpers import run_distributed
 
 

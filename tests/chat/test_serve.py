@@ -19,7 +19,7 @@ from nemo_cascade.chat import vllm
 from nemo_cascade.chat.embedded import is_checkpoint
 from nemo_cascade.data.chat import render_tool_call
 from nemo_cascade.data.tokenizer import SHIPPED
-from tests.evaluation.test_checkpoint import written
+from tests.evaluation.test_from_checkpoint import written
 from tests.helpers import run_distributed
 
 ROOT = Path(__file__).parents[2]
