@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import secrets
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator
@@ -144,6 +145,7 @@ def build(preset: ModelConfig, args: dict, precision: str):
             vllm_cpu.register()  # also where this package is not installed and so no plugin of vLLM's
             vllm_cpu.keep_weights_readable()
             vllm_cpu.leave_memory_unbound()
+            vllm_cpu.name_shared_memory(parallel.broadcast(f"nemo_cascade_{secrets.token_hex(8)}"))
         (Path(folder) / "config.json").write_text(json.dumps(hf_config(preset, precision)))
         return LLMEngine.from_engine_args(EngineArgs(model=folder, **args))
 

@@ -116,6 +116,22 @@ def keep_weights_readable() -> None:
     utils.dispatch_cpu_unquantized_gemm = readable
 
 
+def name_shared_memory(name: str) -> None:
+    """Makes `name`, the same on all ranks, part of what the memory is called through which a CPU's ranks add up.
+
+    Under torchrun vLLM calls it the same in every run: one that was killed leaves it behind, and the next one could not be made.
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    named = getattr(_CPUSHMDistributed.make_group_name, "of_vllm", _CPUSHMDistributed.make_group_name)
+
+    def with_name(communicator) -> str:
+        return f"{name}{named(communicator).replace('/', '')}"
+
+    with_name.of_vllm = named
+    _CPUSHMDistributed.make_group_name = staticmethod(with_name)
+
+
 def leave_memory_unbound() -> None:
     """Keeps vLLM from binding all memory of the process, the trainer's too, to one NUMA node."""
     # Its operators for CPUs are in the namespace once its worker is imported.
