@@ -135,6 +135,7 @@ def begin(
     # The plan first: it refuses changed settings, and rewriting the rows of finished stages could not be undone.
     check_model_overrides(cascade)
     plan = make_plan(cascade, manifest, only, from_stage, redo)
+    heartbeat.forget(manifest.run_dir)
     judge_again(cascade, manifest)
     refuse_stopped(cascade, manifest, [name for name in concerned(cascade, only) if name != only])
     state.remove_stale(manifest.run_dir)
