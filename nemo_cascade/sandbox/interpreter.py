@@ -124,10 +124,12 @@ class Interpreter:
             written += os.pwrite(code_file, text[written:], written)
         ended = self._worker.call(self.limits.seconds)
         told = contents(output, self.limits.output).decode(errors="replace")
+        limit = ended.get("limit")
         if "status" in ended:
+            # One that could write no more may have ended before the server saw how much it had written.
+            limit = limit or ("output" if os.fstat(output).st_size > self.limits.output else None)
             # The server is there, and begins the next one.
             self._close_files()
-        limit = ended.get("limit")
         return Cell(told, ended["seconds"], ended.get("status"), limit)
 
     def _open(self) -> None:
