@@ -125,7 +125,7 @@ def test_loops_without_end_are_ended_at_the_limit_and_every_call_has_all_of_it(s
 def test_a_fork_bomb_hits_its_limit_and_the_interpreter_goes_on(python):
     assert "BlockingIOError" in output(python.run("import os\nwhile True: os.fork()"))
     # What others of the bomb still say stands beside it.
-    assert "still here 1" in output(python.run("print('still here', 1)"))
+    assert "still here 1" in output(python.run("print('still here 1')"))
 
 
 def test_forks_and_threads_of_the_code_neither_answer_for_it_nor_run_between_calls(python):
