@@ -45,7 +45,7 @@ def mopd_advantages(teacher_logprobs: torch.Tensor, train_logprobs: torch.Tensor
 
     All [tokens] -> [tokens]; 0 where mask is 0. Its mean under the student is minus the reverse KL(student || teacher).
     """
-    return ((teacher_logprobs - train_logprobs) * mask).detach()
+    return ((teacher_logprobs - train_logprobs).masked_fill(mask <= 0, 0.0) * mask).detach()
 
 
 def domain_weights(amounts: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:

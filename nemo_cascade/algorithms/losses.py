@@ -187,5 +187,5 @@ def count_responses(mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
 
 
 def negative_log_likelihood(logprobs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """SFT: (-sum of log-probs over trained tokens, their number); logprobs and mask are [tokens]."""
-    return -(logprobs * mask).sum(), mask.sum()
+    """SFT: (-sum of log-probs over trained tokens, their number); logprobs and mask are [tokens], and what is masked may be anything."""
+    return -(logprobs.masked_fill(mask <= 0, 0.0) * mask).sum(), mask.sum()

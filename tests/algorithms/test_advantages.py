@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nemo_cascade.algorithms import group_advantages, mopd_advantages
+from nemo_cascade.algorithms import group_advantages, mopd_advantages, negative_log_likelihood
 
 
 def test_group_advantages_are_the_z_scores_of_a_group():
@@ -39,3 +39,13 @@ def test_the_mean_mopd_advantage_is_minus_the_reverse_kl():
     expectation = (student.exp() * mopd_advantages(teacher, student, torch.ones(7))).sum()
     reverse_kl = torch.nn.functional.kl_div(teacher, student, log_target=True, reduction="sum")
     torch.testing.assert_close(expectation, -reverse_kl)
+
+
+@pytest.mark.parametrize("masked", [float("-inf"), float("nan")])
+def test_what_is_masked_may_be_no_number(masked):
+    teacher, student, mask = torch.tensor([-1.0, masked]), torch.tensor([-2.0, masked]), torch.tensor([1.0, 0.0])
+    assert mopd_advantages(teacher, student, mask).tolist() == [1.0, 0.0]
+    student.requires_grad_()
+    loss, count = negative_log_likelihood(student, mask)
+    loss.backward()
+    assert (float(loss), float(count), student.grad.tolist()) == (2.0, 1.0, [-1.0, 0.0])

@@ -11,18 +11,8 @@ from nemo_cascade.cascade.report_page import rollouts
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import report as made  # noqa: E402 - benchmarks/report.py makes runs
-from browser import NoBrowser, open_browser  # noqa: E402
 
 from test_report_page import ATTACK, PROMPT, REPLY  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        with open_browser() as opened:
-            yield opened
-    except NoBrowser as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

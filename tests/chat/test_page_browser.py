@@ -1,27 +1,12 @@
 """The page as a user has it: in headless Chromium, by keyboard, on a phone, with nothing in the console; the model's turns are scripted."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from nemo_cascade.chat.server import application
 from nemo_cascade.chat.turns import ChatError, Ended, Said, Thought
 from tests.chat.scripted import ANSWER, FOREVER, Scripted, calling, serving
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from browser import NoBrowser, open_browser  # noqa: E402
-
 ATTACK = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        with open_browser() as opened:
-            yield opened
-    except NoBrowser as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
