@@ -59,6 +59,7 @@ SHORT = [
     "cascade.stages.math_rl.grpo.max_num_steps=6",
     "cascade.stages.mopd.grpo.max_num_steps=4",
     "cascade.stages.mopd.parent=sft",
+    "~cascade.stages.mopd.gate",
     *(f"cascade.stages.mopd.teachers.{domain}.stage=sft" for domain in ANCHORS),
     *(
         f"~cascade.stages.mopd.{key}.{domain}"
