@@ -32,7 +32,7 @@ PARTS = {
     ),
     "filters, metrics of rollouts": (
         "nemo_cascade.stages.sampler:refuse_unusable_rollouts",
-        "nemo_cascade.stages.sampler:teaches",
+        "nemo_cascade.stages.sampler:teaching",
         "nemo_cascade.stages.sampler:rollout_metrics",
     ),
     "rollouts to disk": (

@@ -14,7 +14,7 @@ from nemo_cascade.rollout.engine import generate_global
 from nemo_cascade.rollout.types import Group, Request, Rollout
 from nemo_cascade.stages.config import GRPOConfig
 from nemo_cascade.stages.prompts import Prompt, PromptSource
-from nemo_cascade.stages.rollouts import mean, rollout_metrics, sampling_params, teaches
+from nemo_cascade.stages.rollouts import mean, rollout_metrics, sampling_params, teaching
 from nemo_cascade.stages.sampler import Sampler
 
 # How a reply ends that goes on at the next round, or step.
@@ -35,7 +35,7 @@ class PartialSampler(Sampler):
             self.waiting = self._left(step - 1) if step > 1 else []
         groups = self._replayed(step, prompts) or self._drawn(step, prompts, config)
         metrics = rollout_metrics(groups)
-        metrics["groups_taught"] = mean(teaches(group, config) for group in groups)
+        metrics["groups_taught"] = len(teaching(groups, config)) / len(groups)
         metrics["begun_steps_ago"] = mean(step - rollout.info["begun"] for group in groups for rollout in group.rollouts)
         metrics["replies_waiting"] = sum(rollout.finish_reason == UNFINISHED for rollout in replies(self.waiting))
         return groups, metrics

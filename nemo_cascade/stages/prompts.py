@@ -22,7 +22,7 @@ class Prompt:
 
 
 class PromptSource:
-    """`next(n)` draws n prompts from the stage's mixture."""
+    """`next(n)` draws n prompts from the stage's mixture; all ranks call it together, and each renders its share."""
 
     def __init__(self, data: DataConfig, tokenizer, policy: PolicyConfig, seed: int, env: EnvConfig = EnvConfig()):
         self.domains = load_domains(data, "train", kind="rl", env=env)
@@ -31,10 +31,8 @@ class PromptSource:
         self.mixture = Mixture(sources, shuffle=data.shuffle, seed=seed)
 
     def next(self, n: int) -> list[Prompt]:
-        return [self._prompt(self.domains[name], index) for name, index in self.mixture.next(n)]
-
-    def _prompt(self, domain: Domain, index: int) -> Prompt:
-        return prompt(domain, domain.numbers[index], domain.rows[index], self.tokenizer, self.policy)
+        drawn = [(self.domains[name], index) for name, index in self.mixture.next(n)]
+        return rendered([(domain, domain.numbers[i], domain.rows[i]) for domain, i in drawn], self.tokenizer, self.policy)
 
     def state_dict(self) -> dict:
         return self.mixture.state_dict()
@@ -44,13 +42,15 @@ class PromptSource:
 
 
 def render(domain: Domain, tokenizer, policy: PolicyConfig) -> list[Prompt]:
-    """All prompts of a domain, of which every rank, and all call this, makes its share; raises as `prompt` does."""
-    numbered = list(zip(domain.numbers, domain.rows))
+    """All prompts of a domain; as `rendered`."""
+    return rendered([(domain, number, row) for number, row in zip(domain.numbers, domain.rows)], tokenizer, policy)
+
+
+def rendered(rows: list[tuple[Domain, int, dict]], tokenizer, policy: PolicyConfig) -> list[Prompt]:
+    """Prompts of (domain, row number, row), of which every rank, and all call this, makes its share; raises as `prompt` does."""
     # Ids only: the rows are on every rank.
-    made = parallel.share_out(
-        lambda mine: [(p.id, p.tokens) for p in (prompt(domain, *one, tokenizer, policy) for one in mine)], numbered
-    )
-    return [Prompt(name, domain.name, row, tokens) for row, (name, tokens) in zip(domain.rows, made)]
+    made = parallel.share_out(lambda mine: [(p.id, p.tokens) for p in (prompt(*one, tokenizer, policy) for one in mine)], rows)
+    return [Prompt(name, domain.name, row, tokens) for (domain, _, row), (name, tokens) in zip(rows, made)]
 
 
 def prompt(domain: Domain, number: int, row: dict, tokenizer, policy: PolicyConfig) -> Prompt:

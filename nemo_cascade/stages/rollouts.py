@@ -54,14 +54,15 @@ def served(policy: Policy) -> Callable[[list[list[int]]], list[list[float]]]:
     return engine.score
 
 
-def informative(group: Group) -> bool:
-    """Whether its replies earned differently."""
-    return bool(informative_groups(rewards_PG([group]), comparable_PG([group]))[0])
+def informative(groups: list[Group]) -> list[bool]:
+    """Of which groups the replies earned differently."""
+    return informative_groups(rewards_PG(groups), comparable_PG(groups)).tolist()
 
 
-def teaches(group: Group, config: GRPOConfig) -> bool:
-    """Whether GRPO has a gradient from it: informative, and acceptable to `swe_group_threshold`."""
-    return informative(group) and bool(acceptable_groups([group], config)[0])
+def teaching(groups: list[Group], config: GRPOConfig) -> list[Group]:
+    """Those that GRPO has a gradient from: informative, and acceptable to `swe_group_threshold`."""
+    chosen = zip(groups, informative(groups), acceptable_groups(groups, config).tolist())
+    return [group for group, differs, acceptable in chosen if differs and acceptable]
 
 
 def acceptable_groups(groups: list[Group], config: GRPOConfig) -> torch.Tensor:
@@ -191,7 +192,7 @@ def rollout_metrics(groups: list[Group]) -> dict[str, float]:
         "num_replies": len(rollouts),
         "mean_gen_tokens_per_sample": mean(sum(r.written) for r in rollouts),
         "truncation_rate": mean(r.finish_reason == "length" for r in rollouts),
-        "informative_groups": mean(informative(group) for group in groups),
+        "informative_groups": mean(informative(groups)),
     }
     metrics["verifier_errors"] = mean("verifier_error" in r.info for r in rollouts)
     metrics |= {f"faults/{kind}": count for kind, count in faults_of(rollouts).items()}

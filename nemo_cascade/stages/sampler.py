@@ -13,7 +13,7 @@ from nemo_cascade.rollout.types import Group
 from nemo_cascade.stages.config import GRPOConfig
 from nemo_cascade.stages.prompts import Prompt, PromptSource
 from nemo_cascade.stages.rewards import Rewards
-from nemo_cascade.stages.rollouts import begin_groups, mean, rollout_metrics, teaches
+from nemo_cascade.stages.rollouts import begin_groups, mean, rollout_metrics, teaching
 from nemo_cascade.stages.stopwatch import Stopwatch
 from nemo_cascade.stages.usable import group_of_one, refuse_faults, refuse_unusable_rollouts
 
@@ -54,7 +54,7 @@ class Sampler:
         for draw in range(config.dynamic_sampling_max_gen_batches):
             groups = self._begun() or self._next(step, prompts, config, draw)
             seen += groups
-            kept += [group for group in groups if teaches(group, config)] if config.use_dynamic_sampling else groups
+            kept += teaching(groups, config) if config.use_dynamic_sampling else groups
             if len(kept) >= wanted:
                 break
         else:
@@ -63,7 +63,7 @@ class Sampler:
                 "easy or too hard for the policy: change the data, or raise grpo.dynamic_sampling_max_gen_batches and go on"
             )
         metrics = rollout_metrics(seen)
-        metrics["groups_taught"] = mean(teaches(group, config) for group in kept[:wanted])
+        metrics["groups_taught"] = len(teaching(kept[:wanted], config)) / wanted
         if config.use_dynamic_sampling:
             metrics["filtered_reward"] = mean(r.reward for group in kept[:wanted] for r in group.rollouts)
             metrics["dynamic_sampling_num_gen_batches"] = draw + 1

@@ -25,7 +25,7 @@ def refuse_unusable_rollouts(groups: list[Group], where: str, elsewhere: Iterabl
         least, most = (-math.inf, math.inf) if name in unknown else environments.reward_range(name)
         for rollout in group.rollouts:
             place = f"{where}, prompt {rollout.prompt_id} of {group.domain}, reply {rollout.sample}"
-            odd = next((i for i, value in enumerate(rollout.logprobs) if not math.isfinite(value)), None)
+            odd = first_odd(rollout.logprobs)
             if odd is not None:
                 raise DataError(
                     f"{place}: token {odd} was sampled with the log-prob {rollout.logprobs[odd]}; the weights or the engine's "
@@ -89,12 +89,19 @@ def refuse_unusable_logprobs(samples: list[Sample], field: str, source: object, 
     """Raises DataError naming `where` (stage and step), the sample and its token for a log-prob of `field` that is not finite on a
     trained token; source: whose weights they are of."""
     for sample in samples:
-        for place, (on, value) in enumerate(zip(sample.loss_mask, sample.fields[field])):
-            if on and not math.isfinite(value):
-                raise DataError(
-                    f"{where}, {sample.name}: {field} is {value} at token {place}; the weights of {source} or their sums "
-                    "overflow: look at that checkpoint's own scores, or take another one"
-                )
+        values = sample.fields[field]
+        place = first_odd([value if on else 0.0 for on, value in zip(sample.loss_mask, values)])
+        if place is not None:
+            raise DataError(
+                f"{where}, {sample.name}: {field} is {values[place]} at token {place}; the weights of {source} or their sums "
+                "overflow: look at that checkpoint's own scores, or take another one"
+            )
+
+
+def first_odd(values: list[float]) -> int | None:
+    """The place of the first value that is not finite."""
+    # A sum of finite values is finite, and much sooner made than each is asked.
+    return None if math.isfinite(sum(values)) else next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
 
 
 def group_of_one(prompt: Prompt, where: str) -> DataError:

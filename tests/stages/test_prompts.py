@@ -12,6 +12,7 @@ from nemo_cascade.rollout.config import GenerationConfig
 from nemo_cascade.stages.config import DataConfig, DatasetConfig
 from nemo_cascade.stages.data import load_domains
 from nemo_cascade.stages.prompts import PromptSource, render
+from tests.helpers import run_distributed
 
 TOKENIZER = load_tokenizer("tiny")
 
@@ -34,6 +35,16 @@ def test_drawn_prompts_are_those_that_were_checked(tmp_path):
     drawn = PromptSource(data, TOKENIZER, policy, seed=1).next(6)
     assert len(checked) == 3 and all(prompt == checked[prompt.id] for prompt in drawn)
     assert {prompt.id for prompt in drawn} == set(checked)
+
+
+def drawn_by_two(data, policy):
+    source = PromptSource(data, TOKENIZER, policy, seed=1)
+    return source.next(5) + source.next(0) + source.next(4)
+
+
+def test_ranks_that_render_a_share_each_draw_what_one_draws(tmp_path):
+    data, policy = data_config(tmp_path, ["Which one?", "And which now?", "The last?"]), policy_config(100)
+    assert run_distributed(drawn_by_two, 2, data, policy) == [drawn_by_two(data, policy)] * 2
 
 
 def test_a_prompt_without_room_for_a_reply_is_told_with_its_row(tmp_path):
