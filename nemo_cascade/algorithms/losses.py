@@ -26,8 +26,10 @@ def importance_weights(
     "seq-mask-tis": r_t where the geometric mean of its whole response's ratios lies in [low, high], else 0 [NeMo RL; a band such
     as 0.999 to 1.002]. sequence_level: one r for a response, the product of its tokens' [NeMo RL's form for GSPO]. That mode, and
     sequence_level, need `segments`, which tell a token's response. A ratio too large for a number is 0, as NeMo RL has it.
-    Raises ValueError for another mode.
+    Raises ValueError for another mode, and without segments where they are needed.
     """
+    if segments is None and (sequence_level or mode == "seq-mask-tis"):
+        raise ValueError(f"importance weights of mode {mode!r} with sequence_level={sequence_level} are by response: give segments")
     # What masked tokens have may be infinite, and would stay so in a mean.
     log_ratio = (train_logprobs - sampling_logprobs).detach().masked_fill(mask <= 0, 0.0)
     ratio = (response_sums(log_ratio, mask, segments) if sequence_level else log_ratio).exp()
@@ -164,15 +166,15 @@ def kl_penalty(
 
 def response_lengths(mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
     """[tokens]: the number of trained tokens in each token's own response (0 on padding, where segments is -1)."""
-    _, index = segments.unique(return_inverse=True)
-    totals = torch.zeros(int(index.max()) + 1, dtype=mask.dtype, device=mask.device).index_add_(0, index, mask)
+    found, index = segments.unique(return_inverse=True)
+    totals = torch.zeros(len(found), dtype=mask.dtype, device=mask.device).index_add_(0, index, mask)
     return torch.where(segments >= 0, totals[index], torch.zeros_like(mask))
 
 
 def response_sums(values: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
     """[tokens]: the sum of `values` over the trained tokens of each token's own response, 0 where there is none."""
-    _, index = segments.unique(return_inverse=True)
-    totals = torch.zeros(int(index.max()) + 1, dtype=values.dtype, device=values.device).index_add(0, index, values * mask)
+    found, index = segments.unique(return_inverse=True)
+    totals = torch.zeros(len(found), dtype=values.dtype, device=values.device).index_add(0, index, values * mask)
     return totals[index]
 
 

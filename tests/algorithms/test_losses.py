@@ -35,6 +35,20 @@ def test_an_unknown_weight_mode_is_refused():
         importance_weights(torch.zeros(1), torch.zeros(1), torch.ones(1), mode="ice", low=0.5, high=2.0)
 
 
+def test_weights_by_response_ask_for_the_responses():
+    for how in ({"mode": "seq-mask-tis"}, {"mode": "tis", "sequence_level": True}):
+        with pytest.raises(ValueError, match="by response: give segments"):
+            importance_weights(torch.zeros(1), torch.zeros(1), torch.ones(1), low=0.5, high=2.0, **how)
+
+
+@pytest.mark.parametrize("aggregate", ["token", "sequence", "group"])
+def test_a_pack_without_tokens_has_a_loss_of_nothing(aggregate):
+    none = torch.zeros(0, requires_grad=True)
+    total, count = policy_gradient_loss(none, none, none, none.detach(), none.long(), aggregate=aggregate)
+    total.backward()
+    assert total == 0 and count == 0
+
+
 def test_token_aggregation_counts_trained_tokens():
     logprobs = torch.tensor([-5.0, -1.0, -2.0, -4.0, -7.0, -9.0])
     total, count = policy_gradient_loss(logprobs, torch.ones(6), torch.ones(6), MASK, SEGMENTS, aggregate="token")
