@@ -27,6 +27,7 @@ from nemo_cascade.cascade.graph_checks import AUTO
 from nemo_cascade.cascade.strict import NAME, did_you_mean, flatten, is_missing, nearest
 from nemo_cascade.data import demo
 from nemo_cascade.data.tokenizer import find_tokenizer
+from nemo_cascade.engine import disk
 from nemo_cascade.engine.memory import GPUS
 from nemo_cascade.models import fp8
 from nemo_cascade.models.presets import PRESETS, is_hf_folder
@@ -131,7 +132,8 @@ UNREAD = {"sft": ("grpo", "loss_fn", "genrm"), "rl": ("sft",)}
 
 def all_problems(cascade: "CascadeConfig", source: "Source", world_size: int | None) -> list[str]:
     """Every problem of a resolved config, in reading order, each once."""
-    problems = [*order_problems(cascade, source), *cascade_problems(cascade), *judge_checks.judge_problems(cascade)]
+    problems = [*order_problems(cascade, source), *cascade_problems(cascade), *place_problems(cascade)]
+    problems += judge_checks.judge_problems(cascade)
     for name, stage in cascade.stages.items():
 
         def where(key: str, name: str = name) -> str:
@@ -228,6 +230,15 @@ def cascade_problems(cascade: "CascadeConfig") -> Iterator[str]:
             yield f"cascade.handover.{key}: must be >= 0, got {getattr(cascade.handover, key)}"
     if cascade.demo_data is not None:
         yield from demo_data_problems(cascade.demo_data)
+
+
+def place_problems(cascade: "CascadeConfig") -> Iterator[str]:
+    """The run directory can be written to, from here."""
+    if cascade.run_dir != "" and not is_missing(cascade.run_dir):
+        try:
+            disk.refuse_read_only(Path(cascade.run_dir))
+        except disk.DiskError as error:
+            yield f"cascade.run_dir: {error}"
 
 
 def validation_problems(cascade: "CascadeConfig") -> Iterator[str]:

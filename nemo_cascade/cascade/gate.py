@@ -7,6 +7,7 @@ It is a function of the stored scores and the config alone, so a gate can be cha
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,12 @@ ADVANCE, WARN, STOP, ROLLBACK = "advance", "warn", "stop", "rollback"
 HARM_LEVEL = 0.04
 # The chance, for each domain that must gain, that noise passes for a gain.
 LEVEL = 0.05
+# What a rule does not see that has too few replies.
+UNSEEN = {
+    "max_drop": "a loss of less than {} is mostly not seen",
+    "min_gain": "a gain of less than {} mostly counts as noise",
+    "floor": "a score less than {} below its floor is mostly not seen",
+}
 # A loss that a gate should see; where it needs a larger one, and more than twice what may be lost, it says so.
 WORTH_SEEING = 0.05
 
@@ -80,33 +87,48 @@ def decide(
     return failed, chances
 
 
-def blind(gate: "GateConfig", prompts: int, replies: int) -> float | None:
-    """The loss that `max_drop` sees in 4 of 5 stages, from numbers alone; None where it is small enough, or there is no such rule.
+def blind(gate: "GateConfig", rule: str, prompts: int, replies: int) -> float | None:
+    """The change that a rule sees in 4 of 5 stages, from numbers alone; None where it is small enough, or there is no such rule.
 
-    Of scores of 0 or 1, half of them right, whose correlation before and after is 0.5: by the law of docs/gates.md.
+    `max_drop`: a loss. `min_gain`: a gain that is one. `floor`: how far below. Of scores of 0 or 1, half of them right, whose correlation
+    before and after is 0.5: by the law of docs/gates.md.
     """
-    if not gate.max_drop or prompts * replies == 0:
+    limits = getattr(gate, rule)
+    if not limits or prompts * replies == 0:
         return None
-    error = math.sqrt(0.25 / (prompts * replies))
-    level = HARM_LEVEL / (len(gate.max_drop) + len(gate.floor))
-    least = min(gate.max_drop.values())
-    seen = paired.seen_drop(error, level, least)
+    level = LEVEL if rule == "min_gain" else HARM_LEVEL / (len(gate.max_drop) + len(gate.floor))
+    least = 0.0 if rule == "floor" else min(limits.values())
+    seen = paired.seen_drop(math.sqrt(0.25 / (prompts * replies)), level, least)
     return seen if seen > max(2 * least, WORTH_SEEING) else None
 
 
 def blind_lines(cascade: "CascadeConfig") -> list[str]:
     """What to tell, before anything runs, of gates that have too few replies to see what they are there for; stages alike in one line."""
-    alike: dict[str, list[str]] = {}
-    prompts, replies = cascade.validation.num_prompts, cascade.validation.num_samples
+    alike: dict[tuple[str, str, int], list[str]] = {}
+    replies = cascade.validation.num_samples
     for name, stage in cascade.stages.items():
-        loss = blind(stage.gate, prompts, replies)
-        if loss is not None:
-            alike.setdefault(f"{loss:.2f}", []).append(name)
+        for rule, unseen in UNSEEN.items():
+            prompts = min((scored_prompts(cascade, name, domain) for domain in getattr(stage.gate, rule)), default=0)
+            change = blind(stage.gate, rule, prompts, replies)
+            if change is not None:
+                alike.setdefault((unseen, f"{change:.2f}", prompts), []).append(name)
     return [
-        f"gates of {', '.join(names)}: a loss of less than {loss} is mostly not seen with {prompts} prompts and {replies} "
-        f"{'reply' if replies == 1 else 'replies'} to each; raise cascade.validation.num_samples (docs/gates.md)"
-        for loss, names in alike.items()
+        f"gates of {', '.join(names)}: {unseen.format(change)} with {prompts} prompts and {replies} "
+        f"{'reply' if replies == 1 else 'replies'} to each; raise cascade.validation.num_samples, or num_prompts where there are more "
+        "(docs/gates.md)"
+        for (unseen, change, prompts), names in alike.items()
     ]
+
+
+def scored_prompts(cascade: "CascadeConfig", stage: str, domain: str) -> int:
+    """On how many prompts of a domain a stage will be scored: those that are asked for, if its file has as many rows."""
+    asked, source = cascade.validation.num_prompts, cascade.scored(stage).get(domain)
+    path = Path(source.data_path) if source is not None else Path()
+    if not path.is_file():
+        # Yet to be written, or on another machine.
+        return asked
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return min(asked, sum(bool(line.strip()) for line in file))
 
 
 def paired_scores(manifest: Manifest, before: str, after: str, domain: str) -> tuple[np.ndarray, np.ndarray]:

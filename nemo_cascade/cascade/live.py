@@ -18,6 +18,7 @@ from rich.text import Text
 
 from nemo_cascade import heartbeat
 from nemo_cascade.cascade import lock, report
+from nemo_cascade.cascade.gate import STOP
 from nemo_cascade.cascade.manifest import DONE, Manifest
 from nemo_cascade.stages import interruption
 from nemo_cascade.stages.metrics import MetricsLog
@@ -82,6 +83,9 @@ def state(manifest: Manifest, beats: list[dict | None], now: float) -> str:
         return f"stopped {span(now - note['time'])} ago: {note['why']}"
     if first is None:
         return _starting(manifest.run_dir, now) or "no process has left a heartbeat here"
+    record = manifest.stages.get(first["stage"])
+    if first["over"] and record is not None and record.status == DONE:
+        return _between_stages(manifest, first["stage"])
     what = "ended before all stages were done; what it wrote last says why" if first["over"] else "its processes are gone"
     return f"{heartbeat.words(first)}: {what}; the same command goes on"
 
@@ -165,6 +169,14 @@ def _starting(run_dir: Path, now: float) -> str | None:
         return None
     ago = span(now - datetime.fromisoformat(who["began"]).timestamp())
     return f"process {who['pid']} on {who['host']} began {ago} ago and is in no stage yet: rows are read and checked first"
+
+
+def _between_stages(manifest: Manifest, last: str) -> str:
+    """A run that ended after a stage, by its gate, or because no more was asked for, or for what it wrote last."""
+    verdict = manifest.stages[last].gate
+    left = ", ".join(name for name, record in manifest.stages.items() if record.status != DONE)
+    why = f"stopped by the gate of {last}" if verdict is not None and verdict["action"] == STOP else f"ended after {last}"
+    return f"{why}; not done: {left}"
 
 
 def _note(run_dir: Path) -> dict | None:

@@ -3,7 +3,8 @@
 Every stage's own loop makes one small step with real rows, from the checkpoints that the stages before it wrote here, so that all
 that a run does happens once: process groups, weights read and written, sampling, verifiers, sandbox, judges, teachers. Then the
 written checkpoint is read by a fresh policy, which takes a step, and samples, at the longest length of the stage. What it
-writes goes into a folder beside the run directory and is removed; only demo rows stay, where the run would write them.
+writes goes into a folder beside the run directory and is removed, what a kill left by the next pre-flight; only demo rows stay, where
+the run would write them.
 
 Left out: whether anything learns, and how fast.
 """
@@ -12,6 +13,7 @@ import dataclasses
 import gc
 import math
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,6 +72,7 @@ def run(cascade: CascadeConfig) -> list[Outcome]:
     folder = Path(cascade.run_dir).absolute()
     folder = folder.with_name(f"tmp_preflight_{folder.name}")
     part = "before the first stage"
+    signal.signal(signal.SIGTERM, leave)
     try:
         runner.on_rank_0(lambda: before(cascade, folder))
         with operation.watched(cascade, folder):
@@ -98,6 +101,12 @@ def run(cascade: CascadeConfig) -> list[Outcome]:
         show(outcomes, console)
     parallel.shutdown()
     return outcomes
+
+
+def leave(number: int, _frame) -> None:
+    """Asked to stop: what was written is removed on the way out."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def before(cascade: CascadeConfig, folder: Path) -> None:

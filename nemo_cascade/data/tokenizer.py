@@ -46,16 +46,21 @@ def find_tokenizer(name: str) -> Path:
     if not folder.is_dir():
         shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
         raise ValueError(f"{name} is neither a folder nor shipped with the package ({shipped}); name a folder with a tokenizer.json")
+    if not any(folder.glob("tokenizer*")):
+        raise ValueError(f"{folder}: no tokenizer in this folder; name one with a tokenizer.json")
     return folder
 
 
 def load_tokenizer(name: str):
     """A shipped tokenizer by name ("tiny"), or a Hugging Face folder. Nothing is downloaded.
 
-    Raises ValueError when there is none, and naming the folder and the token when a special token is missing or has another id.
+    Raises ValueError when there is none or it cannot be opened, and naming the folder and the token when a special token is missing or has another id.
     """
     folder = find_tokenizer(name)
-    tokenizer = _class_of(folder).from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = _class_of(folder).from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - a damaged file may raise anything in there
+        raise ValueError(f"{folder}: its tokenizer cannot be opened: {type(error).__name__}: {error}") from error
     for token, number in REQUIRED.items():
         found = tokenizer.convert_tokens_to_ids(token)
         if found != number:

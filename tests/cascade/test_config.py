@@ -307,6 +307,8 @@ CASES = {
         ["policy.tokenizer.name=tinny"],
         "policy.tokenizer.name: tinny is neither a folder nor shipped with the package (tiny)",
     ),
+    "a folder without a tokenizer": (["policy.tokenizer.name=/"], "policy.tokenizer.name: /: no tokenizer in this folder; name one"),
+    "a run directory that cannot be made": (["cascade.run_dir=/proc/runs"], "cascade.run_dir: /proc/runs: cannot be written to ("),
     "greedy sampling for RL": (
         ["cascade.stages.if_rl.policy.generation.temperature=0"],
         "cascade.stages.if_rl.policy.generation.temperature: 0 takes the most likely token",

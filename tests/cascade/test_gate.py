@@ -51,11 +51,23 @@ def test_a_gate_with_too_few_replies_is_told_before_anything_runs():
         return gate.blind_lines(load_config(compose_config(name, overrides), planning=True))
 
     assert told("full") == [] and told("tiny", "cascade.validation.num_prompts=300") == []
-    (line,) = told("full", "cascade.validation.num_samples=1")
+    line, gains = told("full", "cascade.validation.num_samples=1")
     # z(1 - 0.04 / 8) + z(0.8) standard errors of sqrt(0.25 / 500), and of nine domains a little more.
     assert line.startswith("gates of if_rl, multi_domain_rl, mopd, rlhf, long_context_rl, code_rl, swe_rl, swe_agentic_rl: ")
     assert "a loss of less than 0.08 is mostly not seen with 500 prompts and 1 reply to each" in line
+    assert gains.startswith("gates of if_rl, rlhf, long_context_rl, code_rl, swe_rl: a gain of less than 0.06 mostly counts as noise")
     assert told("full", "cascade.validation.num_prompts=0") == []
+    rules = ["+cascade.stages.mopd.gate.min_gain={math: 0.0}", "+cascade.stages.mopd.gate.floor={math: 0.3}"]
+    _, gain, below = told("tiny", *rules, "cascade.validation.num_prompts=150")
+    assert gain.startswith("gates of mopd: a gain of less than 0.10 mostly counts as noise with 150 prompts and 1 reply to each")
+    assert below.startswith("gates of mopd: a score less than 0.14 below its floor is mostly not seen with 150 prompts")
+
+
+def test_of_a_gates_prompts_those_count_that_its_file_has(tmp_path):
+    (tmp_path / "few.jsonl").write_text("{}\n" * 40 + "\n")
+    overrides = [f"data.validation.mcqa.data_path={tmp_path / 'few.jsonl'}", "cascade.validation.num_prompts=300"]
+    lines = gate.blind_lines(load_config(compose_config("tiny", overrides), planning=True))
+    assert lines and all("with 40 prompts and 1 reply to each" in line for line in lines)
 
 
 def test_the_law_that_tells_it_is_the_one_of_a_verdict_with_such_scores():
@@ -65,7 +77,7 @@ def test_the_law_that_tells_it_is_the_one_of_a_verdict_with_such_scores():
     after = np.where(rng.random(prompts) < 0.5, right, rng.random(prompts) < 0.5)
     rules = GateConfig(max_drop={str(domain): 0.0 for domain in range(9)})
     measured = paired.detectable_drop(after.astype(float) - right, gate.HARM_LEVEL / 9)
-    assert gate.blind(rules, 400, 1) == pytest.approx(10 * measured, rel=0.02)
+    assert gate.blind(rules, "max_drop", 400, 1) == pytest.approx(10 * measured, rel=0.02)
 
 
 @pytest.mark.parametrize(

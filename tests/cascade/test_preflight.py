@@ -39,6 +39,18 @@ def test_two_stages_in_one_process_run_once_and_leave_nothing_but_the_demo_rows(
     assert [path.name for path in (tmp_path / "runs" / "smoke").iterdir()] == ["data"]
 
 
+def test_a_preflight_that_is_asked_to_stop_leaves_no_folder(tmp_path):
+    command = [sys.executable, "-m", "nemo_cascade", "check", "--run", "--config-name=smoke", *SHORT]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert any("sft: one step of its loop" in line for line in running.stdout)
+        assert [path.name for path in (tmp_path / "runs").glob("tmp_*")] == ["tmp_preflight_smoke"]
+        running.terminate()
+        running.communicate(timeout=120)
+    assert running.returncode == 143
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["smoke"]
+
+
 def test_a_run_that_has_begun_with_another_config_is_refused_and_left_alone(tmp_path):
     run_dir = tmp_path / "runs" / "smoke"
     manifest = Manifest(run_dir)

@@ -53,6 +53,14 @@ def beats(manifest: Manifest, *ages: float, **more) -> None:
         path.write_text(json.dumps(beat | {"time": NOW - age}))
 
 
+def test_a_run_that_ended_between_stages_tells_what_is_left_and_whether_a_gate_stopped_it(run):
+    run.stages["math_rl"].status = DONE
+    beats(run, 100, 100, over=True)
+    assert live.lines(run, NOW)[0] == "ended after math_rl; not done: mopd"
+    run.stages["math_rl"].gate = {"action": "stop", "failed": [["max_drop", "mcqa"]]}
+    assert live.lines(run, NOW)[0] == "stopped by the gate of math_rl; not done: mopd"
+
+
 def test_a_running_stage_tells_its_step_reward_pace_and_end(run):
     beats(run, 1, 2)
     assert live.lines(run, NOW) == [

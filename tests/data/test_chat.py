@@ -141,3 +141,11 @@ def test_a_folder_opens_as_transformers_opens_it(tmp_path, named):
     text = "<|im_start|>user\nAvoid the letter e. 12 + 30 = ?<|im_end|>\n<think>\n</think>"
     assert type(ours) is type(theirs) and ours.special_tokens_map == theirs.special_tokens_map
     assert ours(text)["input_ids"] == theirs(text)["input_ids"] and fingerprint(ours) == fingerprint(theirs)
+
+
+@pytest.mark.parametrize("config", ["[]", "{", '{"tokenizer_class": "TokenizersBackend", "added_tokens_decoder": 3}'])
+def test_a_damaged_tokenizer_is_told_by_its_folder(tmp_path, config):
+    shutil.copytree(find_tokenizer("tiny"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ValueError, match=f"{tmp_path}: its tokenizer cannot be opened: "):
+        load_tokenizer(str(tmp_path))
