@@ -96,12 +96,12 @@ def recipe(name: str, config_name: str = "full", overrides: Sequence[str] = ()) 
 
 def of_stage(stage: StageConfig) -> "ConfigContainer":
     """An SFT stage over Bridge's own recipe for SFT of Nemotron 3 Nano."""
-    from megatron.bridge.recipes.nemotronh import nemotron_3_nano
+    from megatron.bridge.recipes.nemotronh import nemotron_3_nano_sft_config
 
     from nemo_cascade.data.tokenizer import SHIPPED
     from nemo_cascade.engine.policy import model_settings
 
-    theirs = nemotron_3_nano.nemotron_3_nano_sft_config()
+    theirs = nemotron_3_nano_sft_config()
     policy, cfg = stage.policy, stage.policy.megatron_cfg
     optimizer, scheduler, length = cfg.optimizer, cfg.scheduler, policy.sequence_packing.train_mb_tokens
     asked, apex = cfg.gradient_accumulation_fusion, find_spec("fused_weight_gradient_mlp_cuda") is not None
