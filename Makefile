@@ -3,7 +3,7 @@
 #   make test       the test suite without what takes minutes alone     make test-all  all of it
 #   make browser    a headless Chromium, in which the tests look at the report and at the chat (part of test-all; without one they are skipped)
 #   make test-vllm  what needs vLLM, in an environment of its own that holds all of ours too (part of test-all)
-#   make test-doors  what needs nemo-run, in an environment of its own as well
+#   make test-doors  what needs nemo-run, nemo-toolkit or Megatron Bridge, in an environment of its own as well (part of test-all)
 #   make test-compat  what depends on megatron-core, with its newest version, where there is a Python 3.12 (part of test-all)
 # Code rewards need bubblewrap, which is installed too where apt is at hand and the user may; else it is said what to do.
 # The environment is made once in .venv; it is renewed when requirements/cpu.txt or pyproject.toml change.
@@ -23,13 +23,15 @@ PYTHON312 = $(shell for version in "$$PYENV_VERSION" $$(pyenv whence python3.12 
 COMPAT := .venv-compat
 COMPAT_TESTS := tests/models $(patsubst %,--ignore=tests/models/test_%.py,te kernels scan norm presets) \
   $(patsubst %,tests/rollout/test_%.py,agent continuous engine_faults megatron_engine noise_and_sampling) tests/engine/test_batch.py tests/engine/test_convert.py tests/engine/test_head.py \
-  tests/engine/test_layouts.py tests/engine/test_policy.py tests/engine/test_sampled.py
+  tests/engine/test_gradient_fusion.py tests/engine/test_layouts.py tests/engine/test_policy.py \
+  tests/engine/test_sampled.py
 
 VLLM := .venv-vllm
 VLLM_PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest
 VLLM_TESTS := tests/rollout/test_vllm.py tests/rollout/test_vllm_server.py
 
 DOORS := .venv-doors
+DOORS_TESTS := $(patsubst %,tests/interop/test_%.py,nemo_run hydra_runner exp_manager bridge)
 
 .PHONY: demo smoke test test-all test-compat test-doors test-vllm browser install
 
@@ -42,7 +44,7 @@ smoke: install
 test: install
 	$(PYTEST) -m "not slow"
 
-test-all: install browser test-compat $(VLLM)/.installed
+test-all: install browser test-compat test-doors $(VLLM)/.installed
 	$(VLLM_PYTEST) $(VLLM_TESTS)
 	$(PYTEST) --durations=40
 
@@ -56,7 +58,7 @@ test-vllm: install $(VLLM)/.installed
 	$(VLLM_PYTEST) $(VLLM_TESTS)
 
 test-doors: $(DOORS)/.installed
-	PYTHONPATH=. OMP_NUM_THREADS=1 $(DOORS)/bin/python -m pytest tests/interop/test_nemo_run.py
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(DOORS)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(DOORS_TESTS)
 
 # Playwright's own download is tried last: it needs more of the network than pip and apt do.
 BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome

@@ -5,6 +5,7 @@ Every function yields problems as lines "key: what is wrong; what to do" and loo
 not the recipe is caught here, before any process group, folder or model exists.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -42,6 +43,7 @@ CHOICES = {
     "policy.generation.backend": ("megatron", "vllm", "vllm_server"),
     "policy.megatron_cfg.moe_router_dtype": ("fp32", "fp64"),
     "policy.megatron_cfg.moe_router_load_balancing_type": ("none", "aux_loss", "seq_aux_loss", "global_aux_loss"),
+    "policy.megatron_cfg.gradient_accumulation_fusion": ("auto", True, False),
     "policy.megatron_cfg.recompute_granularity": (None, "full", "selective"),
     "policy.megatron_cfg.recompute_method": (None, "uniform", "block"),
     "policy.megatron_cfg.fp8_cfg.fp8": fp8.FORMATS,
@@ -324,7 +326,7 @@ def value_problems(stage: "StageConfig", where) -> Iterator[str]:
     for key, allowed in CHOICES.items():
         value = get(stage, key)
         if value not in allowed and not is_missing(value):
-            names = ["null" if choice is None else choice for choice in allowed]
+            names = [choice if isinstance(choice, str) else json.dumps(choice) for choice in allowed]
             yield f"{where(key)}: {value!r} is not a choice{did_you_mean(value, names)}"
     rules = (
         (AT_LEAST_ONE, lambda value: value >= 1, ">= 1"),

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
 import typer
+from omegaconf import DictConfig
 
 from nemo_cascade import last_words
 from nemo_cascade.cascade import data_cli, gate, judge_checks, vllm_checks
-from nemo_cascade.cascade.compose import compose_config, compose_file
+from nemo_cascade.cascade.compose import compose_config, in_file
 from nemo_cascade.cascade.config import CascadeConfig, ConfigErrors, load_config
 from nemo_cascade.cascade.manifest import FILE, Manifest, ManifestError
 from nemo_cascade.cascade.strict import did_you_mean
@@ -85,7 +86,19 @@ def run(
     \b
     torchrun --nproc-per-node=2 -m nemo_cascade run --config-name=tiny
     """
-    cascade = load(config_name, config_dir, config, overrides, int(os.environ.get("WORLD_SIZE", "1")))
+    cascade = load(config_name, config_dir, config, overrides, processes())
+    begin(cascade, only, from_stage, redo, rollouts_only, train_only)
+
+
+def begin(
+    cascade: CascadeConfig,
+    only: str | None = None,
+    from_stage: str | None = None,
+    redo: str | None = None,
+    rollouts_only: int | None = None,
+    train_only: Path | None = None,
+) -> None:
+    """What `run` does with its config."""
     other = {"--from-stage": from_stage, "--redo": redo, "--rollouts-only": rollouts_only, "--train-only": train_only}
     given = [option for option, value in other.items() if value is not None]
     if len(given) > 1:
@@ -123,7 +136,7 @@ def check(
     Nothing is started. Judges that are served are asked whether they are there. Exit code 2 when something is wrong.
     """
     if run:
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        world_size = processes()
     cascade = load(config_name, config_dir, config, overrides, world_size)
     if not offline:
         absent = [*judge_checks.absent_judge(cascade), *judge_checks.absent_judges(cascade, cascade.order)]
@@ -373,7 +386,7 @@ def import_checkpoint(
 
     It is written in our form, read again, scored and judged by its gate; the next stages start from it.
     """
-    cascade = load(config_name, config_dir, config, overrides, int(os.environ.get("WORLD_SIZE", "1")))
+    cascade = load(config_name, config_dir, config, overrides, processes())
     known_stage(cascade, stage)
     quiet_logs()
     started(lambda: _import(cascade, stage, folder))
@@ -469,6 +482,11 @@ def sandbox_serve(
             pass
 
 
+def processes() -> int:
+    """Processes that were started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def known_stage(cascade: CascadeConfig, name: str) -> None:
     """Ends the program when no stage has this name."""
     if name not in cascade.stages:
@@ -494,13 +512,27 @@ def load(
     planning: bool = False,
 ) -> CascadeConfig:
     """The checked config; ends the program when it is wrong. planning: for machines that this is not one of."""
-    if file is None and directory is None and name.endswith(".yaml") and Path(name).is_file():
-        file = Path(name)
     try:
-        composed = compose_file(file, overrides or ()) if file is not None else compose_config(name, overrides or (), directory)
+        name, directory = place(name, directory, file)
+        composed = compose_config(name, overrides or (), directory)
+    except ConfigErrors as errors:
+        refuse(errors.problems)
+    return checked(composed, world_size, planning)
+
+
+def checked(composed: DictConfig, world_size: int | None, planning: bool = False) -> CascadeConfig:
+    """The same of a composed config."""
+    try:
         return load_config(composed, world_size, planning)
     except ConfigErrors as errors:
         refuse(errors.problems)
+
+
+def place(name: str, directory: Path | None, file: Path | None) -> tuple[str, Path | None]:
+    """(name, directory) of the config that the options choose together. Raises ConfigErrors where --config names no file."""
+    if file is None and directory is None and name.endswith(".yaml") and Path(name).is_file():
+        file = Path(name)
+    return in_file(file) if file is not None else (name, directory)
 
 
 def started(action: Callable[[], object]) -> None:

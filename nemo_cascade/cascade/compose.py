@@ -37,6 +37,21 @@ def compose_config(name: str, overrides: Sequence[str] = (), directory: Path | N
     Raises ConfigErrors when the file, a default, the YAML or an override is wrong.
     """
     refuse_unless_key_value(overrides)
+    folder, name = _found(name, directory)
+    with _initialized(folder, name):
+        return compose(name, overrides=_for_hydra(folder, overrides))
+
+
+def words_for_hydra(name: str, overrides: Sequence[str] = (), directory: Path | None = None) -> list[str]:
+    """The words of a command line with which a program of Hydra's own composes the same. Raises ConfigErrors as compose_config does."""
+    refuse_unless_key_value(overrides)
+    folder, name = _found(name, directory)
+    with _initialized(folder, name):
+        return [f"--config-path={folder}", f"--config-name={name}", *_for_hydra(folder, overrides)]
+
+
+def _found(name: str, directory: Path | None) -> tuple[Path, str]:
+    """(the folder of a config, its name there)."""
     if directory is not None and not Path(directory).is_dir():
         raise ConfigErrors([f"--config-dir {directory}: no such folder; name the one that your configs are in"])
     directory = Path(directory).absolute() if directory is not None else conf_dir()
@@ -44,19 +59,29 @@ def compose_config(name: str, overrides: Sequence[str] = (), directory: Path | N
     if not (directory / f"{name}.yaml").is_file():
         known = sorted(path.stem for path in directory.glob("*.yaml"))
         raise ConfigErrors([f"--config-name {name}: no {name}.yaml in {directory}{did_you_mean(name, known)}"])
-    with _one_line_errors(name), initialize_config_dir(str(directory), version_base=None):
-        search_path = [f"hydra.searchpath=['file://{conf_dir()}']"] if directory != conf_dir() else []
-        return compose(name, overrides=search_path + [_permissive(override) for override in overrides])
+    return directory, name
 
 
-def compose_file(file: Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """Composes one file, with or without its `.yaml`. Raises ConfigErrors as compose_config does, naming the file as it was given."""
+@contextmanager
+def _initialized(folder: Path, name: str) -> Iterator[None]:
+    with _one_line_errors(name), initialize_config_dir(str(folder), version_base=None):
+        yield
+
+
+def _for_hydra(folder: Path, overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra, which must be initialized, takes them: the package's own configs can be named, keys may be new."""
+    search_path = [f"hydra.searchpath=['file://{conf_dir()}']"] if folder != conf_dir() else []
+    return search_path + [_permissive(override) for override in overrides]
+
+
+def in_file(file: Path) -> tuple[str, Path]:
+    """(name, directory) for `compose_config` of one file, with or without its `.yaml`. Raises ConfigErrors, naming it as it was given."""
     whole = file if file.suffix == ".yaml" else Path(f"{file}.yaml")
     if not whole.is_file():
         known = [str(path) for path in sorted(whole.parent.glob("*.yaml"))]
         shipped = f"; the package's own is --config-name={whole.stem}" if (conf_dir() / whole.name).is_file() else ""
         raise ConfigErrors([f"--config {file}: no file {whole}{shipped or did_you_mean(str(whole), known)}"])
-    return compose_config(whole.stem, overrides, whole.parent)
+    return whole.stem, whole.parent
 
 
 def refuse_unless_key_value(overrides: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from nemo_cascade.cascade.strict import (
     without_missing,
 )
 from nemo_cascade.environments.endpoint import EndpointConfig
+from nemo_cascade.interop import exp_manager
 from nemo_cascade.models.presets import is_hf_folder
 from nemo_cascade.stages.config import DatasetConfig, GRPOConfig, SFTConfig
 from nemo_cascade.stages.context import LoopConfig
@@ -267,6 +268,8 @@ def load_config(config: DictConfig | dict, world_size: int | None = None, planni
     """
     problems: list[str] = []
     raw = to_plain(config if isinstance(config, DictConfig) else OmegaConf.create(config), "", problems)
+    said, refused = exp_manager.translate(raw.pop(exp_manager.BLOCK, None))
+    raw, problems = merge(raw, said), problems + refused
     _spell_out_teachers(raw)
     _refuse_names(raw, problems)
     cleaned = clean(_File, raw, "", problems)

@@ -35,6 +35,8 @@ import torch  # noqa: E402
 GIB = 2**30
 # NCCL shares buffers of a node's GPUs there; Docker's default of 64 MiB ends in "unhandled system error".
 SHARED_MEMORY = GIB
+# Apex's extension modules: it is known by these, because PyPI's package of its name is another one.
+APEX = ("amp_C", "fused_weight_gradient_mlp_cuda")
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -59,7 +61,8 @@ def examine(cascade: CascadeConfig | None) -> list[Finding]:
         ("transformer-engine", partial(transformer_engine, stages)),
         ("mamba-ssm", partial(kernel_package, "mamba_ssm", "mamba-ssm", "the state-space scan")),
         ("causal-conv1d", partial(kernel_package, "causal_conv1d", "causal-conv1d", "the convolution of Mamba layers")),
-        ("apex", apex),
+        ("apex", partial(apex, stages)),
+        ("optimizer", optimizer),
         ("vllm", partial(vllm, stages)),
         ("transformers", partial(package, "transformers", "tokenizers and their chat templates")),
         ("compiler", partial(compiler, stages)),
@@ -139,14 +142,33 @@ def kernel_package(module: str, distribution: str, what: str) -> Finding:
     return Finding(distribution, trouble or installed(distribution), f"torch's form of {what}{reason}")
 
 
-def apex() -> Finding:
-    """By its two extension modules, because a package of that name on PyPI is another one."""
-    here = [name for name in ("amp_C", "fused_weight_gradient_mlp_cuda") if import_trouble(name) is None]
-    lacking = [name for name in ("amp_C", "fused_weight_gradient_mlp_cuda") if name not in here]
-    found = ", ".join([*(f"{name} loads" for name in here), *(f"no {name}" for name in lacking)])
-    fused = "fused_weight_gradient_mlp_cuda" in here
-    used = f"gradients are {'added to where they are summed up by its kernel' if fused else 'added by torch'}"
-    return Finding("apex", found, f"{used}; norms and clipping {'by its kernels' if 'amp_C' in here else 'by torch'}")
+def apex(stages: list[StageConfig]) -> Finding:
+    """Its products that add weights' gradients to their sums; needed only where a config insists and Transformer Engine has none."""
+    trouble = {name: import_trouble(name) for name in APEX}
+    found = ", ".join(f"{name}: {why or 'loads'}" for name, why in trouble.items())
+    if not torch.cuda.is_available():
+        return Finding("apex", found, "nothing: there is no GPU")
+    if trouble["fused_weight_gradient_mlp_cuda"] is None:
+        return Finding("apex", found, "gradients are added to their sums inside its products (gradient_accumulation_fusion)")
+    asking = [stage.name for stage in stages if stage.policy.megatron_cfg.gradient_accumulation_fusion is True]
+    if import_trouble("transformer_engine.pytorch") is None:
+        return Finding("apex", found, "Transformer Engine's layers add their gradients inside their own products, torch those of the rest")
+    missing = f"gradient_accumulation_fusion=true of {', '.join(asking)}; build Apex with --cuda_ext, or set auto" if asking else None
+    return Finding("apex", found, "torch adds gradients to their sums, after the products", missing)
+
+
+def optimizer() -> Finding:
+    """Which Adam and which norms (of gradients, to clip them) megatron-core has chosen; on a CPU ours stand in their places."""
+    import megatron.core.optimizer as chosen
+    from megatron.core.optimizer import clip_grads
+
+    owners = {"transformer_engine": "Transformer Engine's", "apex": "Apex's", "amp_C": "Apex's", "nemo_cascade": "ours"}
+    adam, norms = (
+        next((whose for start, whose in owners.items() if str(thing.__module__).startswith(start)), "torch's")
+        for thing in (chosen.Adam, clip_grads.l2_norm_impl)
+    )
+    used = "megatron-core's choice: Transformer Engine's where they load, else Apex's, else torch's; ours on a CPU"
+    return Finding("optimizer", f"Adam: {adam}, norms: {norms}", used)
 
 
 def vllm(stages: list[StageConfig]) -> Finding:

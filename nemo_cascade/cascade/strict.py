@@ -86,7 +86,7 @@ def _resolved(node, key, path: str, problems: list[str]) -> Any:
 def clean(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     """`value` with everything that does not fit type `kind` left out and reported; `???` is let through anywhere.
 
-    kind: a dataclass, dict[str, T], list[T], T | None, Any, bool, int, float or str. Defaults are not filled in, so
+    kind: a dataclass, dict[str, T], list[T], T | None, Any, bool, int, float or str, or bool | str. Defaults are not filled in, so
     that an override stays an override.
     """
     if is_missing(value):
@@ -97,8 +97,11 @@ def clean(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         return _clean_dataclass(kind, value, path, problems)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        (inner,) = (argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else clean(inner, value, path, problems)
+        inner = [argument for argument in arguments if argument is not types.NoneType]
+        if value is None and types.NoneType in arguments:
+            return None
+        fitting = next((argument for argument in inner if type(value) is argument), inner[0])
+        return clean(fitting, value, path, problems)
     if origin is dict or kind is dict:
         if not isinstance(value, Mapping):
             return _wrong_type("a mapping", value, path, problems)
@@ -119,8 +122,8 @@ def make(kind: Any, value: Any) -> Any:
         return kind(**{key: make(hints[key], entry) for key, entry in value.items()})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        (inner,) = (argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else make(inner, value)
+        inner = [argument for argument in arguments if argument is not types.NoneType]
+        return make(inner[0], value) if value is not None and len(inner) == 1 else value
     if origin is dict:
         return {key: make(arguments[1], entry) for key, entry in value.items()}
     return value

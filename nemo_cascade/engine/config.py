@@ -50,6 +50,8 @@ class MegatronConfig:
     freeze_moe_router freezes the router's weights; its expert bias follows moe_router_bias_update_rate, of which 0
     freezes it. activation_checkpointing true recomputes every layer in the backward pass, as recompute_granularity
     full, recompute_method uniform and recompute_num_layers 1 say in megatron-core's words.
+    gradient_accumulation_fusion: weights' gradients are added inside the product that makes them; auto: where it can be done
+    (`engine.gradient_fusion`).
     """
 
     tensor_model_parallel_size: int = 1
@@ -68,6 +70,7 @@ class MegatronConfig:
     recompute_method: str | None = None
     recompute_num_layers: int | None = None
     recompute_modules: list[str] | None = None
+    gradient_accumulation_fusion: bool | str = "auto"
     fp8_cfg: Fp8Config = field(default_factory=Fp8Config)
     model_overrides: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -280,9 +280,9 @@ def _replace_weight_gradients() -> None:
     def add(total_input, grad_output, main_grad):
         main_grad.addmm_(grad_output.t(), total_input)
 
-    if not layers._grad_accum_fusion_available:
-        layers._grad_accum_fusion_available = True
-        layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=add, wgrad_gemm_accum_fp16=add)
+    # Also where Apex's can be imported: it is for GPUs.
+    layers._grad_accum_fusion_available = True
+    layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=add, wgrad_gemm_accum_fp16=add)
 
 
 def _replace_lists_of_gradients() -> None:

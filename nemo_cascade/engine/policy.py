@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 from nemo_cascade.data.packing import document_multiple  # noqa: E402
 from nemo_cascade.data.sample import Sample  # noqa: E402
 from nemo_cascade.data.tokenizer import load_tokenizer  # noqa: E402
-from nemo_cascade.engine import parallel, pretrained  # noqa: E402
+from nemo_cascade.engine import gradient_fusion, parallel, pretrained  # noqa: E402
 from nemo_cascade.engine.batch import Pack, build_pack, plan_packs, scatter_logprobs  # noqa: E402
 from nemo_cascade.engine.config import PolicyConfig, pack_alignment, recompute_settings  # noqa: E402
 from nemo_cascade.engine.convert import read_hf, refuse_unless_fitting  # noqa: E402
@@ -57,7 +57,6 @@ from nemo_cascade.models.hf_folder import write_hf  # noqa: E402
 from nemo_cascade.models.presets import get_preset  # noqa: E402
 from nemo_cascade.models.replay import counted, forget  # noqa: E402
 from nemo_cascade.models.specs import build_model, transformer_config  # noqa: E402
-from nemo_cascade.models.te import add_to_main_grad  # noqa: E402
 from nemo_cascade.rollout.config import GenerationConfig  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -65,7 +64,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def model_override_names() -> list[str]:
     """What `policy.megatron_cfg.model_overrides` may name: fields of megatron-core's TransformerConfig that no other key sets."""
-    own = model_settings(PolicyConfig())
+    own = {**model_settings(PolicyConfig()), gradient_fusion.OURS: None}
     return [field.name for field in dataclasses.fields(TransformerConfig) if field.name not in own]
 
 
@@ -352,13 +351,8 @@ class Policy:
             ),
             self.model,
         )
-        # From now on weights have a `main_grad`, and layers add their gradients to it themselves: linear layers and experts
-        # on a CPU, Transformer Engine's wherever they are.
-        add_to_main_grad(self.model)
-        if self.device.type == "cpu" and all(p.dtype == torch.float32 for p in self.model.parameters()):
-            for module in self.model.modules():
-                if hasattr(module, "gradient_accumulation_fusion"):
-                    module.gradient_accumulation_fusion = True
+        # From now on weights have a `main_grad`.
+        gradient_fusion.fuse(self.model, self.config.megatron_cfg.gradient_accumulation_fusion)
         self.transformer_config.finalize_model_grads_func = finalize_model_grads
         self.optimizer = build_optimizer(self.wrapped, self.config, DTYPES[self.config.precision])
         self.scheduler = build_schedule(self.optimizer, self.config, max_num_steps)

@@ -149,6 +149,7 @@ MADE = (
     f"{MEGATRON}.expert_tensor_parallel_size",
     f"{MEGATRON}.moe_aux_loss_coeff",
     f"{MEGATRON}.recompute_",
+    f"{MEGATRON}.gradient_accumulation_fusion",
     f"{MEGATRON}.fp8_cfg.moe_router_padding_for_quantization",
     f"{MEGATRON}.model_overrides",
     f"{MEGATRON}.scheduler.lr_decay_iters",
@@ -280,6 +281,9 @@ def common(cascade: CascadeConfig, stage: StageConfig, starts: Starts, folder: P
     # The first two have keys of their own there.
     first_class = {f"{MEGATRON}.recompute_{name}": recompute[name] for name in ("granularity", "modules") if recompute[name]}
     overrides |= {f"recompute_{name}": recompute[name] for name in ("method", "num_layers") if recompute[name] is not None}
+    # There it is true or false, and its exemplars know what their image has.
+    insisted = cfg.gradient_accumulation_fusion != "auto"
+    fusion = {f"{MEGATRON}.gradient_accumulation_fusion": cfg.gradient_accumulation_fusion} if insisted else {}
     checkpointing = stage.checkpointing
     return {
         "policy.model_name": starts.model,
@@ -306,6 +310,7 @@ def common(cascade: CascadeConfig, stage: StageConfig, starts: Starts, folder: P
         f"{MEGATRON}.distributed_data_parallel_config.grad_reduce_in_fp32": policy.precision == "bfloat16",
         f"{MEGATRON}.model_overrides": overrides,
         **first_class,
+        **fusion,
         "checkpointing.enabled": True,
         "checkpointing.checkpoint_dir": str(folder / "checkpoints"),
         "checkpointing.metric_name": None,

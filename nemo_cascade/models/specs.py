@@ -145,12 +145,17 @@ def stack_spec(conv_kernel: int = 4) -> ModuleSpec:
     return ModuleSpec(module=Stack, submodules=layers)
 
 
-# As Megatron-LM's `--spec nemo_cascade.models.specs nemotron_stack_spec` and Bridge's `mamba_stack_spec` take it.
+# As Megatron-LM's `--spec nemo_cascade.models.specs nemotron_stack_spec` takes it (docs/nemo.md).
 nemotron_stack_spec = stack_spec()
 
 
 def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
-    """TransformerConfig of a preset: the family's rules, the preset's sizes, then `settings`, which win.
+    """megatron-core's TransformerConfig of a preset. Raises what `transformer_settings` raises."""
+    return TransformerConfig(**transformer_settings(preset, **settings))
+
+
+def transformer_settings(preset: ModelConfig, **settings) -> dict:
+    """What a preset sets in a TransformerConfig: the family's rules, the preset's sizes, then `settings`, which win.
 
     Raises RuntimeError for FP8 without Transformer Engine or without a GPU that has it, and for what else needs the former.
     """
@@ -184,7 +189,7 @@ def transformer_config(preset: ModelConfig, **settings) -> TransformerConfig:
         use_cpu_initialization=True,
         pipeline_dtype=settings.get("params_dtype", torch.float32),
     )
-    return TransformerConfig(**{**family, **sizes, **settings})
+    return {**family, **sizes, **settings}
 
 
 def build_model(

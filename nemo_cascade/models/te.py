@@ -1,5 +1,5 @@
 """Transformer Engine: its attention beside our decoding, what FP8 asks of this machine, which blocks experts' tokens
-fill, matrices that are kept out of FP8, gradients added inside the products, all experts' products in one."""
+fill, matrices that are kept out of FP8, all experts' products in one."""
 
 import functools
 from collections.abc import Collection
@@ -109,13 +109,6 @@ def fill_blocks(model, recipe: str) -> None:
         for name in ("quantization_padding", "quantization_unpadding"):
             if hasattr(module, name):
                 getattr(module, name).align_size = MULTIPLE[recipe]
-
-
-def add_to_main_grad(model) -> None:
-    """Has Transformer Engine's layers add their weights' gradients to `main_grad`, which these must have, inside the product."""
-    for module in model.modules():
-        if hasattr(module, "fuse_wgrad_accumulation"):
-            module.fuse_wgrad_accumulation = True
 
 
 def group_products(model) -> None:

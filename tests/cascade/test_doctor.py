@@ -68,8 +68,20 @@ def test_a_module_that_does_not_load_is_told_from_one_that_is_absent(tmp_path, m
     assert doctor.import_trouble("amp_C") == "does not load: ImportError: undefined symbol: _ZN3c105ErrorC2"
     assert doctor.import_trouble("not_there_at_all") == "not installed"
     assert doctor.import_trouble("halved") == "does not load: No module named 'not_there_at_all'"
-    found = doctor.apex()
-    assert found.found == "fused_weight_gradient_mlp_cuda loads, no amp_C" and found.used.startswith("gradients are added to where")
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
+    found = doctor.apex([])
+    assert found.found.startswith("amp_C: does not load: ImportError: undefined symbol") and found.found.endswith("cuda: loads")
+    assert found.used.startswith("gradients are added to their sums inside its products") and found.missing is None
+
+
+def test_apex_is_missing_only_where_a_config_insists_on_it(monkeypatch):
+    insisting = stages("cascade.stages.sft.policy.megatron_cfg.gradient_accumulation_fusion=true")
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
+    assert doctor.apex(insisting).missing is None and doctor.apex(insisting).used == "nothing: there is no GPU"
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor, "import_trouble", lambda module: "not installed")
+    assert doctor.apex(stages()).missing is None
+    assert doctor.apex(insisting).missing.startswith("gradient_accumulation_fusion=true of sft; build Apex")
 
 
 def test_the_sandbox_runs_a_program_and_is_missing_where_it_cannot():

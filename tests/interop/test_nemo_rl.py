@@ -107,6 +107,13 @@ def test_a_stage_means_there_what_it_means_here():
     assert sft["policy.megatron_cfg.model_overrides.moe_aux_loss_coeff"] == 1.0e-4
 
 
+def test_whether_gradients_are_added_in_products_is_said_only_where_the_config_insists():
+    key = "policy.megatron_cfg.gradient_accumulation_fusion"
+    assert key not in flatten(exported(config("full"), "if_rl").document) and key in KEYS
+    for value in ("true", "false"):
+        assert flatten(exported(config("full", f"{key}={value}"), "if_rl").document)[key] is (value == "true")
+
+
 def rows_at(folder: Path, **agents: str) -> list[str]:
     """Files whose rows name these agents, and the overrides that give them to mopd."""
     overrides = []

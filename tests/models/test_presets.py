@@ -61,27 +61,6 @@ def test_parameter_names_are_those_of_the_transformer_engine_spec(name):
     assert found - {key for key in found if "local_tokens_per_expert" in key} == expected
 
 
-def names_by_the_registered_spec():
-    from megatron.core.models.mamba.mamba_model import MambaModel
-
-    from nemo_cascade.engine import parallel
-    from nemo_cascade.engine.config import MegatronConfig
-    from nemo_cascade.models.specs import build_model, nemotron_stack_spec, transformer_config
-
-    parallel.init(MegatronConfig())
-    preset = get_preset("micro")
-    config = transformer_config(preset, perform_initialization=False)
-    with torch.device("meta"):
-        ours = build_model(preset, config)
-        theirs = MambaModel(config, nemotron_stack_spec, preset.vocab_size, 64, hybrid_override_pattern=preset.pattern)
-    return list(ours.state_dict()), list(theirs.state_dict())
-
-
-def test_the_registered_spec_builds_the_same_network_by_megatrons_own_call():
-    ours, theirs = run_distributed(names_by_the_registered_spec, 1)[0]
-    assert ours == theirs
-
-
 def test_an_unknown_preset_names_the_known_ones():
     with pytest.raises(ValueError, match="nano_30b_a3b"):
         get_preset("nano")
