@@ -57,8 +57,8 @@ class ClusterConfig:
     hung, and ends.
     """
 
-    num_nodes: int = 1
-    gpus_per_node: int = 1
+    num_nodes: int = 1  # machines
+    gpus_per_node: int = 1  # GPUs of each
     gpu: str = "h100-80g"
     collective_timeout_minutes: float = 30.0
 
@@ -71,10 +71,10 @@ class DemoDataConfig:
     """
 
     path: str = "???"
-    train_rows: int = 1000
-    validation_rows: int = 300
+    train_rows: int = 1000  # rows of RL a domain
+    validation_rows: int = 300  # rows for scores a domain
     sft_rows: int = 1000
-    seed: int = 0
+    seed: int = 0  # of the generator
     rows_of: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
@@ -87,8 +87,8 @@ class ValidationConfig:
     `grpo`'s, for all stages' scores alike.
     """
 
-    num_prompts: int = 128
-    num_samples: int = 1
+    num_prompts: int = 128  # prompts a domain; 0: no validation
+    num_samples: int = 1  # replies a prompt
     temperature: float = 1.0
     top_p: float = 1.0
     max_rollout_turns: int = 1
@@ -182,9 +182,9 @@ class StageConfig(LoopConfig):
 
     name: str = ""
     kind: str = "???"
-    parent: str | None = None
+    parent: str | None = None  # the stage whose weights it starts from; without the key the one before it on the main line
     teacher_only: bool = False
-    teachers: dict[str, Teacher] = field(default_factory=dict)
+    teachers: dict[str, Teacher] = field(default_factory=dict)  # with adv_estimator opd, by domain
     gate: GateConfig = field(default_factory=GateConfig)
     judge: str | None = None
     judge_endpoint: EndpointConfig | None = None
@@ -217,13 +217,13 @@ class StageConfig(LoopConfig):
 class CascadeConfig:
     """`cascade`: the pipeline. `stages` has the resolved stages of `order`, in that order."""
 
-    run_dir: str = "???"
-    seed: int = 0
+    run_dir: str = "???"  # where everything of the run is written
+    seed: int = 0  # of data, weights and sampling
     order: list[str] = field(default_factory=list)
-    demo_data: DemoDataConfig | None = None
+    demo_data: DemoDataConfig | None = None  # procedural rows to write (null: none)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     handover: HandoverConfig = field(default_factory=HandoverConfig)
-    judge: JudgeConfig | None = None
+    judge: JudgeConfig | None = None  # what compares replies to preference rows (null: nothing)
     stages: dict[str, StageConfig] = field(default_factory=dict)
 
     def scored(self, name: str) -> dict[str, DatasetConfig]:
