@@ -17,6 +17,7 @@ sys.path.append(str(ROOT / "docs" / "hooks"))
 
 import config_keys  # noqa: E402
 import public_api  # noqa: E402
+import stage_tables  # noqa: E402
 
 from nemo_cascade.cascade.compose import compose_config  # noqa: E402
 from nemo_cascade.cascade.config import _File  # noqa: E402
@@ -53,7 +54,8 @@ def public(module) -> set[str]:
 
 def test_every_page_of_docs_is_in_the_navigation_and_built(site):
     for page in (ROOT / "docs").rglob("*.md"):
-        assert (site / page.relative_to(ROOT / "docs").with_suffix("") / "index.html").is_file(), page
+        built = page.relative_to(ROOT / "docs").with_suffix("")
+        assert (site / (built.parent if built.name == "index" else built) / "index.html").is_file(), page
 
 
 @pytest.mark.parametrize("name", public_api.MODULES)
@@ -128,3 +130,15 @@ def test_links_in_pages_lead_to_files_on_github_too():
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             if ":" not in target and not target.startswith("#"):
                 assert (page.parent / target.split("#")[0]).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", sorted(stage_tables.FOLDER.glob("*.md")), ids=lambda page: page.stem)
+def test_a_stages_settings_are_those_of_the_configs(page):
+    text = page.read_text()
+    assert stage_tables.renewed(text) == text, "python docs/hooks/stage_tables.py writes it anew"
+    assert page.stem == "index" or f"<!-- settings: {page.stem} -->\n\n| key |" in text
+
+
+def test_every_stage_of_full_has_a_page():
+    pages = {page.stem for page in stage_tables.FOLDER.glob("*.md")}
+    assert set(compose_config("full").cascade.order) - {"preference_rl"} == pages - {"index"}
