@@ -46,7 +46,8 @@ class SFTConfig:
 
 @dataclass
 class AdvantageEstimatorConfig:
-    """`grpo.adv_estimator`: `grpo` (group-normalised reward) or `opd` (teacher minus student log-prob per token).
+    """`grpo.adv_estimator`: `grpo` (group-normalised reward), `opd` (teacher minus student log-prob per token) or one that another
+    package brings (docs/extend/estimator.md).
 
     domain_shares, with opd: each domain's share of the loss, of any sum, however long its replies are; without, each token or reply
     counts as it is (loss_fn.token_level_loss), which is the paper's. full_vocabulary, with opd: the loss is the reverse KL to the

@@ -31,15 +31,18 @@ class PromptSource:
         self.mixture = Mixture(sources, shuffle=data.shuffle, seed=seed)
 
     def next(self, n: int) -> list[Prompt]:
+        """The next n prompts, the same on every rank. Raises DataError for one that leaves no room for a reply."""
         return [self._prompt(self.domains[name], index) for name, index in self.mixture.next(n)]
 
     def _prompt(self, domain: Domain, index: int) -> Prompt:
         return prompt(domain, domain.numbers[index], domain.rows[index], self.tokenizer, self.policy)
 
     def state_dict(self) -> dict:
+        """Where each domain's order stands, as JSON values."""
         return self.mixture.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
+        """Goes on from there; the rows must be the same."""
         self.mixture.load_state_dict(state)
 
 

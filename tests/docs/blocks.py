@@ -9,11 +9,14 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "log.md")]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What the documents start; whatever else stands in a block is not found by bash, and the test that runs it fails.
-PROGRAMS = ("make", "torchrun", "python", "nemo-cascade", "hf", "docker", "enroot", "srun", "sbatch", "uv", "cat", "pip", "git", "source")
+PROGRAMS = ("make", "torchrun", "python", "nemo-cascade", "hf", "docker", "enroot", "srun", "sbatch", "uv", "cat", "pip", "git")
 PROGRAMS += ("containers/install.sh", "launch/node.sh", ".venv-vllm/bin/torchrun")
 STUB = '#!/bin/bash\nprintf "%s\\0" "{name}" "$@" >> "$CALLS"; printf "\\n\\0" >> "$CALLS"\n'
-# Of the README, where each page's commands get it from.
-MINE = "MINE=("
+# bash would run these itself.
+BUILTINS = r"""
+cd() { :; }
+source() { printf '%s\0' source "$@" >> "$CALLS"; printf '\n\0' >> "$CALLS"; }
+"""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -22,7 +25,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(script: str, folder: Path) -> list[list[str]]:
-    """[program, arguments...] of each command that a block starts, by bash itself with stand-ins for the programs, in `folder`."""
+    """[program, arguments...] of each command that a block starts, by bash itself with stand-ins for the programs, in `folder`.
+
+    Other pages use the README's MINE=(...).
+    """
     for name in PROGRAMS:
         stub = folder / name if "/" in name else folder / "bin" / name
         stub.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +37,7 @@ def commands(script: str, folder: Path) -> list[list[str]]:
     calls = folder / "calls"
     calls.write_text("")
     (mine,) = re.findall(r"^MINE=\(.*?\)(?=\s)", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    whole = f"set -eu\ncd() {{ :; }}\n{mine}\n{script}"
+    whole = f"set -eu\n{BUILTINS}\n{mine}\n{script}"
     environment = {"PATH": str(folder / "bin"), "CALLS": str(calls), "HOME": str(folder)}
     subprocess.run(["/bin/bash", "-c", whole], cwd=folder, env=environment, check=True, timeout=60)
     told = [call.split("\0")[:-1] for call in calls.read_text().split("\n\0")[:-1]]
