@@ -64,7 +64,7 @@ site: $(DOCS)/.installed
 	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 test-site: $(DOCS)/.installed
-	PYTHONPATH=. OMP_NUM_THREADS=1 $(DOCS)/bin/python -m pytest tests/docs
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(DOCS)/bin/python -m pytest tests/docs/test_site.py
 
 # Playwright's own download is tried last: it needs more of the network than pip and apt do.
 BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome

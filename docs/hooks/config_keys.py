@@ -14,8 +14,8 @@ from dataclasses import MISSING, dataclass
 
 from nemo_cascade.cascade import checks
 
-# What ends a sentence of a docstring: a full stop before a capital letter, a backtick or a key and its colon.
-SENTENCE = re.compile(r"(?<=[.)])\s+(?=[A-Z`]|[a-z_]+(?:, [a-z_]+)*(?: and [a-z_]+)?[,:] )")
+# What ends a sentence of a docstring: a full stop before a capital letter, a backtick, a word with _ or a key and its colon.
+SENTENCE = re.compile(r"(?<=[.)])\s+(?=[A-Z`]|[a-z\d]+_\w+|[a-z_]+(?:, [a-z_]+)*(?: and [a-z_]+)?[,:] )")
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,10 @@ def field_comments(kind: type) -> dict[str, str]:
 
 
 def said_of(name: str, doc: str) -> str:
-    """The sentences of a docstring that name a field; a star stands for the rest of a name, as in ratio_clip_*."""
+    """The sentence of a docstring that begins with a field's name and a colon, else those that have the name in them."""
     sentences = SENTENCE.split(" ".join(doc.split()))
-    chosen = (sentence for sentence in sentences if any(named(name, word) for word in re.findall(r"\w+\*?", sentence)))
+    begun = [sentence for sentence in sentences if re.match(rf"`?{name}`?: ", sentence)]
+    chosen = begun or [sentence for sentence in sentences if any(named(name, word) for word in re.findall(r"\w+\*?", sentence))]
     return " ".join(re.sub(rf"^`?{name}`?: ", "", sentence) for sentence in chosen)
 
 
@@ -118,11 +119,11 @@ def choices_of(path: str) -> str:
     """What a key must be one of, in words; empty where it may be more than a few things."""
     said = next((choices for key, choices in checks.CHOICES.items() if path == key or path.endswith(f".{key}")), ())
     words = ", ".join(f"`{'null' if choice is None else choice}`" for choice in said)
-    return f" ({words})" if words else ""
+    return f" ({words})" if len(said) > 1 else ""
 
 
 def named(name: str, word: str) -> bool:
-    """Whether a word of a docstring is the field's name, or stands for several of which it is one."""
+    """Whether a word of a docstring is the field's name, or with a star stands for several of which it is one, as ratio_clip_*."""
     return word == name or (word.endswith("*") and name.startswith(word[:-1]))
 
 

@@ -40,7 +40,12 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 def linked(text: str, page: str) -> str:
     """The text with every docs/x.md outside of a link made one, relative to the page."""
     here = posixpath.dirname(page) or "."
-    return NAMED.sub(lambda found: f"[{found[1]}]({posixpath.relpath(found[1], here)})", text)
+    return NAMED.sub(lambda found: f"[{title_of(found[1])}]({posixpath.relpath(found[1], here)})", text)
+
+
+def title_of(document: str) -> str:
+    """What a link to a document is called: its name, or that of its folder."""
+    return document.removesuffix(".md").removesuffix("/index").rsplit("/", 1)[-1]
 
 
 def configuration() -> str:

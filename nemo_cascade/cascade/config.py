@@ -73,7 +73,7 @@ class DemoDataConfig:
     path: str = "???"
     train_rows: int = 1000  # rows of RL a domain
     validation_rows: int = 300  # rows for scores a domain
-    sft_rows: int = 1000
+    sft_rows: int = 1000  # rows of SFT a domain
     seed: int = 0  # of the generator
     rows_of: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -118,8 +118,8 @@ class JudgeConfig:
     `agreement` (a JSONL file of the environment genrm); below it no stage starts that it would judge.
     """
 
-    stage: str | None = None
-    endpoint: EndpointConfig | None = None
+    stage: str | None = None  # the stage whose checkpoint judges
+    endpoint: EndpointConfig | None = None  # a model behind an endpoint, instead
     agreement: str | None = None
     min_agreement: float = 0.8
 
@@ -131,10 +131,10 @@ class Teacher:
     beside them tells it. anchor says that it may be where the student starts.
     """
 
-    stage: str | None = None
-    path: str | None = None
-    tokenizer: str | None = None
-    anchor: bool = False
+    stage: str | None = None  # the stage whose checkpoint teaches, or auto
+    path: str | None = None  # weights from outside of the run, instead
+    tokenizer: str | None = None  # a folder, where nothing beside those weights tells theirs
+    anchor: bool = False  # it may be where the student starts
 
     @property
     def name(self) -> str:
@@ -181,7 +181,7 @@ class StageConfig(LoopConfig):
     """
 
     name: str = ""
-    kind: str = "???"
+    kind: str = "???"  # the loop
     parent: str | None = None  # the stage whose weights it starts from; without the key the one before it on the main line
     teacher_only: bool = False
     teachers: dict[str, Teacher] = field(default_factory=dict)  # with adv_estimator opd, by domain

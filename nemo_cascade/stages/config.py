@@ -182,13 +182,13 @@ class LossConfig:
     """
 
     token_level_loss: bool = True
-    disable_ppo_ratio: bool = False
-    force_on_policy_ratio: bool = False
-    sequence_level_importance_ratios: bool = False
-    use_cispo: bool = False
-    ratio_clip_min: float = 0.2
-    ratio_clip_max: float = 0.2
-    ratio_clip_c: float | None = None
+    disable_ppo_ratio: bool = False  # no ratio: the plain policy gradient
+    force_on_policy_ratio: bool = False  # a ratio of exactly 1, with its gradient
+    sequence_level_importance_ratios: bool = False  # one ratio a reply (GSPO)
+    use_cispo: bool = False  # the clamped ratio as a weight without gradient
+    ratio_clip_min: float = 0.2  # the ratio's lower bound is 1 less this
+    ratio_clip_max: float = 0.2  # its upper bound is 1 and this
+    ratio_clip_c: float | None = None  # dual clipping: the bound of the loss where the advantage is below 0 (null: none)
     use_importance_sampling_correction: bool = False
     truncated_importance_sampling_type: str | None = None
     truncated_importance_sampling_ratio: float | None = None  # the upper bound of these weights

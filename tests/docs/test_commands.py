@@ -147,8 +147,8 @@ def help_of(program: tuple[str, ...]) -> str:
 
 def make(words: list[str]) -> None:
     text = (ROOT / "Makefile").read_text()
-    targets = {word.replace("$(VLLM)", ".venv-vllm") for line in re.findall(r"^([^\s#].*?):(?!=)", text, re.MULTILINE) for word in line.split()}
-    assert set(words) <= targets, words
+    targets = " ".join(re.findall(r"^([^\s#].*?):(?!=)", text, re.MULTILINE)).replace("$(VLLM)", ".venv-vllm").split()
+    assert set(words) <= set(targets), words
 
 
 def launched(words: list[str]) -> None:
