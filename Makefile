@@ -4,6 +4,7 @@
 #   make browser    a headless Chromium, in which the tests look at the report and at the chat (part of test-all; without one they are skipped)
 #   make test-vllm  what needs vLLM, in an environment of its own that holds all of ours too (part of test-all)
 #   make test-doors  what needs nemo-run, nemo-toolkit or Megatron Bridge, in an environment of its own as well (part of test-all)
+#   make site       the documentation as a site in build/site   make test-site  what depends on it, in an environment of its own too (part of test-all)
 #   make test-compat  what depends on megatron-core, with its newest version, where there is a Python 3.12 (part of test-all)
 # Code rewards need bubblewrap, which is installed too where apt is at hand and the user may; else it is said what to do.
 # The environment is made once in .venv; it is renewed when requirements/cpu.txt or pyproject.toml change.
@@ -32,8 +33,9 @@ VLLM_TESTS := tests/rollout/test_vllm.py tests/rollout/test_vllm_server.py
 
 DOORS := .venv-doors
 DOORS_TESTS := $(patsubst %,tests/interop/test_%.py,nemo_run hydra_runner exp_manager bridge)
+DOCS := .venv-docs
 
-.PHONY: demo smoke test test-all test-compat test-doors test-vllm browser install
+.PHONY: demo smoke test test-all test-compat test-doors test-site test-vllm browser install site
 
 demo: install
 	$(TORCHRUN) examples/cascade.py --config-name=tiny
@@ -44,7 +46,7 @@ smoke: install
 test: install
 	$(PYTEST) -m "not slow"
 
-test-all: install browser test-compat test-doors $(VLLM)/.installed
+test-all: install browser test-compat test-doors test-site $(VLLM)/.installed
 	$(VLLM_PYTEST) $(VLLM_TESTS)
 	$(PYTEST) --durations=40
 
@@ -59,6 +61,12 @@ test-vllm: install $(VLLM)/.installed
 
 test-doors: $(DOORS)/.installed
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(DOORS)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(DOORS_TESTS)
+
+site: $(DOCS)/.installed
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+test-site: $(DOCS)/.installed
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(DOCS)/bin/python -m pytest tests/docs/test_site.py
 
 # Playwright's own download is tried last: it needs more of the network than pip and apt do.
 BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome
@@ -97,6 +105,12 @@ $(DOORS)/.installed: requirements/doors.txt requirements/cpu.txt pyproject.toml 
 	test -x $(DOORS)/bin/python || $(UV) venv --quiet --python $(BIN)/python $(DOORS)
 	$(UV) pip install --quiet --python $(DOORS)/bin/python --no-deps -r requirements/cpu.txt -r requirements/doors.txt
 	$(UV) pip install --quiet --python $(DOORS)/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(DOCS)/.installed: requirements/docs.txt requirements/cpu.txt pyproject.toml $(VENV)/bin/uv
+	test -x $(DOCS)/bin/python || $(UV) venv --quiet --python $(BIN)/python $(DOCS)
+	$(UV) pip install --quiet --python $(DOCS)/bin/python --no-deps -r requirements/cpu.txt -r requirements/docs.txt
+	$(UV) pip install --quiet --python $(DOCS)/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/.installed: $(VENV)/bin/uv pyproject.toml requirements/alone.txt

@@ -13,13 +13,14 @@ from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import load_config
 from nemo_cascade.models.hf_config import hf_config
 from nemo_cascade.models.presets import PRESETS
+from tests.docs.blocks import blocks
 from tests.launch.stubs import Cluster
 
 ROOT = Path(__file__).parents[1]
 
 
 def block(file: str, containing: str) -> str:
-    (found,) = [text for text in re.findall(r"```(?:bash)?\n(.*?)```", (ROOT / file).read_text(), re.DOTALL) if containing in text]
+    (found,) = [text for text in blocks(ROOT / file, "bash") if containing in text]
     return found
 
 

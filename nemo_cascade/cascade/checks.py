@@ -32,6 +32,7 @@ from nemo_cascade.engine import disk
 from nemo_cascade.engine.memory import GPUS
 from nemo_cascade.models import fp8
 from nemo_cascade.models.presets import PRESETS, is_hf_folder
+from nemo_cascade.stages import estimators
 from nemo_cascade.stages.config import SandboxConfig
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ CHOICES = {
     "policy.megatron_cfg.fp8_cfg.fp8_recipe": tuple(fp8.MULTIPLE),
     "policy.megatron_cfg.optimizer.optimizer": ("adam",),
     "policy.megatron_cfg.scheduler.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
-    "grpo.adv_estimator.name": ("grpo", "opd"),
+    "grpo.adv_estimator.name": ("opd", *estimators.names()),
     "grpo.overlong": (None, "reward_zero", "mask", "keep"),
     "grpo.async_grpo.max_trajectory_age_steps": (1,),
     "genrm.comparison_strategy": ("all_pairs", "circular"),

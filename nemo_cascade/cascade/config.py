@@ -58,8 +58,8 @@ class ClusterConfig:
     hung, and ends.
     """
 
-    num_nodes: int = 1
-    gpus_per_node: int = 1
+    num_nodes: int = 1  # machines
+    gpus_per_node: int = 1  # GPUs of each
     gpu: str = "h100-80g"
     collective_timeout_minutes: float = 30.0
 
@@ -72,10 +72,10 @@ class DemoDataConfig:
     """
 
     path: str = "???"
-    train_rows: int = 1000
-    validation_rows: int = 300
-    sft_rows: int = 1000
-    seed: int = 0
+    train_rows: int = 1000  # rows of RL a domain
+    validation_rows: int = 300  # rows for scores a domain
+    sft_rows: int = 1000  # rows of SFT a domain
+    seed: int = 0  # of the generator
     rows_of: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
@@ -88,8 +88,8 @@ class ValidationConfig:
     `grpo`'s, for all stages' scores alike.
     """
 
-    num_prompts: int = 128
-    num_samples: int = 1
+    num_prompts: int = 128  # prompts a domain; 0: no validation
+    num_samples: int = 1  # replies a prompt
     temperature: float = 1.0
     top_p: float = 1.0
     max_rollout_turns: int = 1
@@ -119,8 +119,8 @@ class JudgeConfig:
     `agreement` (a JSONL file of the environment genrm); below it no stage starts that it would judge.
     """
 
-    stage: str | None = None
-    endpoint: EndpointConfig | None = None
+    stage: str | None = None  # the stage whose checkpoint judges
+    endpoint: EndpointConfig | None = None  # a model behind an endpoint, instead
     agreement: str | None = None
     min_agreement: float = 0.8
 
@@ -132,10 +132,10 @@ class Teacher:
     beside them tells it. anchor says that it may be where the student starts.
     """
 
-    stage: str | None = None
-    path: str | None = None
-    tokenizer: str | None = None
-    anchor: bool = False
+    stage: str | None = None  # the stage whose checkpoint teaches, or auto
+    path: str | None = None  # weights from outside of the run, instead
+    tokenizer: str | None = None  # a folder, where nothing beside those weights tells theirs
+    anchor: bool = False  # it may be where the student starts
 
     @property
     def name(self) -> str:
@@ -182,10 +182,10 @@ class StageConfig(LoopConfig):
     """
 
     name: str = ""
-    kind: str = "???"
-    parent: str | None = None
+    kind: str = "???"  # the loop
+    parent: str | None = None  # the stage whose weights it starts from; without the key the one before it on the main line
     teacher_only: bool = False
-    teachers: dict[str, Teacher] = field(default_factory=dict)
+    teachers: dict[str, Teacher] = field(default_factory=dict)  # with adv_estimator opd, by domain
     gate: GateConfig = field(default_factory=GateConfig)
     judge: str | None = None
     judge_endpoint: EndpointConfig | None = None
@@ -218,13 +218,13 @@ class StageConfig(LoopConfig):
 class CascadeConfig:
     """`cascade`: the pipeline. `stages` has the resolved stages of `order`, in that order."""
 
-    run_dir: str = "???"
-    seed: int = 0
+    run_dir: str = "???"  # where everything of the run is written
+    seed: int = 0  # of data, weights and sampling
     order: list[str] = field(default_factory=list)
-    demo_data: DemoDataConfig | None = None
+    demo_data: DemoDataConfig | None = None  # procedural rows to write (null: none)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     handover: HandoverConfig = field(default_factory=HandoverConfig)
-    judge: JudgeConfig | None = None
+    judge: JudgeConfig | None = None  # what compares replies to preference rows (null: nothing)
     stages: dict[str, StageConfig] = field(default_factory=dict)
 
     def scored(self, name: str) -> dict[str, DatasetConfig]:

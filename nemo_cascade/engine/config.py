@@ -22,13 +22,13 @@ class OptimizerConfig:
     """
 
     optimizer: str = "adam"
-    lr: float = 3.0e-6
-    min_lr: float = 0.0
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_eps: float = 1.0e-8
-    use_distributed_optimizer: bool = True
+    lr: float = 3.0e-6  # peak learning rate
+    min_lr: float = 0.0  # what it decays to
+    weight_decay: float = 0.0  # decoupled, as AdamW's
+    adam_beta1: float = 0.9  # of the gradient's mean
+    adam_beta2: float = 0.95  # of its square's mean
+    adam_eps: float = 1.0e-8  # added to the root of that
+    use_distributed_optimizer: bool = True  # data-parallel ranks share the optimizer's state
     optimizer_cpu_offload: bool = False
 
 
@@ -36,9 +36,9 @@ class OptimizerConfig:
 class SchedulerConfig:
     """`policy.megatron_cfg.scheduler`: lr_decay_iters null means the stage's own number of steps."""
 
-    lr_decay_style: str = "constant"
-    lr_warmup_iters: int = 0
-    lr_warmup_init: float = 0.0
+    lr_decay_style: str = "constant"  # the way from lr to min_lr
+    lr_warmup_iters: int = 0  # steps of linear warm-up
+    lr_warmup_init: float = 0.0  # the rate that warm-up begins with
     lr_decay_iters: int | None = None
 
 
@@ -55,24 +55,24 @@ class MegatronConfig:
     """
 
     tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    context_parallel_size: int = 1
-    expert_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1  # ranks that share the layers
+    context_parallel_size: int = 1  # ranks that share each sequence
+    expert_model_parallel_size: int = 1  # ranks that share the experts
     expert_tensor_parallel_size: int | None = None
-    sequence_parallel: bool = False
+    sequence_parallel: bool = False  # tensor ranks share the tokens between their products; needed with tensor parallel
     freeze_moe_router: bool = False
-    moe_router_dtype: str = "fp32"
-    moe_router_load_balancing_type: str = "none"
-    moe_aux_loss_coeff: float = 0.0
+    moe_router_dtype: str = "fp32"  # precision of the router's product
+    moe_router_load_balancing_type: str = "none"  # of SFT as a rule; RL leaves the balance alone
+    moe_aux_loss_coeff: float = 0.0  # weight of that loss
     moe_router_bias_update_rate: float = 0.0
     activation_checkpointing: bool = False
     recompute_granularity: str | None = None
     recompute_method: str | None = None
     recompute_num_layers: int | None = None
-    recompute_modules: list[str] | None = None
+    recompute_modules: list[str] | None = None  # with recompute_granularity selective: what is recomputed
     gradient_accumulation_fusion: bool | str = "auto"
     fp8_cfg: Fp8Config = field(default_factory=Fp8Config)
-    model_overrides: dict[str, Any] = field(default_factory=dict)
+    model_overrides: dict[str, Any] = field(default_factory=dict)  # fields of megatron-core's TransformerConfig, passed on as they are
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
@@ -90,7 +90,7 @@ class SequencePackingConfig:
     One number for both, because log-probs are compared bit for bit between the two passes.
     """
 
-    train_mb_tokens: int = 2048
+    train_mb_tokens: int = 2048  # tokens of a pack
 
 
 @dataclass
@@ -104,7 +104,7 @@ class TokenizerConfig:
 class RouterReplayConfig:
     """`policy.router_replay`: RL trains through the experts that were chosen while sampling (`models.replay`)."""
 
-    enabled: bool = False
+    enabled: bool = False  # off: the router chooses anew in training
 
 
 @dataclass
@@ -115,12 +115,12 @@ class PolicyConfig:
     batch from `grpo.num_prompts_per_step * grpo.num_generations_per_prompt`.
     """
 
-    model_name: str = "tiny"
+    model_name: str = "tiny"  # a preset (tiny, nano_30b_a3b), or a Hugging Face folder: the network with its weights
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    precision: str = "float32"
+    precision: str = "float32"  # of products and activations; what must not be rounded stays in fp32
     train_global_batch_size: int = 4
-    max_total_sequence_length: int = 1024
-    max_grad_norm: float = 1.0
+    max_total_sequence_length: int = 1024  # tokens of a prompt with its reply, or of a conversation
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm (L2, over all ranks)
     megatron_cfg: MegatronConfig = field(default_factory=MegatronConfig)
     sequence_packing: SequencePackingConfig = field(default_factory=SequencePackingConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -209,6 +209,7 @@ class LazyPlanner(dcp.DefaultSavePlanner):
         self.stored, self.objects, self.dtypes, self.read = stored, objects, dtypes, read
 
     def create_local_plan(self) -> SavePlan:
+        """A plan of everything; experts, which a checkpoint has as one tensor, in parts of one expert each."""
         items = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in self.objects]
         for key, part in self.stored.items():
             for expert in range(part.shape[0]) if part.experts else [0]:
@@ -221,6 +222,7 @@ class LazyPlanner(dcp.DefaultSavePlanner):
         return self.plan
 
     def resolve_data(self, write_item: WriteItem):
+        """The tensor, or the bytes, of one part of the plan."""
         if write_item.type == WriteItemType.BYTE_IO:
             # mcore keeps a list of the values under one key, and an empty extra state as None.
             return self.transform_object(write_item, [None])

@@ -33,15 +33,15 @@ class Fp8Config:
     them.
     """
 
-    enabled: bool = False
+    enabled: bool = False  # matrix products in FP8; needs Transformer Engine
     fp8: str = "e4m3"
     fp8_recipe: str = "blockwise"
-    fp8_param: bool = False
+    fp8_param: bool = False  # weights are kept in FP8 too
     first_last_layers_bf16: bool = False
-    num_layers_at_start_in_bf16: int = 1
-    num_layers_at_end_in_bf16: int = 1
-    attention_in_bf16: bool = False
-    unaligned_in_bf16: bool = False
+    num_layers_at_start_in_bf16: int = 1  # with first_last_layers_bf16
+    num_layers_at_end_in_bf16: int = 1  # with first_last_layers_bf16
+    attention_in_bf16: bool = False  # attention layers and the Mamba layer before each stay in BF16
+    unaligned_in_bf16: bool = False  # matrices that the recipe's block does not divide stay in BF16, else they are refused
     moe_router_padding_for_quantization: bool = True
 
 

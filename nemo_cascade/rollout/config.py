@@ -18,7 +18,7 @@ class VllmConfig:
     expert_parallel_size: int = 1
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.6
-    enforce_eager: bool = False
+    enforce_eager: bool = False  # no CUDA graphs
 
 
 @dataclass
@@ -46,7 +46,7 @@ class GenerationConfig:
     """
 
     backend: str = "megatron"
-    max_new_tokens: int = 64
+    max_new_tokens: int = 64  # tokens of a reply, its thought included; of each turn, where there are several
     temperature: float = 1.0
     top_p: float = 1.0
     max_batch_size: int = 256

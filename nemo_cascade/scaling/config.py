@@ -33,7 +33,7 @@ class ScaleConfig:
     endpoint: ModelEndpoint | None = None
     policy: PolicyConfig | None = None
     checkpoint: str | None = None
-    seed: int = 0
+    seed: int = 0  # of what is sampled
     thinking: bool = True
     budget: Budget = field(default_factory=Budget)
     best_of_n: BestOfNConfig = field(default_factory=BestOfNConfig)

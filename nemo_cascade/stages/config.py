@@ -11,7 +11,7 @@ from nemo_cascade.environments.endpoint import EndpointConfig
 class DatasetConfig:
     """One JSONL file of a domain; `share` is its weight in the stage's mixture."""
 
-    data_path: str = "???"
+    data_path: str = "???"  # a JSONL file of rows; for SFT also a folder of packs
     share: float = 1.0
 
 
@@ -19,9 +19,9 @@ class DatasetConfig:
 class DataConfig:
     """`data`: files by domain. `on_bad_row`: stop (default) or skip, which counts and lists what it skipped."""
 
-    train: dict[str, DatasetConfig] = field(default_factory=dict)
-    validation: dict[str, DatasetConfig] = field(default_factory=dict)
-    shuffle: bool = True
+    train: dict[str, DatasetConfig] = field(default_factory=dict)  # by domain: what is trained on
+    validation: dict[str, DatasetConfig] = field(default_factory=dict)  # by domain: what every stage from here on is scored on
+    shuffle: bool = True  # rows in a seeded order of their own in every epoch
     on_bad_row: str = "stop"
 
     @property
@@ -39,21 +39,22 @@ class SFTConfig:
     val_patience: the stage stops where so many in a row were no improvement beyond noise (0: it never does).
     """
 
-    max_num_steps: int = 100
+    max_num_steps: int = 100  # optimizer steps
     val_period: int = 0
     val_patience: int = 0
 
 
 @dataclass
 class AdvantageEstimatorConfig:
-    """`grpo.adv_estimator`: `grpo` (group-normalised reward) or `opd` (teacher minus student log-prob per token).
+    """`grpo.adv_estimator`: `grpo` (group-normalised reward), `opd` (teacher minus student log-prob per token) or one that another
+    package brings (docs/extend/estimator.md).
 
     domain_shares, with opd: each domain's share of the loss, of any sum, however long its replies are; without, each token or reply
     counts as it is (loss_fn.token_level_loss), which is the paper's. full_vocabulary, with opd: the loss is the reverse KL to the
     teacher over the whole vocabulary, not its estimate from the sampled token.
     """
 
-    name: str = "grpo"
+    name: str = "grpo"  # where advantages come from
     domain_shares: dict[str, float] = field(default_factory=dict)
     full_vocabulary: bool = False
 
@@ -66,7 +67,7 @@ class AsyncGRPOConfig:
     max_trajectory_age_steps: by how many updates replies may be older than the weights that are trained; 1 is the only one there is.
     """
 
-    enabled: bool = False
+    enabled: bool = False  # off: each batch is drawn with the weights that it trains
     max_trajectory_age_steps: int = 1
 
 
@@ -79,7 +80,7 @@ class PartialRolloutsConfig:
     policy.generation.max_new_tokens. num_prompts_in_flight: prompts whose replies are written at a time.
     """
 
-    enabled: bool = False
+    enabled: bool = False  # off: a step waits for its longest reply
     max_new_tokens_per_round: int = 8192
     num_prompts_in_flight: int = 256
 
@@ -97,13 +98,13 @@ class GRPOConfig:
     say policy.max_total_sequence_length.
     """
 
-    num_prompts_per_step: int = 32
-    num_generations_per_prompt: int = 8
-    max_num_steps: int = 30
+    num_prompts_per_step: int = 32  # prompts a step
+    num_generations_per_prompt: int = 8  # replies a prompt: the group
+    max_num_steps: int = 30  # optimizer steps, one a batch
     val_period: int = 0
     val_patience: int = 0
-    normalize_rewards: bool = True
-    use_leave_one_out_baseline: bool = False
+    normalize_rewards: bool = True  # advantages are divided by their group's standard deviation
+    use_leave_one_out_baseline: bool = False  # the baseline of a reply is the mean of the others
     overlong: str | None = None
     overlong_filtering: bool | None = None
     use_dynamic_sampling: bool = False
@@ -129,12 +130,12 @@ class GenRMConfig:
     those of a judge that is a checkpoint of the run; an endpoint has its own.
     """
 
-    comparison_strategy: str = "all_pairs"
-    group_reasoning_length_penalty_coeff: float = 0.5
-    group_answer_length_penalty_coeff: float = 0.5
-    reasoning_bonus: float = 0.5
-    answer_bonus: float = 0.5
-    top_percentile: float = 0.2
+    comparison_strategy: str = "all_pairs"  # which replies of a group are compared
+    group_reasoning_length_penalty_coeff: float = 0.5  # weight of the length of thoughts; shorter ones earn more
+    group_answer_length_penalty_coeff: float = 0.5  # the same of answers
+    reasoning_bonus: float = 0.5  # for the shortest thought, if its reply is among the best
+    answer_bonus: float = 0.5  # the same of answers
+    top_percentile: float = 0.2  # the share of replies that are among the best
     judge_max_new_tokens: int = 64
     judge_enable_thinking: bool = True
     judge_guided_json: bool = False
@@ -181,21 +182,21 @@ class LossConfig:
     """
 
     token_level_loss: bool = True
-    disable_ppo_ratio: bool = False
-    force_on_policy_ratio: bool = False
-    sequence_level_importance_ratios: bool = False
-    use_cispo: bool = False
-    ratio_clip_min: float = 0.2
-    ratio_clip_max: float = 0.2
-    ratio_clip_c: float | None = None
+    disable_ppo_ratio: bool = False  # no ratio: the plain policy gradient
+    force_on_policy_ratio: bool = False  # a ratio of exactly 1, with its gradient
+    sequence_level_importance_ratios: bool = False  # one ratio a reply (GSPO)
+    use_cispo: bool = False  # the clamped ratio as a weight without gradient
+    ratio_clip_min: float = 0.2  # the ratio's lower bound is 1 less this
+    ratio_clip_max: float = 0.2  # its upper bound is 1 and this
+    ratio_clip_c: float | None = None  # dual clipping: the bound of the loss where the advantage is below 0 (null: none)
     use_importance_sampling_correction: bool = False
     truncated_importance_sampling_type: str | None = None
-    truncated_importance_sampling_ratio: float | None = None
-    truncated_importance_sampling_ratio_min: float | None = None
+    truncated_importance_sampling_ratio: float | None = None  # the upper bound of these weights
+    truncated_importance_sampling_ratio_min: float | None = None  # the lower bound
     reference_policy_kl_penalty: float = 0.0
-    reference_policy_kl_type: str = "k3"
-    kl_input_clamp_value: float | None = 20.0
-    kl_output_clamp_value: float | None = 10.0
+    reference_policy_kl_type: str = "k3"  # its form
+    kl_input_clamp_value: float | None = 20.0  # bound of the log-ratio in it
+    kl_output_clamp_value: float | None = 10.0  # bound of its value
     use_on_policy_kl_approximation: bool = False
     use_kl_in_reward: bool = False
     positive_example_nll_weight: float = 0.0
@@ -228,8 +229,8 @@ class CheckpointingConfig:
     save_period: int = 0
     keep_top_k: int = 1
     metric_name: str | None = None
-    higher_is_better: bool = True
-    pretrained_checkpoint: PretrainedConfig | None = None
+    higher_is_better: bool = True  # whether metric_name's best is its highest
+    pretrained_checkpoint: PretrainedConfig | None = None  # what a stage without a parent begins with (null: policy.model_name says)
     checkpoint_must_save_by: str | None = None
     async_save: bool = False
 
@@ -252,10 +253,10 @@ class LoggerConfig:
     rollouts_per_step: of every RL step so many rollouts are kept as texts for `nemo-cascade report` (0: none).
     """
 
-    tensorboard_enabled: bool = False
-    wandb_enabled: bool = False
-    mlflow_enabled: bool = False
-    tensorboard: dict[str, Any] = field(default_factory=dict)
-    wandb: dict[str, Any] = field(default_factory=dict)
-    mlflow: dict[str, Any] = field(default_factory=dict)
+    tensorboard_enabled: bool = False  # event files too
+    wandb_enabled: bool = False  # Weights & Biases too
+    mlflow_enabled: bool = False  # MLflow too
+    tensorboard: dict[str, Any] = field(default_factory=dict)  # log_dir: a folder instead of the stage's own
+    wandb: dict[str, Any] = field(default_factory=dict)  # words for wandb.init
+    mlflow: dict[str, Any] = field(default_factory=dict)  # experiment_name, run_name, tracking_uri
     rollouts_per_step: int = 8

@@ -31,13 +31,16 @@ class PromptSource:
         self.mixture = Mixture(sources, shuffle=data.shuffle, seed=seed)
 
     def next(self, n: int) -> list[Prompt]:
+        """The next n prompts, the same on every rank. Raises DataError for one that leaves no room for a reply."""
         drawn = [(self.domains[name], index) for name, index in self.mixture.next(n)]
         return rendered([(domain, domain.numbers[i], domain.rows[i]) for domain, i in drawn], self.tokenizer, self.policy)
 
     def state_dict(self) -> dict:
+        """Where each domain's order stands, as JSON values."""
         return self.mixture.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
+        """Goes on from there; the rows must be the same."""
         self.mixture.load_state_dict(state)
 
 

@@ -1,8 +1,8 @@
 """Reinforcement learning and on-policy distillation: one loop, one update per batch of fresh rollouts, strictly on-policy by default.
 
 With `grpo.adv_estimator.name: grpo` the advantage of a token is its rollout's group-normalised reward; with `opd` (MOPD) it is
-the teacher's log-prob minus the student's, and rewards are only reported. A stage with `loss_fn.reference_policy_kl_penalty`
-is held near where it began. With `grpo.async_grpo` a batch is drawn while the one before it is trained on, so it is one update old.
+the teacher's log-prob minus the student's, and rewards are only reported; another name is another package's estimator. A stage
+with `loss_fn.reference_policy_kl_penalty` is held near where it began. With `grpo.async_grpo` a batch is drawn while the one before it is trained on, so it is one update old.
 """
 
 from dataclasses import replace
@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 
 from nemo_cascade import heartbeat
-from nemo_cascade.algorithms import domain_weights, group_advantages, overlong
+from nemo_cascade.algorithms import domain_weights, overlong
 from nemo_cascade.data.sample import Sample
 from nemo_cascade.engine.full_vocabulary import FullVocabularyStep, Lesson
 from nemo_cascade.engine.policy import Policy
 from nemo_cascade.rollout.types import FAILED, Group, Rollout
+from nemo_cascade.stages import estimators
 from nemo_cascade.stages.context import StageRun
 from nemo_cascade.stages.metrics import train_metrics
 from nemo_cascade.stages.judge import make_rewards
@@ -103,15 +104,14 @@ def make_sampler(stage: StageRun, policy: Policy, watch: Stopwatch) -> Sampler:
 
 
 def reward_samples(groups: list[Group], config) -> list[Sample]:
-    """GRPO's training samples: every token of a rollout carries the rollout's group advantage.
+    """GRPO's training samples: every token of a rollout carries the advantage that `grpo.adv_estimator` gives it (stages/estimators.py).
 
     Left out of the loss, though they count in the baseline: with `grpo.overlong: mask` replies cut at the length limit, with
     `grpo.swe_group_threshold` groups in which no reply earned more. Replies without a verdict are left out of both, as if they had
     not been drawn.
     """
-    how = dict(normalize=config.normalize_rewards, leave_one_out=config.use_leave_one_out_baseline)
     comparable = comparable_PG(groups)
-    advantages = group_advantages(rewards_PG(groups), comparable, **how).flatten().tolist()
+    advantages = estimators.get(config.adv_estimator.name)(rewards_PG(groups), comparable, config).flatten().tolist()
     kept = (comparable & acceptable_groups(groups, config)[:, None]).flatten().tolist()
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return [

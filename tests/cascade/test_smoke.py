@@ -9,6 +9,7 @@ from pathlib import Path
 from nemo_cascade.cascade.compose import compose_config
 from nemo_cascade.cascade.config import load_config
 from nemo_cascade.data.demo import DOMAINS
+from tests.docs.glossary import unexplained
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,17 +47,17 @@ def test_smoke_runs_every_stage_and_leaves_all_it_promises(tmp_path):
         folder = run / stage["directory"]
         for file in ("config.yaml", "metrics.jsonl", "validation.json", "step_2/training_info.json"):
             assert (folder / file).is_file(), folder / file
-        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+        steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert len(steps) == 2 and unexplained(steps[0] | steps[1]) == set(), "docs/metrics.md explains every metric"
         assert (folder / "rollouts").is_dir() == (name not in ("genrm", "sft"))
         if name in ("preference_rl", "rlhf"):
-            steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             # A step whose replies were all cut teaches nothing here (grpo.overlong), so it has no loss and moves nothing.
             first = next(step for step in steps if step["train/truncation_rate"] < 1)
             assert first["train/kl_penalty"] == 0.0, "a stage begins where its reference is"
             assert compared(folder / "rollouts" / "step_1.jsonl"), "the judge was asked about every reply"
         if name == "swe_agentic_rl":
             assert worked_on(folder / "rollouts" / "step_1.jsonl")
-            assert all("train/avg_turns_per_sample" in json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+            assert all("train/avg_turns_per_sample" in step for step in steps)
     hashes = {name: stage["checkpoint_hash"] for name, stage in stages.items()}
     assert hashes["mopd"] != hashes["multi_domain_rl"], "distillation from a teacher that differs moves the student"
     assert (run / "report" / "scores.md").is_file() and (run / "report" / "index.html").is_file()
