@@ -56,7 +56,7 @@ SHORT = [
     "~data.validation.preference",
     "cascade.validation.num_prompts=0",
     "cascade.stages.sft.sft.max_num_steps=200",
-    "cascade.stages.math_rl.grpo.max_num_steps=6",
+    "cascade.stages.math_rl.grpo.max_num_steps=20",
     "cascade.stages.mopd.grpo.max_num_steps=4",
     "cascade.stages.mopd.parent=sft",
     "~cascade.stages.mopd.gate",
