@@ -374,6 +374,8 @@ def of_rl(cascade: CascadeConfig, stage: StageConfig, domains: list[tuple[str, s
         untold.append("cascade.judge: the model that compares replies is one of NeMo Gym's model servers there; serve it and name it in env.nemo_gym")
     for domain in stage.env.judges:
         untold.append(f"env.judges.{domain}: a model that judges is one of NeMo Gym's model servers there; name it in env.nemo_gym")
+    if grpo.adv_estimator.name not in ("grpo", "opd"):
+        untold.append(f"grpo.adv_estimator.name={grpo.adv_estimator.name}: another package's estimator, which NeMo RL does not know")
     return {
         # Strictly on-policy: all rollouts of a step in one update.
         "policy.train_global_batch_size": grpo.num_prompts_per_step * grpo.num_generations_per_prompt,

@@ -157,6 +157,15 @@ def test_what_cannot_be_said_is_told_only_where_it_is_said_here():
     assert any(line.startswith('data.on_bad_row="skip": ') for line in told)
 
 
+def test_another_packages_estimator_is_told():
+    cascade = config("smoke")
+    stage = cascade.stages["if_rl"]
+    grpo = dataclasses.replace(stage.grpo, adv_estimator=dataclasses.replace(stage.grpo.adv_estimator, name="gentle"))
+    stages = {**cascade.stages, "if_rl": dataclasses.replace(stage, grpo=grpo)}
+    told = exported(dataclasses.replace(cascade, stages=stages), "if_rl").untold
+    assert any(line.startswith("grpo.adv_estimator.name=gentle: another package's") for line in told)
+
+
 def test_a_checkpoint_of_the_run_is_converted_first_and_one_that_is_not_there_is_refused(tmp_path):
     cascade = dataclasses.replace(config("smoke"), run_dir=str(tmp_path))
     with pytest.raises(RunRefused) as refused:
