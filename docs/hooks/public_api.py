@@ -39,6 +39,7 @@ MODULES = (
     "nemo_cascade.scaling.types",
     "nemo_cascade.chat.terminal",
     "nemo_cascade.interop.nemo_run",
+    "nemo_cascade.interop.bridge",
 )
 
 

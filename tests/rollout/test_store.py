@@ -1,5 +1,7 @@
 """Rollouts come back from disk bit for bit, or not at all."""
 
+import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -32,6 +34,12 @@ def test_log_probs_come_back_to_the_same_bits(tmp_path_factory, logprobs):
     assert [x.hex() for x in store.load("1")[0].rollouts[0].logprobs] == [x.hex() for x in logprobs]
 
 
+def test_log_probs_that_are_written_as_numbers_are_read_as_well(tmp_path):
+    body = json.dumps(dataclasses.asdict(groups()[0]))
+    (tmp_path / "step_1.jsonl").write_text(f"{body}\n" + json.dumps({"sha256": hashlib.sha256(f"{body}\n".encode()).hexdigest()}) + "\n")
+    assert RolloutStore(tmp_path).load("1") == groups()
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "unsealed", "empty", "swapped"])
 def test_a_damaged_file_counts_as_absent(damage, tmp_path, caplog):
     store = RolloutStore(tmp_path)
@@ -41,7 +49,7 @@ def test_a_damaged_file_counts_as_absent(damage, tmp_path, caplog):
     lines = text.splitlines(keepends=True)
     changed = {
         "cut": text[: len(text) // 2],
-        "flipped": text.replace("0.30000000000000004", "0.3"),
+        "flipped": text.replace("0.3333333333333333", "0.3333333333333334"),
         "unsealed": "".join(lines[:-1]),
         "empty": "",
         "swapped": "".join(lines[:1] + lines[2:]),
