@@ -42,6 +42,12 @@ def compose_config(name: str, overrides: Sequence[str] = (), directory: Path | N
         return compose(name, overrides=_for_hydra(folder, overrides))
 
 
+def compose_file(file: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Composes one file, with or without its `.yaml`; as `compose_config`."""
+    name, directory = in_file(Path(file))
+    return compose_config(name, overrides, directory)
+
+
 def words_for_hydra(name: str, overrides: Sequence[str] = (), directory: Path | None = None) -> list[str]:
     """The words of a command line with which a program of Hydra's own composes the same. Raises ConfigErrors as compose_config does."""
     refuse_unless_key_value(overrides)
